@@ -1,0 +1,1 @@
+"""InstantCharacter in JAX."""

@@ -1,0 +1,289 @@
+"""Sizes of every model, as frozen dataclasses, and the published ones by name.
+
+Field names are those of the published config files (diffusers', transformers' and, for the
+adapter, the published code's arguments), so that reading one is a plain lookup. Configs
+hold architecture only: no dtype, random key or mesh.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+
+class ConfigError(ValueError):
+    """A config file or value that no model can be built from."""
+
+
+class _Config:
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from JSON values; ConfigError names what is unknown, missing or impossible."""
+        names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+        unknown = sorted(set(values) - set(names))
+        if unknown:
+            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {names}")
+        tupled = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        try:
+            return cls(**tupled)
+        except TypeError as error:  # a field without default that the file lacks
+            raise ConfigError(f"{cls.__name__}: {error}") from None
+
+    def _check(self, holds: bool, message: str) -> None:
+        if not holds:
+            raise ConfigError(f"{type(self).__name__}: {message}")
+
+    def _check_heads(self, width: int, heads: int) -> None:
+        self._check(width % heads == 0, f"width {width} does not divide by {heads} heads")
+
+
+@dataclass(frozen=True)
+class FluxConfig(_Config):
+    """FLUX transformer (diffusers FluxTransformer2DModel)."""
+
+    num_layers: int  # double blocks
+    num_single_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+    joint_attention_dim: int  # width of the T5 embeddings
+    pooled_projection_dim: int  # width of CLIP's pooled embedding
+    axes_dims_rope: tuple[int, ...]
+    in_channels: int = 64  # a packed latent: 2 x 2 pixels of the VAE's channels
+    guidance_embeds: bool = True
+    rope_theta: ClassVar[float] = 10000.0
+    mlp_ratio: ClassVar[int] = 4
+    time_channels: ClassVar[int] = 256
+
+    def __post_init__(self) -> None:
+        self._check(
+            sum(self.axes_dims_rope) == self.attention_head_dim,
+            f"axes_dims_rope {self.axes_dims_rope} do not add up to the head size "
+            f"{self.attention_head_dim}",
+        )
+        self._check(
+            all(d % 2 == 0 for d in self.axes_dims_rope),
+            f"axes_dims_rope {self.axes_dims_rope} must be even",
+        )
+
+    @property
+    def hidden_size(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_layers + self.num_single_layers
+
+
+@dataclass(frozen=True)
+class AdapterConfig(_Config):
+    """InstantCharacter adapter: the projector's sizes, and the encoder layers that it reads.
+
+    The image-prompt attention takes its sizes from FLUX's config and `output_dim`.
+    """
+
+    inner_dim: int  # width E of the cross stacks: SigLIP's plus DINOv2's
+    num_attention_heads: int
+    attention_head_dim: int
+    num_layers: int  # blocks in each of the two cross stacks
+    dim: int  # width of the resampler
+    depth: int  # layers of the resampler
+    dim_head: int
+    heads: int
+    num_queries: int  # subject tokens
+    output_dim: int  # width of a subject token
+    timestep_in_dim: int
+    cross_attention_dim: int | None = None  # inner_dim
+    embedding_dim: int | None = None  # inner_dim
+    ff_mult: int = 4
+    timestep_flip_sin_to_cos: bool = True
+    timestep_freq_shift: int = 0
+    siglip_layers: tuple[int, ...] = (7, 13, 26)
+    dinov2_layers: tuple[int, ...] = (9, 19, 29)
+
+    def __post_init__(self) -> None:
+        for name in ("cross_attention_dim", "embedding_dim"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.inner_dim)
+            self._check(
+                getattr(self, name) == self.inner_dim,
+                f"{name} {getattr(self, name)} differs from inner_dim {self.inner_dim}",
+            )
+        self._check(
+            self.num_attention_heads * self.attention_head_dim == self.inner_dim,
+            f"{self.num_attention_heads} heads of {self.attention_head_dim} do not make up "
+            f"inner_dim {self.inner_dim}",
+        )
+        self._check(
+            self.timestep_flip_sin_to_cos and self.timestep_freq_shift == 0,
+            "only timestep_flip_sin_to_cos true and timestep_freq_shift 0, as published",
+        )
+        self._check(
+            len(self.siglip_layers) == len(self.dinov2_layers),
+            f"siglip_layers {self.siglip_layers} and dinov2_layers {self.dinov2_layers} "
+            "must pair up",
+        )
+
+
+@dataclass(frozen=True)
+class SiglipConfig(_Config):
+    """SigLIP vision tower (transformers SiglipVisionModel)."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    image_size: int
+    patch_size: int
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        self._check_heads(self.hidden_size, self.num_attention_heads)
+
+
+@dataclass(frozen=True)
+class Dinov2Config(_Config):
+    """DINOv2 vision transformer (transformers Dinov2Model)."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    image_size: int  # that the position table was made for
+    patch_size: int
+    mlp_ratio: int = 4
+    use_swiglu_ffn: bool = False
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        self._check_heads(self.hidden_size, self.num_attention_heads)
+
+
+@dataclass(frozen=True)
+class T5Config(_Config):
+    """T5 v1.1 encoder (transformers T5EncoderModel): gated GELU, no biases."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+
+
+@dataclass(frozen=True)
+class ClipConfig(_Config):
+    """CLIP text transformer (transformers CLIPTextModel)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 2  # 2 stands for "the largest id", as in CLIP's first configs
+
+    def __post_init__(self) -> None:
+        self._check_heads(self.hidden_size, self.num_attention_heads)
+        self._check(
+            self.hidden_act in ("quick_gelu", "gelu"),
+            f"hidden_act {self.hidden_act!r} is neither 'quick_gelu' nor 'gelu'",
+        )
+
+
+@dataclass(frozen=True)
+class VaeConfig(_Config):
+    """FLUX's autoencoder (diffusers AutoencoderKL without quantisation convolutions)."""
+
+    block_out_channels: tuple[int, ...]
+    latent_channels: int = 16
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    in_channels: int = 3
+    out_channels: int = 3
+    scaling_factor: float = 0.3611
+    shift_factor: float = 0.1159
+
+    def __post_init__(self) -> None:
+        for channels in self.block_out_channels:
+            self._check(
+                channels % self.norm_num_groups == 0,
+                f"{channels} channels do not divide into {self.norm_num_groups} groups",
+            )
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent pixel along one side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True)
+class SchedulerConfig(_Config):
+    """Flow-matching schedule (diffusers FlowMatchEulerDiscreteScheduler)."""
+
+    use_dynamic_shifting: bool = True
+    shift: float = 3.0  # without dynamic shifting
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+
+
+FLUX_DEV = FluxConfig(
+    num_layers=19,
+    num_single_layers=38,
+    num_attention_heads=24,
+    attention_head_dim=128,
+    joint_attention_dim=4096,
+    pooled_projection_dim=768,
+    axes_dims_rope=(16, 56, 56),
+)
+
+CONFIGS: dict[str, _Config] = {
+    "flux-dev": FLUX_DEV,
+    "flux-schnell": FluxConfig(**(FLUX_DEV.to_dict() | {"guidance_embeds": False})),
+    "instantcharacter": AdapterConfig(
+        inner_dim=2688,
+        num_attention_heads=42,
+        attention_head_dim=64,
+        num_layers=4,
+        dim=1280,
+        depth=4,
+        dim_head=64,
+        heads=20,
+        num_queries=1024,
+        output_dim=4096,
+        timestep_in_dim=320,
+    ),
+    "siglip-so400m-384": SiglipConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        image_size=384,
+        patch_size=14,
+    ),
+    "dinov2-giant": Dinov2Config(
+        hidden_size=1536,
+        num_hidden_layers=40,
+        num_attention_heads=24,
+        image_size=518,
+        patch_size=14,
+        use_swiglu_ffn=True,
+    ),
+    "t5-xxl": T5Config(
+        vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64
+    ),
+    "clip-l": ClipConfig(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+    ),
+    "flux-vae": VaeConfig(block_out_channels=(128, 256, 512, 512)),
+}

@@ -1,0 +1,200 @@
+"""Layers that several models share: linear maps, norms, embeddings, stacked blocks.
+
+Conventions that the whole library rests on:
+
+- A parameter's path is its published tensor name. Only a transposed weight is renamed:
+  a `kernel` here is a `weight` there, [out, in] -> [in, out] or [o, i, h, w] -> [h, w, i, o].
+- Every parameter carries its logical axis names (metadata `axes`), one per dimension.
+- A layer computes in the dtype of its input and casts its parameters to that; norms,
+  softmax and sinusoids compute in float32 whatever it is.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+Axes = tuple[str | None, ...]
+
+_kernel_init = jax.nn.initializers.lecun_normal()
+
+
+class Linear(nnx.Module):
+    """x @ kernel + bias over the last dimension; `axes` names (in, out)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        axes: Axes,
+        bias: bool = True,
+        zero: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        shape = (in_features, out_features)
+        kernel = jnp.zeros(shape) if zero else _kernel_init(rngs.params(), shape)
+        self.kernel = nnx.Param(kernel, axes=axes)
+        self.bias = nnx.Param(jnp.zeros(out_features), axes=axes[1:]) if bias else None
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Conv(nnx.Module):
+    """2-D convolution, channels last, symmetric zero padding unless `padding` says otherwise."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: tuple[tuple[int, int], tuple[int, int]] | None = None,
+        axes: Axes = (None, None, "conv_in", "conv_out"),
+        rngs: nnx.Rngs,
+    ):
+        shape = (size, size, in_channels, out_channels)
+        self.kernel = nnx.Param(_kernel_init(rngs.params(), shape), axes=axes)
+        self.bias = nnx.Param(jnp.zeros(out_channels), axes=axes[3:])
+        self.stride = stride
+        self.padding = padding or ((size // 2, size // 2),) * 2
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + self.bias[...].astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of rows looked up by integer id."""
+
+    def __init__(self, rows: int, features: int, *, axes: Axes, rngs: nnx.Rngs):
+        table = 0.02 * jax.random.normal(rngs.params(), (rows, features))
+        self.weight = nnx.Param(table, axes=axes)
+
+    def __call__(self, ids: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        return self.weight[...][ids]
+
+
+def normalize(x: Float[Array, "*b d"], eps: float) -> Float[Array, "*b d"]:
+    """LayerNorm without parameters, computed and returned in float32."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+
+
+class LayerNorm(nnx.Module):
+    def __init__(self, features: int, *, eps: float):
+        self.weight = nnx.Param(jnp.ones(features), axes=(None,))
+        self.bias = nnx.Param(jnp.zeros(features), axes=(None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        y = normalize(x, self.eps) * self.weight[...].astype(jnp.float32)
+        return (y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * weight (T5's, and FLUX's norm of queries and keys)."""
+
+    def __init__(self, features: int, *, eps: float):
+        self.weight = nnx.Param(jnp.ones(features), axes=(None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.weight[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+    """fc2(activation(fc1(x)))."""
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        activation: Callable[[Array], Array],
+        rngs: nnx.Rngs,
+    ):
+        self.fc1 = Linear(features, hidden, axes=("embed", "mlp"), rngs=rngs)
+        self.fc2 = Linear(hidden, features, axes=("mlp", "embed"), rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+def gelu_tanh(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def gelu_erf(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def quick_gelu(x: Array) -> Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def sinusoid(t: Float[Array, "*b"], channels: int) -> Float[Array, "*b c"]:
+    """Sinusoidal embedding of `t`, cosines first, periods from 2 pi to 10000 x 2 pi.
+
+    Always float32: in bfloat16 a timestep of 437.5 is off by up to two.
+    """
+    half = channels // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class EmbedMlp(nnx.Module):
+    """linear_2(silu(linear_1(x))): how time, guidance and pooled text enter a model."""
+
+    def __init__(self, in_features: int, features: int, *, rngs: nnx.Rngs):
+        self.linear_1 = Linear(in_features, features, axes=(None, "embed"), rngs=rngs)
+        self.linear_2 = Linear(features, features, axes=("embed", None), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b d"]:
+        return self.linear_2(jax.nn.silu(self.linear_1(x)))
+
+
+class Stack(nnx.Module):
+    """`count` equal blocks held as one block with a leading axis, applied by one scan.
+
+    The block hangs under the name "*", so `transformer_blocks.*.attn.to_q.kernel` is the
+    path of a parameter and the star stands for the block's number in a published name.
+    """
+
+    def __init__(self, make: Callable[..., Any], count: int, *, rngs: nnx.Rngs):
+        keys = jax.random.split(rngs.params(), count)
+        block = jax.vmap(lambda key: make(rngs=nnx.Rngs(params=key)))(keys)
+        for variable in jax.tree.leaves(block, is_leaf=_is_variable):
+            variable.set_metadata(axes=("layers", *variable.axes))
+        setattr(self, "*", block)
+
+    @property
+    def blocks(self) -> Any:
+        """The block with a leading axis on every parameter."""
+        return getattr(self, "*")
+
+    def scan(self, step: Callable, carry: Any, xs: Any = None) -> tuple[Any, Any]:
+        """carry, y = step(block, carry, x) through the blocks in order; returns (carry, ys)."""
+        return jax.lax.scan(lambda c, bx: step(bx[0], c, bx[1]), carry, (self.blocks, xs))
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
