@@ -1,0 +1,20 @@
+"""Settings that every test runs under, and the toy models that several tests share."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+from jaxtyping import install_import_hook
+
+# Shapes in signatures are checked here and cost nothing elsewhere.
+install_import_hook("ic_jax", "beartype.beartype")
+
+CACHE = Path(__file__).parent.parent / ".cache" / "jax"
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+GOLDENS = Path(__file__).parent / "goldens"
