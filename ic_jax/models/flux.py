@@ -1,0 +1,302 @@
+"""FLUX.1 transformer (black-forest-labs/flux; diffusers `FluxTransformer2DModel`).
+
+Text and image tokens pass through double blocks (two streams, joint attention) and then
+through single blocks (one stream, attention and MLP side by side). What depends on the
+noise is `denoise` alone; a sampler computes the text embedding, the rotary table and the
+modulation of all its steps beforehand.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ic_jax.config import FluxConfig
+from ic_jax.models.attention import attention, merge_heads, split_heads
+from ic_jax.models.image_prompt import BlockPrompt, ImagePrompt
+from ic_jax.models.layers import EmbedMlp, Linear, RMSNorm, Stack, gelu_tanh, normalize, sinusoid
+
+LAYER_NORM_EPS = 1e-6
+
+
+class Rope(NamedTuple):
+    """Rotary table over text then image tokens: one angle per pair of channels."""
+
+    cos: Float[Array, "n d_2"]
+    sin: Float[Array, "n d_2"]
+
+
+def rope_table(ids: np.ndarray, config: FluxConfig) -> Rope:
+    """Rotary table, float32, of position ids [n, 3] (text tokens first).
+
+    The angles are taken in float64 on the host: ids follow from the picture's shape alone.
+    """
+    angles = [
+        ids[:, axis, None] / config.rope_theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+        for axis, dim in enumerate(config.axes_dims_rope)
+    ]
+    table = np.concatenate(angles, axis=-1)
+    return Rope(jnp.asarray(np.cos(table), jnp.float32), jnp.asarray(np.sin(table), jnp.float32))
+
+
+def rotate(x: Float[Array, "b n h d"], rope: Rope) -> Float[Array, "b n h d"]:
+    """Turn each neighbouring pair of channels by its angle, in float32."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    cos, sin = rope.cos[None, :, None, :], rope.sin[None, :, None, :]  # 1 n 1 d/2
+    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+class Modulation(NamedTuple):
+    """Every block's shift, scale and gate vectors at one timestep.
+
+    The leading axis runs over blocks, for the scan; `k` counts vectors of the hidden size.
+    """
+
+    img: Float[Array, "blocks b k d"]  # k = 6: attention's three, then the MLP's
+    txt: Float[Array, "blocks b k d"]
+    single: Float[Array, "singles b 3 d"]
+    out: Float[Array, "b 2 d"]  # scale, shift: diffusers' order, BFL's is the other
+
+
+class ModulationLinear(nnx.Module):
+    """The linear map from a conditioning vector to `count` modulation vectors."""
+
+    def __init__(self, features: int, count: int, *, rngs: nnx.Rngs):
+        self.linear = Linear(features, count * features, axes=("embed", "mlp"), rngs=rngs)
+
+    def __call__(self, vec: Float[Array, "b d"]) -> Float[Array, "b k d"]:
+        return self.linear(jax.nn.silu(vec)).reshape(*vec.shape[:-1], -1, vec.shape[-1])
+
+
+def modulate(
+    x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
+) -> Float[Array, "b n d"]:
+    """LayerNorm without parameters, then (1 + scale) x + shift; computed in float32."""
+    shift, scale = shift[:, None].astype(jnp.float32), scale[:, None].astype(jnp.float32)
+    return (normalize(x, LAYER_NORM_EPS) * (1 + scale) + shift).astype(x.dtype)
+
+
+class FeedForward(nnx.Module):
+    def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs):
+        up = nnx.Dict({"proj": Linear(features, hidden, axes=("embed", "mlp"), rngs=rngs)})
+        down = Linear(hidden, features, axes=("mlp", "embed"), rngs=rngs)
+        self.net = nnx.Dict({"0": up, "2": down})
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        return self.net["2"](gelu_tanh(self.net["0"]["proj"](x)))
+
+
+class JointAttention(nnx.Module):
+    """Projections of a block's attention; a double block has a second set for the text."""
+
+    def __init__(self, config: FluxConfig, *, double: bool, rngs: nnx.Rngs):
+        d, head_dim = config.hidden_size, config.attention_head_dim
+        self.head_dim = head_dim
+
+        def project() -> Linear:
+            return Linear(d, d, axes=("embed", "heads"), rngs=rngs)
+
+        def output() -> Linear:
+            return Linear(d, d, axes=("heads", "embed"), rngs=rngs)
+
+        self.to_q, self.to_k, self.to_v = project(), project(), project()
+        self.norm_q = RMSNorm(head_dim, eps=LAYER_NORM_EPS)
+        self.norm_k = RMSNorm(head_dim, eps=LAYER_NORM_EPS)
+        if double:
+            self.add_q_proj, self.add_k_proj, self.add_v_proj = project(), project(), project()
+            self.norm_added_q = RMSNorm(head_dim, eps=LAYER_NORM_EPS)
+            self.norm_added_k = RMSNorm(head_dim, eps=LAYER_NORM_EPS)
+            self.to_out = nnx.Dict({"0": output()})
+            self.to_add_out = output()
+
+    def qkv(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
+        """Queries (before their norm), keys, values of the image or joint stream."""
+        return tuple(split_heads(f(x), self.head_dim) for f in (self.to_q, self.to_k, self.to_v))
+
+    def added_qkv(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
+        """The same of a double block's text stream."""
+        maps = (self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        return tuple(split_heads(f(x), self.head_dim) for f in maps)
+
+
+class DoubleBlock(nnx.Module):
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        d, hidden = config.hidden_size, config.mlp_ratio * config.hidden_size
+        self.norm1 = ModulationLinear(d, 6, rngs=rngs)
+        self.norm1_context = ModulationLinear(d, 6, rngs=rngs)
+        self.attn = JointAttention(config, double=True, rngs=rngs)
+        self.ff = FeedForward(d, hidden, rngs=rngs)
+        self.ff_context = FeedForward(d, hidden, rngs=rngs)
+
+    def __call__(
+        self,
+        img: Float[Array, "b n d"],
+        txt: Float[Array, "b t d"],
+        img_mod: Float[Array, "b 6 d"],
+        txt_mod: Float[Array, "b 6 d"],
+        rope: Rope,
+        image_prompt: BlockPrompt | None,
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b t d"]]:
+        attn, t = self.attn, txt.shape[1]
+        q, k, v = attn.qkv(modulate(img, img_mod[:, 0], img_mod[:, 1]))
+        txt_q, txt_k, txt_v = attn.added_qkv(modulate(txt, txt_mod[:, 0], txt_mod[:, 1]))
+
+        out = attention(
+            rotate(jnp.concatenate([attn.norm_added_q(txt_q), attn.norm_q(q)], axis=1), rope),
+            rotate(jnp.concatenate([attn.norm_added_k(txt_k), attn.norm_k(k)], axis=1), rope),
+            jnp.concatenate([txt_v, v], axis=1),
+        )
+        txt_out, img_out = out[:, :t], out[:, t:]
+        if image_prompt is not None:
+            img_out = img_out + image_prompt(q)
+
+        img = img + img_mod[:, 2, None] * attn.to_out["0"](merge_heads(img_out))
+        img = img + img_mod[:, 5, None] * self.ff(modulate(img, img_mod[:, 3], img_mod[:, 4]))
+        txt = txt + txt_mod[:, 2, None] * attn.to_add_out(merge_heads(txt_out))
+        txt_ff = self.ff_context(modulate(txt, txt_mod[:, 3], txt_mod[:, 4]))
+        return img, txt + txt_mod[:, 5, None] * txt_ff
+
+
+class SingleBlock(nnx.Module):
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        d, hidden = config.hidden_size, config.mlp_ratio * config.hidden_size
+        self.norm = ModulationLinear(d, 3, rngs=rngs)
+        self.attn = JointAttention(config, double=False, rngs=rngs)
+        self.proj_mlp = Linear(d, hidden, axes=("embed", "mlp"), rngs=rngs)
+        self.proj_out = Linear(d + hidden, d, axes=("mlp", "embed"), rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        mod: Float[Array, "b 3 d"],
+        rope: Rope,
+        text_tokens: int,
+        image_prompt: BlockPrompt | None,
+    ) -> Float[Array, "b n d"]:
+        attn = self.attn
+        y = modulate(x, mod[:, 0], mod[:, 1])
+        q, k, v = attn.qkv(y)
+        out = attention(rotate(attn.norm_q(q), rope), rotate(attn.norm_k(k), rope), v)
+        if image_prompt is not None:
+            out = out.at[:, text_tokens:].add(image_prompt(q[:, text_tokens:]))
+        both = jnp.concatenate([merge_heads(out), gelu_tanh(self.proj_mlp(y))], axis=-1)
+        return x + mod[:, 2, None] * self.proj_out(both)
+
+
+class TimeTextEmbed(nnx.Module):
+    """Timestep, guidance (FLUX.1-dev only) and pooled text to one conditioning vector."""
+
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        d, c = config.hidden_size, config.time_channels
+        self.timestep_embedder = EmbedMlp(c, d, rngs=rngs)
+        self.guidance_embedder = EmbedMlp(c, d, rngs=rngs) if config.guidance_embeds else None
+        self.text_embedder = EmbedMlp(config.pooled_projection_dim, d, rngs=rngs)
+        self.channels = c
+
+    def __call__(
+        self, t: Float[Array, "b"], guidance: Float[Array, "b"], pooled: Float[Array, "b p"]
+    ) -> Float[Array, "b d"]:
+        def embed(embedder: EmbedMlp, value: Array) -> Array:
+            return embedder(sinusoid(1000.0 * value, self.channels).astype(pooled.dtype))
+
+        vec = embed(self.timestep_embedder, t) + self.text_embedder(pooled)
+        if self.guidance_embedder is not None:
+            vec = vec + embed(self.guidance_embedder, guidance)
+        return vec
+
+
+class Flux(nnx.Module):
+    """The transformer. Computes in the dtype of its inputs; t and guidance are float32."""
+
+    def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
+        d = config.hidden_size
+        self.config = config
+        self.x_embedder = Linear(config.in_channels, d, axes=(None, "embed"), rngs=rngs)
+        self.context_embedder = Linear(
+            config.joint_attention_dim, d, axes=(None, "embed"), rngs=rngs
+        )
+        self.time_text_embed = TimeTextEmbed(config, rngs=rngs)
+        self.transformer_blocks = Stack(
+            lambda rngs: DoubleBlock(config, rngs=rngs), config.num_layers, rngs=rngs
+        )
+        self.single_transformer_blocks = Stack(
+            lambda rngs: SingleBlock(config, rngs=rngs), config.num_single_layers, rngs=rngs
+        )
+        self.norm_out = ModulationLinear(d, 2, rngs=rngs)
+        self.proj_out = Linear(d, config.in_channels, axes=("embed", None), rngs=rngs)
+
+    def modulation(
+        self, t: Float[Array, "b"], guidance: Float[Array, "b"], pooled: Float[Array, "b p"]
+    ) -> Modulation:
+        """All modulation vectors.
+
+        Args:
+            t: time in 0..1 (1 is pure noise), float32.
+            guidance: guidance scale (3.5 is FLUX.1-dev's default), float32; without a
+                guidance embedding (FLUX.1-schnell) it has no effect.
+            pooled: CLIP's pooled text embedding.
+        """
+        vec = self.time_text_embed(t, guidance, pooled)
+        double, single = self.transformer_blocks.blocks, self.single_transformer_blocks.blocks
+
+        def every_block(linear: ModulationLinear) -> Array:
+            return jax.vmap(lambda one: one(vec))(linear)
+
+        return Modulation(
+            img=every_block(double.norm1),
+            txt=every_block(double.norm1_context),
+            single=every_block(single.norm),
+            out=self.norm_out(vec),
+        )
+
+    def embed_text(self, prompt_embeds: Float[Array, "b t c"]) -> Float[Array, "b t d"]:
+        """T5's embedding at the transformer's width; the same at every step."""
+        return self.context_embedder(prompt_embeds)
+
+    def denoise(
+        self,
+        latents: Float[Array, "b n c"],
+        txt: Float[Array, "b t d"],
+        modulation: Modulation,
+        rope: Rope,
+        image_prompt: ImagePrompt | None = None,
+    ) -> Float[Array, "b n c"]:
+        """Velocity of packed `latents`, given what the other methods computed."""
+        img, t = self.x_embedder(latents), txt.shape[1]
+        prompts = image_prompt and image_prompt.attention
+
+        def double(block: DoubleBlock, carry: tuple, x: tuple) -> tuple:
+            (img, txt), (img_mod, txt_mod, prompt) = carry, x
+            prompt = image_prompt and image_prompt.block(prompt)
+            return block(img, txt, img_mod, txt_mod, rope, prompt), None
+
+        def single(block: SingleBlock, joint: Array, x: tuple) -> tuple:
+            mod, prompt = x
+            return block(joint, mod, rope, t, image_prompt and image_prompt.block(prompt)), None
+
+        xs = (modulation.img, modulation.txt, prompts and prompts.transformer_blocks.blocks)
+        (img, txt), _ = self.transformer_blocks.scan(double, (img, txt), xs)
+        joint = jnp.concatenate([txt, img], axis=1)
+        xs = (modulation.single, prompts and prompts.single_transformer_blocks.blocks)
+        joint, _ = self.single_transformer_blocks.scan(single, joint, xs)
+        scale, shift = modulation.out[:, 0], modulation.out[:, 1]
+        return self.proj_out(modulate(joint[:, t:], shift, scale))
+
+    def __call__(
+        self,
+        latents: Float[Array, "b n c"],
+        prompt_embeds: Float[Array, "b t e"],
+        pooled: Float[Array, "b p"],
+        t: Float[Array, "b"],
+        guidance: Float[Array, "b"],
+        rope: Rope,
+        image_prompt: ImagePrompt | None = None,
+    ) -> Float[Array, "b n c"]:
+        """Velocity noise - image at time t, as one call (training; parity)."""
+        modulation = self.modulation(t, guidance, pooled)
+        return self.denoise(latents, self.embed_text(prompt_embeds), modulation, rope, image_prompt)
