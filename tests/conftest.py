@@ -9,8 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 from jaxtyping import install_import_hook
 
-# Shapes in signatures are checked here and cost nothing elsewhere.
-install_import_hook("ic_jax", "beartype.beartype")
+# Shapes in the array code's signatures are checked here and cost nothing elsewhere.
+ARRAY_CODE = ["ic_jax.models", "ic_jax.features", "ic_jax.flow", "ic_jax.sampler"]
+install_import_hook(ARRAY_CODE, "beartype.beartype")
 
 CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -181,7 +181,7 @@ class Projector(nnx.Module):
         self.proj, self.proj_cross_layer, self.proj_cross_scale = mlp(), mlp(), mlp()
         self.resampler = Resampler(config, rngs=rngs)
 
-    def gather(self, features: SubjectFeatures) -> Float[Array, "b 2*n e"]:
+    def gather(self, features: SubjectFeatures) -> Float[Array, "b m e"]:
         """Features to tokens [b, 1458, 2688] at the published sizes; no timestep yet."""
         deep = features.low_res_deep
 

@@ -1,0 +1,93 @@
+"""The projector and FLUX with the image-prompt attention, against the published code's outputs."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors import safe_open
+
+from ic_jax.config import AdapterConfig, FluxConfig
+from ic_jax.features import SubjectFeatures
+from ic_jax.models.adapter import Adapter
+from ic_jax.models.flux import Flux, rope_table
+from ic_jax.models.image_prompt import ImagePrompt
+from tests.conftest import GOLDENS
+from tests.oracle import fill, relative
+
+
+class Golden:
+    def __init__(self):
+        with safe_open(GOLDENS / "adapter.safetensors", "pt") as f:
+            self.config = json.loads(f.metadata()["config"])
+            self.tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+        sizes = self.config["transformer"]
+        sizes.pop("patch_size")
+        self.flux_config = FluxConfig.from_dict(sizes)
+        adapter_config = AdapterConfig.from_dict(self.config["projector"])
+        self.flux = fill(
+            lambda: Flux(self.flux_config, rngs=nnx.Rngs(0)), self.group("transformer/")
+        )
+        doubles = self.flux_config.num_layers
+        weights = {f"image_proj.{k}": v for k, v in self.group("image_proj/").items()}
+        for name, value in self.group("ip_adapter/").items():
+            n, rest = name.split(".", 1)
+            stack, i = (
+                ("transformer_blocks", int(n))
+                if int(n) < doubles
+                else ("single_transformer_blocks", int(n) - doubles)
+            )
+            weights[f"ip_adapter.{stack}.{i}.{rest}"] = value
+        self.adapter = fill(
+            lambda: Adapter(adapter_config, self.flux_config, rngs=nnx.Rngs(0)), weights
+        )
+
+    def group(self, prefix):
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def __getitem__(self, name):
+        return jnp.asarray(self.tensors[name].numpy())
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return Golden()
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_projector(golden, i):
+    features = SubjectFeatures(*(golden[f"in/{name}"] for name in SubjectFeatures._fields))
+    t = jnp.full(2, golden.config["timesteps"][i], jnp.float32)
+
+    @jax.jit
+    def tokens(projector, features, t):
+        return projector.resampler(projector.gather(features), t)
+
+    ours, temb = tokens(golden.adapter.image_proj, features, t)
+    assert relative(ours, golden[f"out/{i}/subject_tokens"]) < 1e-5
+    assert relative(temb, golden[f"out/{i}/timestep_embedding"]) < 1e-5
+
+
+@pytest.mark.parametrize("i", range(3))
+@pytest.mark.parametrize("j", range(3))
+def test_velocity(golden, i, j):
+    scale = golden.config["subject_scales"][j]
+    ids = np.concatenate([golden["in/txt_ids"], golden["in/img_ids"]])
+    prompt = None
+    if scale is not None:
+        prompt = ImagePrompt(
+            golden.adapter.ip_adapter, golden[f"out/{i}/subject_tokens"], jnp.full(2, scale)
+        )
+    velocity = jax.jit(Flux.__call__)(
+        golden.flux,
+        golden["in/latents"],
+        golden["in/prompt_embeds"],
+        golden["in/pooled"],
+        jnp.full(2, golden.config["timesteps"][i] / 1000),
+        jnp.full(2, golden.config["guidance"]),
+        rope_table(ids, golden.flux_config),
+        prompt,
+    )
+    assert relative(velocity, golden[f"out/{i}/velocity/{j}"]) < 1e-5
