@@ -1,0 +1,136 @@
+"""A MODEL folder's components as modules on the device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ic_jax.config import (
+    AdapterConfig,
+    ClipConfig,
+    Dinov2Config,
+    FluxConfig,
+    SchedulerConfig,
+    SiglipConfig,
+    T5Config,
+    VaeConfig,
+)
+from ic_jax.model_folder import ModelFolder
+from ic_jax.models.adapter import Adapter
+from ic_jax.models.clip import ClipText
+from ic_jax.models.dinov2 import Dinov2
+from ic_jax.models.flux import Flux
+from ic_jax.models.siglip import SiglipVision
+from ic_jax.models.t5 import T5Encoder
+from ic_jax.models.vae import Vae
+from ic_jax.weights import Mismatch, WeightsError
+
+COMPONENTS: dict[str, tuple[Any, Any]] = {
+    "transformer": (FluxConfig, Flux),
+    "adapter": (AdapterConfig, Adapter),
+    "siglip": (SiglipConfig, SiglipVision),
+    "dinov2": (Dinov2Config, Dinov2),
+    "t5": (T5Config, T5Encoder),
+    "clip": (ClipConfig, ClipText),
+    "vae": (VaeConfig, Vae),
+}
+
+# Puts a host array under a parameter's path on the devices.
+Place = Callable[[str, np.ndarray], jax.Array]
+
+
+def abstract(kind: str, config: Any, flux: FluxConfig | None = None) -> Any:
+    """A component's module, shapes in place of arrays; the adapter also needs FLUX's sizes."""
+    make = COMPONENTS[kind][1]
+    sizes = (config, flux) if kind == "adapter" else (config,)
+    return nnx.eval_shape(lambda: make(*sizes, rngs=nnx.Rngs(0)))
+
+
+def parameters(module: Any) -> dict[str, Any]:
+    """A module's variables by their dotted paths."""
+    state = nnx.to_flat_state(nnx.state(module))
+    return {".".join(map(str, path)): variable for path, variable in state}
+
+
+def read_config(folder: ModelFolder, kind: str) -> Any:
+    cls = SchedulerConfig if kind == "scheduler" else COMPONENTS[kind][0]
+    return cls.from_dict(folder.json(kind))
+
+
+def load_component(
+    folder: ModelFolder | str | Path,
+    kind: str,
+    dtype: Any = None,
+    *,
+    verify: bool = True,
+    place: Place = lambda path, array: jax.device_put(array),
+) -> Any:
+    """One component of a MODEL folder, tensor by tensor from the mapped file to the device.
+
+    Args:
+        dtype: what every parameter is cast to; None keeps the types of the files.
+        verify: compare the files' SHA-256 first; their sizes are compared always.
+
+    Raises:
+        WeightsError: the component is absent or damaged, or is not what its config says.
+    """
+    if not isinstance(folder, ModelFolder):
+        folder = ModelFolder.open(folder)
+    config = read_config(folder, kind)
+    flux = read_config(folder, "transformer") if kind == "adapter" else None
+    if verify:
+        folder.verify([kind])
+    module, tensors = abstract(kind, config, flux), folder.tensors(kind)
+    variables = parameters(module)
+    if wrong := Mismatch.between({path: v.shape for path, v in variables.items()}, tensors):
+        raise WeightsError(f"{folder.path / kind}: {wrong}; convert the model again")
+    for path, variable in variables.items():
+        array = tensors[path].array()
+        variable.set_value(place(path, array if dtype is None else _cast(array, dtype)))
+    return module
+
+
+def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
+    return array.astype(jnp.dtype(dtype), copy=False)
+
+
+@dataclass
+class Model:
+    """The components that a MODEL folder has: modules, and the folders of the tokenizers."""
+
+    scheduler: SchedulerConfig | None = None
+    transformer: Flux | None = None
+    adapter: Adapter | None = None
+    siglip: SiglipVision | None = None
+    dinov2: Dinov2 | None = None
+    t5: T5Encoder | None = None
+    clip: ClipText | None = None
+    vae: Vae | None = None
+    tokenizer: Path | None = None  # CLIP's
+    tokenizer_2: Path | None = None  # T5's
+
+
+def load(
+    path: str | Path,
+    dtype: Any = None,
+    *,
+    verify: bool = True,
+    place: Place = lambda path, array: jax.device_put(array),
+) -> Model:
+    """Every component of a MODEL folder; arguments and errors as for `load_component`."""
+    folder = ModelFolder.open(path)
+    if verify:
+        folder.verify()
+    model = Model()
+    for kind in folder.components:
+        if kind in COMPONENTS:
+            part = load_component(folder, kind, dtype, verify=False, place=place)
+        else:
+            part = read_config(folder, kind) if kind == "scheduler" else folder.path / kind
+        setattr(model, kind, part)
+    return model

@@ -1,0 +1,95 @@
+"""Writing a folder whole or not at all."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(out: Path, *, overwrite: bool, owns: Callable[[str], bool]) -> Iterator[Path]:
+    """Gives a folder beside `out` to write into, which becomes `out` at the end.
+
+    An exception removes it. What a killed process left is never taken for `out`; the next
+    run to the same place removes it.
+
+    Args:
+        overwrite: replace an `out` that exists and is not empty.
+        owns: whether an entry of that name is of the kind written here. A folder with
+            anything else in it is never replaced.
+
+    Raises:
+        FileExistsError: `out` is in the way, or another process is writing it.
+    """
+    out = out.absolute()
+    _check_replaceable(out, overwrite, owns)
+    partial, old = (out.with_name(out.name + suffix) for suffix in (".partial", ".old"))
+    for leftover in (partial, old):
+        _check_replaceable(leftover, True, owns)
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process
+        except BlockingIOError:
+            raise FileExistsError(f"{partial}: another process is writing it") from None
+        _empty(partial)
+        try:
+            yield partial
+            _sync_folders(partial)
+            _replace(partial, out, old)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _check_replaceable(out: Path, overwrite: bool, owns: Callable[[str], bool]) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise FileExistsError(f"{out}: is a file; name a folder")
+    entries = sorted(path.name for path in out.iterdir())
+    foreign = [name for name in entries if not owns(name)]
+    if foreign:
+        raise FileExistsError(
+            f"{out}: exists and holds {foreign[0]}, which is not of this command's making; "
+            "name another folder"
+        )
+    if entries and not overwrite:
+        raise FileExistsError(f"{out}: exists; name another folder or give --overwrite")
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _replace(partial: Path, out: Path, old: Path) -> None:
+    if old.exists():  # a kill between the two renames below left it
+        shutil.rmtree(old)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    _sync(out.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _sync_folders(top: Path) -> None:
+    for folder, _, _ in os.walk(top):
+        _sync(Path(folder))
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

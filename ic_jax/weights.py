@@ -1,0 +1,118 @@
+"""Tensors that are read when asked for, and the strict comparison of names and shapes."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+class WeightsError(ValueError):
+    """A file of weights that cannot be used; one line: the file, what is wrong, what to do."""
+
+
+FLOATS: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+# safetensors' names of element types.
+DTYPES: dict[str, np.dtype] = FLOATS | {
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file. `array` maps it afresh, so its pages leave memory with the result."""
+
+    dtype: np.dtype
+    shape: Shape
+    array: Callable[[], np.ndarray] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def view(self, shape: Shape, change: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
+        """This tensor with `change` (a slice, transpose or reshape to `shape`) on reading."""
+        return Tensor(self.dtype, shape, lambda: change(self.array()))
+
+
+def mapped(path: Path, offset: int, dtype: np.dtype, shape: Shape) -> Tensor:
+    """A tensor whose bytes lie in `path` from `offset` on."""
+
+    def array() -> np.ndarray:
+        if not math.prod(shape):
+            return np.empty(shape, dtype)
+        size = math.prod(shape) * dtype.itemsize
+        raw = np.memmap(path, np.uint8, mode="r", offset=offset, shape=(size,))
+        return np.asarray(raw).view(dtype).reshape(shape)
+
+    return Tensor(dtype, shape, array)
+
+
+def contiguous(x: np.ndarray) -> np.ndarray:
+    """`x` in C order; five times as fast as NumPy where `x` is a transposed matrix."""
+    if x.ndim != 2 or x.flags.c_contiguous:
+        return np.ascontiguousarray(x)
+    y = np.empty(x.shape, x.dtype)
+    for i in range(0, x.shape[1], 64):  # 64 elements of a row fill whole cache lines
+        y[:, i : i + 64] = x[:, i : i + 64]
+    return y
+
+
+@dataclass
+class Mismatch:
+    """All that differs between the tensors that are expected and those that are there."""
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    not_finite: list[str] = field(default_factory=list)
+
+    @classmethod
+    def between(cls, expected: Mapping[str, Shape], found: Mapping[str, Tensor]) -> "Mismatch":
+        wrong = cls(
+            missing=[name for name in expected if name not in found],
+            unexpected=[name for name in found if name not in expected],
+        )
+        for name, tensor in found.items():
+            if name in expected and tensor.shape != expected[name]:
+                shapes = f"{list(tensor.shape)}, expected {list(expected[name])}"
+                wrong.misshapen.append(f"{name} {shapes}")
+            elif name in expected and tensor.dtype not in FLOATS.values():
+                wrong.misshapen.append(f"{name} {tensor.dtype}, expected floating point")
+        return wrong
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.misshapen or self.not_finite)
+
+    def __str__(self) -> str:
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "misshapen": self.misshapen,
+            "not finite": self.not_finite,
+        }
+        return "; ".join(f"{len(v)} {k}: {_first_ten(v)}" for k, v in kinds.items() if v)
+
+
+def _first_ten(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
