@@ -1,0 +1,56 @@
+"""The features of a reference picture, against the published pipeline's."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import GOLDENS
+from flax import nnx
+from oracle import fill, relative
+from safetensors.numpy import load_file as load_numpy
+from safetensors.torch import load_file
+
+from ic_jax.config import CONFIGS, AdapterConfig, Dinov2Config, SiglipConfig
+from ic_jax.features import SubjectFeatures, subject_features
+from ic_jax.images import read_rgb, tiles, to_square
+from ic_jax.models.dinov2 import Dinov2
+from ic_jax.models.siglip import SiglipVision
+
+TINY = GOLDENS / "tiny_instantcharacter"
+
+
+def load(make, config_type, folder):
+    """A toy encoder on disk; the fields that our config does not have stay unread."""
+    values = json.loads((folder / "config.json").read_text())
+    names = config_type.__dataclass_fields__
+    config = config_type(**{k: v for k, v in values.items() if k in names})
+    weights = load_file(folder / "model.safetensors")
+    return fill(lambda: make(config, rngs=nnx.Rngs(0)), weights)
+
+
+@pytest.fixture(scope="module")
+def features() -> SubjectFeatures:
+    """Of two subjects: noise, then the reference picture."""
+    siglip = load(SiglipVision, SiglipConfig, TINY / "siglip")
+    dinov2 = load(Dinov2, Dinov2Config, TINY / "dinov2")
+    noise = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    pictures = (noise, read_rgb(TINY / "reference.png"))
+    size = siglip.config.image_size
+    low, high = zip(*(tiles(to_square(x, "stretch"), size) for x in pictures), strict=True)
+    adapter = CONFIGS["instantcharacter"]  # the toy encoders are as deep as the real ones
+    assert isinstance(adapter, AdapterConfig)
+    compute = jax.jit(subject_features, static_argnames=("config", "dtype"))
+    return compute(siglip, dinov2, adapter, jnp.asarray(low), jnp.asarray(high), dtype=jnp.float32)
+
+
+@pytest.mark.parametrize("name", SubjectFeatures._fields)
+def test_features_are_those_of_the_published_pipeline(features, name):
+    expected = load_numpy(TINY / "expected.safetensors")[f"image/image_embeds_{name}"]
+    assert relative(getattr(features, name)[1:], expected) <= 1e-5
+
+
+def test_every_subject_gets_its_own_features(features):
+    assert features.high_res_deep.shape[:2] == (2, 4 * 729)
+    assert all(relative(x[0], x[1]) > 0.05 for x in features)
