@@ -1,0 +1,77 @@
+"""Flow matching as FLUX uses it: the noise schedule, packed latents and position ids.
+
+Everything here follows from a picture's shape and the number of steps. The schedule and the
+ids are numpy, computed on the host; packing is JAX.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from ic_jax.config import SchedulerConfig
+
+PATCH = 2  # latent pixels along one side of a token
+
+
+def schedule(
+    steps: int | Sequence[float], image_tokens: int, config: SchedulerConfig
+) -> np.ndarray:
+    """Noise levels of a sampling run, float32 [steps + 1]: from pure noise to 0.
+
+    Args:
+        steps: how many, for levels 1, (n-1)/n, ... 1/n; or the levels themselves, falling,
+            in 0..1 (0 excluded), as diffusers' `sigmas` argument takes them.
+        image_tokens: packed image tokens; dynamic shifting keeps larger pictures noisy longer.
+        config: the model's schedule (diffusers FlowMatchEulerDiscreteScheduler).
+
+    Raises:
+        ValueError: no steps, or levels out of order or range.
+    """
+    if isinstance(steps, int):
+        if steps < 1:
+            raise ValueError(f"num_inference_steps is {steps}; it must be at least 1")
+        levels = np.linspace(1.0, 1.0 / steps, steps)
+    else:
+        levels = np.asarray(steps, np.float64)
+        falling = levels.ndim == 1 and levels.size and np.all(np.diff(levels) < 0)
+        if not (falling and 0 < levels[-1] and levels[0] <= 1):
+            raise ValueError(f"sigmas {list(steps)} must fall strictly, within (0, 1]")
+    return np.append(_shift(levels, image_tokens, config), 0.0).astype(np.float32)
+
+
+def _shift(levels: np.ndarray, image_tokens: int, config: SchedulerConfig) -> np.ndarray:
+    if config.use_dynamic_shifting:
+        slope = (config.max_shift - config.base_shift) / (
+            config.max_image_seq_len - config.base_image_seq_len
+        )
+        mu = config.base_shift + slope * (image_tokens - config.base_image_seq_len)
+        shift = math.exp(mu)
+    else:
+        shift = config.shift
+    return shift / (shift + 1.0 / levels - 1.0)
+
+
+def pack(latents: Float[Array, "b h w c"]) -> Float[Array, "b n p"]:
+    """2 x 2 latent pixels to one token; within a token channels come first, then row, column."""
+    b, h, w, c = latents.shape
+    x = latents.reshape(b, h // PATCH, PATCH, w // PATCH, PATCH, c)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, -1, c * PATCH * PATCH)
+
+
+def unpack(tokens: Float[Array, "b n p"], height: int, width: int) -> Float[Array, "b h w c"]:
+    """The reverse of `pack`, for latents of the given height and width."""
+    b = tokens.shape[0]
+    x = tokens.reshape(b, height // PATCH, width // PATCH, -1, PATCH, PATCH)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, height, width, -1)
+
+
+def position_ids(text_tokens: int, height: int, width: int) -> np.ndarray:
+    """Position ids [text_tokens + height * width, 3], text first: (0, row, column).
+
+    `height` and `width` count tokens. Text tokens all stand at (0, 0, 0).
+    """
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    image = np.stack([np.zeros_like(rows), rows, columns], axis=-1).reshape(-1, 3)
+    return np.concatenate([np.zeros((text_tokens, 3), image.dtype), image])

@@ -1,0 +1,163 @@
+"""The sampler: from noise and conditioning to a picture's latents, as pure functions.
+
+`sample` is one compiled program per (shape, steps). Prompts, subjects, seeds, guidance and
+scales are all arguments, so another prompt compiles nothing. It is `prepare`, then a scan of
+`step`; whoever wants to look in between calls those two.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt32
+
+from ic_jax.features import SubjectFeatures
+from ic_jax.models.adapter import Adapter
+from ic_jax.models.flux import Flux, Modulation, Rope
+from ic_jax.models.image_prompt import ImagePrompt, ImagePromptStacks
+from ic_jax.models.projector import Projector
+
+
+class Prompt(NamedTuple):
+    """Text embeddings of one prompt per picture."""
+
+    embeds: Float[Array, "b t e"]  # T5's
+    pooled: Float[Array, "b p"]  # CLIP's
+
+
+class Subject(NamedTuple):
+    """Whom to draw: u subjects for b pictures; u divides b, pictures of one are neighbours."""
+
+    features: SubjectFeatures
+    scale: Float[Array, "b"]
+
+
+class Guidance(NamedTuple):
+    """True classifier-free guidance: v_negative + scale * (v - v_negative)."""
+
+    negative: Prompt
+    scale: Float[Array, "b"]
+
+
+class Request(NamedTuple):
+    """All that a sampling run depends on. Computes in the dtype of `prompt.embeds`."""
+
+    latents: Float[Array, "b n c"]  # packed noise, float32
+    prompt: Prompt
+    guidance_scale: Float[Array, "b"]  # FLUX.1-dev's distilled guidance
+    sigmas: Float[Array, "steps_1"]  # steps + 1 levels, see flow.schedule
+    rope: Rope
+    subject: Subject | None = None
+    true_guidance: Guidance | None = None
+
+
+class Step(NamedTuple):
+    """What a step needs that does not depend on the latents; here with a leading axis s."""
+
+    sigma: Float[Array, "s"]
+    next_sigma: Float[Array, "s"]
+    modulation: Modulation
+    subject_tokens: Float[Array, "s u m c"] | None
+
+
+class Conditioning(NamedTuple):
+    """What the loop needs beside the latents.
+
+    Under true guidance every picture has two neighbouring rows: negative, positive.
+    """
+
+    text: Float[Array, "rows t d"]
+    steps: Step
+    rope: Rope
+    subject_scale: Float[Array, "rows"] | None
+    true_guidance_scale: Float[Array, "b"] | None
+
+
+def prepare(flux: Flux, projector: Projector | None, request: Request) -> Conditioning:
+    """Compute once what does not depend on the noise, for all steps."""
+    prompt, guidance = request.prompt, request.guidance_scale
+    if request.true_guidance is not None:
+        prompt = jax.tree.map(_interleave, request.true_guidance.negative, prompt)
+        guidance = jnp.repeat(guidance, 2)
+    times = request.sigmas[:-1]
+
+    def modulation(t: Float[Array, ""]) -> Modulation:
+        return flux.modulation(jnp.full_like(guidance, t), guidance, prompt.pooled)
+
+    steps = Step(times, request.sigmas[1:], jax.vmap(modulation)(times), None)
+    scale = None
+    if request.subject is not None:
+        steps = steps._replace(subject_tokens=_subject_tokens(projector, request.subject, times))
+        scale = request.subject.scale
+        scale = scale if request.true_guidance is None else jnp.repeat(scale, 2)
+    return Conditioning(
+        text=flux.embed_text(prompt.embeds),
+        steps=steps,
+        rope=request.rope,
+        subject_scale=scale,
+        true_guidance_scale=request.true_guidance and request.true_guidance.scale,
+    )
+
+
+def _subject_tokens(
+    projector: Projector | None, subject: Subject, times: Float[Array, "s"]
+) -> Float[Array, "s u m c"]:
+    if projector is None:
+        raise ValueError("a subject needs the adapter, and this model has none")
+    gathered = projector.gather(subject.features)
+
+    def at(t: Float[Array, ""]) -> Float[Array, "u m c"]:
+        return projector.resample(gathered, jnp.full(gathered.shape[0], 1000.0 * t))
+
+    return jax.vmap(at)(times)
+
+
+def _interleave(negative: Array, positive: Array) -> Array:
+    return jnp.stack([negative, positive], axis=1).reshape(-1, *positive.shape[1:])
+
+
+def step(
+    flux: Flux,
+    attention: ImagePromptStacks | None,
+    conditioning: Conditioning,
+    latents: Float[Array, "b n c"],
+    index: Int[Array, ""],
+) -> Float[Array, "b n c"]:
+    """Euler step number `index`, in float32: latents + (next_sigma - sigma) * velocity."""
+    c, at = conditioning, jax.tree.map(lambda x: x[index], conditioning.steps)
+    prompt = None
+    if at.subject_tokens is not None:
+        prompt = ImagePrompt(attention, at.subject_tokens, c.subject_scale)
+    guided = c.true_guidance_scale is not None
+    x = latents.astype(c.text.dtype)
+    velocity = flux.denoise(
+        jnp.repeat(x, 2, axis=0) if guided else x, c.text, at.modulation, c.rope, prompt
+    ).astype(jnp.float32)
+    if guided:
+        pairs = velocity.reshape(-1, 2, *velocity.shape[1:])
+        negative, positive = pairs[:, 0], pairs[:, 1]
+        velocity = negative + c.true_guidance_scale[:, None, None] * (positive - negative)
+    return latents + (at.next_sigma - at.sigma) * velocity
+
+
+def sample(flux: Flux, adapter: Adapter | None, request: Request) -> Float[Array, "b n c"]:
+    """Denoise `request.latents`; returns packed latents, float32. Pure: jit it."""
+    attention = adapter and adapter.ip_adapter
+    conditioning = prepare(flux, adapter and adapter.image_proj, request)
+
+    def body(latents: Array, index: Array) -> tuple[Array, None]:
+        return step(flux, attention, conditioning, latents, index), None
+
+    steps = jnp.arange(request.sigmas.shape[0] - 1)
+    return jax.lax.scan(body, request.latents, steps)[0]
+
+
+def noise(
+    seeds: UInt32[Array, "b"], height: int, width: int, channels: int
+) -> Float[Array, "b h w c"]:
+    """Unit normal latents, float32; a picture's noise follows from its own seed alone."""
+
+    def one(seed: Array) -> Array:
+        return jax.random.normal(jax.random.key(seed), (height, width, channels), jnp.float32)
+
+    return jax.vmap(one)(seeds)
