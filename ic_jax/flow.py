@@ -36,7 +36,7 @@ def schedule(
     else:
         levels = np.asarray(steps, np.float64)
         falling = levels.ndim == 1 and levels.size and np.all(np.diff(levels) < 0)
-        if not (falling and 0 < levels[-1] and levels[0] <= 1):
+        if not (falling and levels[-1] > 0 and levels[0] <= 1):
             raise ValueError(f"sigmas {list(steps)} must fall strictly, within (0, 1]")
     return np.append(_shift(levels, image_tokens, config), 0.0).astype(np.float32)
 

@@ -14,8 +14,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from ic_jax.features import SubjectFeatures
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.flux import Flux, Modulation, Rope
-from ic_jax.models.image_prompt import ImagePrompt, ImagePromptStacks
-from ic_jax.models.projector import Projector
+from ic_jax.models.image_prompt import ImagePrompt
 
 
 class Prompt(NamedTuple):
@@ -51,8 +50,8 @@ class Request(NamedTuple):
     true_guidance: Guidance | None = None
 
 
-class Step(NamedTuple):
-    """What a step needs that does not depend on the latents; here with a leading axis s."""
+class Steps(NamedTuple):
+    """What the steps need that does not depend on the latents: a leading axis s over steps."""
 
     sigma: Float[Array, "s"]
     next_sigma: Float[Array, "s"]
@@ -67,43 +66,44 @@ class Conditioning(NamedTuple):
     """
 
     text: Float[Array, "rows t d"]
-    steps: Step
+    steps: Steps
     rope: Rope
-    subject_scale: Float[Array, "rows"] | None
+    subject_scale: Float[Array, "rows"]
     true_guidance_scale: Float[Array, "b"] | None
 
 
-def prepare(flux: Flux, projector: Projector | None, request: Request) -> Conditioning:
+def prepare(flux: Flux, adapter: Adapter | None, request: Request) -> Conditioning:
     """Compute once what does not depend on the noise, for all steps."""
-    prompt, guidance = request.prompt, request.guidance_scale
+    prompt, guidance, subject = request.prompt, request.guidance_scale, request.subject
+    scale = jnp.zeros_like(guidance) if subject is None else subject.scale
     if request.true_guidance is not None:
         prompt = jax.tree.map(_interleave, request.true_guidance.negative, prompt)
-        guidance = jnp.repeat(guidance, 2)
+        guidance, scale = jnp.repeat(guidance, 2), jnp.repeat(scale, 2)
     times = request.sigmas[:-1]
 
     def modulation(t: Float[Array, ""]) -> Modulation:
         return flux.modulation(jnp.full_like(guidance, t), guidance, prompt.pooled)
 
-    steps = Step(times, request.sigmas[1:], jax.vmap(modulation)(times), None)
-    scale = None
-    if request.subject is not None:
-        steps = steps._replace(subject_tokens=_subject_tokens(projector, request.subject, times))
-        scale = request.subject.scale
-        scale = scale if request.true_guidance is None else jnp.repeat(scale, 2)
     return Conditioning(
         text=flux.embed_text(prompt.embeds),
-        steps=steps,
+        steps=Steps(
+            sigma=times,
+            next_sigma=request.sigmas[1:],
+            modulation=jax.vmap(modulation)(times),
+            subject_tokens=None if subject is None else _subject_tokens(adapter, subject, times),
+        ),
         rope=request.rope,
         subject_scale=scale,
-        true_guidance_scale=request.true_guidance and request.true_guidance.scale,
+        true_guidance_scale=None if request.true_guidance is None else request.true_guidance.scale,
     )
 
 
 def _subject_tokens(
-    projector: Projector | None, subject: Subject, times: Float[Array, "s"]
+    adapter: Adapter | None, subject: Subject, times: Float[Array, "s"]
 ) -> Float[Array, "s u m c"]:
-    if projector is None:
+    if adapter is None:
         raise ValueError("a subject needs the adapter, and this model has none")
+    projector = adapter.image_proj
     gathered = projector.gather(subject.features)
 
     def at(t: Float[Array, ""]) -> Float[Array, "u m c"]:
@@ -118,7 +118,7 @@ def _interleave(negative: Array, positive: Array) -> Array:
 
 def step(
     flux: Flux,
-    attention: ImagePromptStacks | None,
+    adapter: Adapter | None,
     conditioning: Conditioning,
     latents: Float[Array, "b n c"],
     index: Int[Array, ""],
@@ -126,14 +126,12 @@ def step(
     """Euler step number `index`, in float32: latents + (next_sigma - sigma) * velocity."""
     c, at = conditioning, jax.tree.map(lambda x: x[index], conditioning.steps)
     prompt = None
-    if at.subject_tokens is not None:
-        prompt = ImagePrompt(attention, at.subject_tokens, c.subject_scale)
-    guided = c.true_guidance_scale is not None
+    if adapter is not None and at.subject_tokens is not None:
+        prompt = ImagePrompt(adapter.ip_adapter, at.subject_tokens, c.subject_scale)
     x = latents.astype(c.text.dtype)
-    velocity = flux.denoise(
-        jnp.repeat(x, 2, axis=0) if guided else x, c.text, at.modulation, c.rope, prompt
-    ).astype(jnp.float32)
-    if guided:
+    x = x if c.true_guidance_scale is None else jnp.repeat(x, 2, axis=0)
+    velocity = flux.denoise(x, c.text, at.modulation, c.rope, prompt).astype(jnp.float32)
+    if c.true_guidance_scale is not None:
         pairs = velocity.reshape(-1, 2, *velocity.shape[1:])
         negative, positive = pairs[:, 0], pairs[:, 1]
         velocity = negative + c.true_guidance_scale[:, None, None] * (positive - negative)
@@ -142,11 +140,10 @@ def step(
 
 def sample(flux: Flux, adapter: Adapter | None, request: Request) -> Float[Array, "b n c"]:
     """Denoise `request.latents`; returns packed latents, float32. Pure: jit it."""
-    attention = adapter and adapter.ip_adapter
-    conditioning = prepare(flux, adapter and adapter.image_proj, request)
+    conditioning = prepare(flux, adapter, request)
 
     def body(latents: Array, index: Array) -> tuple[Array, None]:
-        return step(flux, attention, conditioning, latents, index), None
+        return step(flux, adapter, conditioning, latents, index), None
 
     steps = jnp.arange(request.sigmas.shape[0] - 1)
     return jax.lax.scan(body, request.latents, steps)[0]

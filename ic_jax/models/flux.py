@@ -6,7 +6,7 @@ noise is `denoise` alone; a sampler computes the text embedding, the rotary tabl
 modulation of all its steps beforehand.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from ic_jax.config import FluxConfig
 from ic_jax.models.attention import attention, merge_heads, split_heads
-from ic_jax.models.image_prompt import BlockPrompt, ImagePrompt
+from ic_jax.models.image_prompt import BlockPrompt, ImagePrompt, ImagePromptAttention
 from ic_jax.models.layers import EmbedMlp, Linear, RMSNorm, Stack, gelu_tanh, normalize, sinusoid
 
 LAYER_NORM_EPS = 1e-6
@@ -85,7 +85,7 @@ class FeedForward(nnx.Module):
     def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs):
         up = nnx.Dict({"proj": Linear(features, hidden, axes=("embed", "mlp"), rngs=rngs)})
         down = Linear(hidden, features, axes=("mlp", "embed"), rngs=rngs)
-        self.net = nnx.Dict({"0": up, "2": down})
+        self.net: Any = nnx.Dict({"0": up, "2": down})
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         return self.net["2"](gelu_tanh(self.net["0"]["proj"](x)))
@@ -116,12 +116,15 @@ class JointAttention(nnx.Module):
 
     def qkv(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
         """Queries (before their norm), keys, values of the image or joint stream."""
-        return tuple(split_heads(f(x), self.head_dim) for f in (self.to_q, self.to_k, self.to_v))
+        return self._heads(self.to_q(x), self.to_k(x), self.to_v(x))
 
     def added_qkv(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
         """The same of a double block's text stream."""
-        maps = (self.add_q_proj, self.add_k_proj, self.add_v_proj)
-        return tuple(split_heads(f(x), self.head_dim) for f in maps)
+        return self._heads(self.add_q_proj(x), self.add_k_proj(x), self.add_v_proj(x))
+
+    def _heads(self, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+        d = self.head_dim
+        return split_heads(q, d), split_heads(k, d), split_heads(v, d)
 
 
 class DoubleBlock(nnx.Module):
@@ -268,22 +271,28 @@ class Flux(nnx.Module):
     ) -> Float[Array, "b n c"]:
         """Velocity of packed `latents`, given what the other methods computed."""
         img, t = self.x_embedder(latents), txt.shape[1]
-        prompts = image_prompt and image_prompt.attention
+        double_ip = single_ip = None
+        if image_prompt is not None:
+            double_ip = image_prompt.attention.transformer_blocks.blocks
+            single_ip = image_prompt.attention.single_transformer_blocks.blocks
+
+        def block_prompt(attention: ImagePromptAttention | None) -> BlockPrompt | None:
+            return image_prompt.block(attention) if image_prompt and attention else None
 
         def double(block: DoubleBlock, carry: tuple, x: tuple) -> tuple:
-            (img, txt), (img_mod, txt_mod, prompt) = carry, x
-            prompt = image_prompt and image_prompt.block(prompt)
-            return block(img, txt, img_mod, txt_mod, rope, prompt), None
+            (img, txt), (img_mod, txt_mod, ip) = carry, x
+            return block(img, txt, img_mod, txt_mod, rope, block_prompt(ip)), None
 
         def single(block: SingleBlock, joint: Array, x: tuple) -> tuple:
-            mod, prompt = x
-            return block(joint, mod, rope, t, image_prompt and image_prompt.block(prompt)), None
+            mod, ip = x
+            return block(joint, mod, rope, t, block_prompt(ip)), None
 
-        xs = (modulation.img, modulation.txt, prompts and prompts.transformer_blocks.blocks)
-        (img, txt), _ = self.transformer_blocks.scan(double, (img, txt), xs)
-        joint = jnp.concatenate([txt, img], axis=1)
-        xs = (modulation.single, prompts and prompts.single_transformer_blocks.blocks)
-        joint, _ = self.single_transformer_blocks.scan(single, joint, xs)
+        (img, txt), _ = self.transformer_blocks.scan(
+            double, (img, txt), (modulation.img, modulation.txt, double_ip)
+        )
+        joint, _ = self.single_transformer_blocks.scan(
+            single, jnp.concatenate([txt, img], axis=1), (modulation.single, single_ip)
+        )
         scale, shift = modulation.out[:, 0], modulation.out[:, 1]
         return self.proj_out(modulate(joint[:, t:], shift, scale))
 

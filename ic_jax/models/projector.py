@@ -5,6 +5,8 @@ Two halves. `Projector.gather` mixes the features and knows nothing of the times
 the first once a picture and the second once for all its timesteps.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -55,7 +57,7 @@ class GatedFeedForward(nnx.Module):
     def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs):
         up = nnx.Dict({"proj": Linear(features, 2 * hidden, axes=("embed", "mlp"), rngs=rngs)})
         down = Linear(hidden, features, axes=("mlp", "embed"), rngs=rngs)
-        self.net = nnx.Dict({"0": up, "2": down})
+        self.net: Any = nnx.Dict({"0": up, "2": down})
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         value, gate = jnp.split(self.net["0"]["proj"](x), 2, axis=-1)

@@ -1,0 +1,180 @@
+"""Style LoRAs: files read into low-rank pairs, and models changed by them without loss.
+
+A LoRA adds (alpha / rank) * B A to a linear map. The sum is taken in float32 from the base
+weights as they were loaded, whatever was applied before, and the base is put back bit by bit:
+adding and subtracting in bfloat16 would change a tenth of all weights by rounding.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ic_jax.checkpoint import parameters
+from ic_jax.safetensors import read_tensors
+from ic_jax.weights import WeightsError
+
+# The peft layout that diffusers writes: which of our models each prefix speaks of.
+PREFIXES = {"transformer.": "transformer", "text_encoder.": "clip"}
+_KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|alpha)$")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One linear map's change: scale * b @ a, with a [rank, in] and b [out, rank]."""
+
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file: changes by (model, published module name), and how to apply them."""
+
+    name: str
+    changes: Mapping[tuple[str, str], LowRank]
+    weight: float
+    trigger: str | None
+
+
+def read_lora(file: Path | str, weight: float = 1.0, trigger: str | None = None) -> Lora:
+    """Read a LoRA in the peft layout, as diffusers writes it.
+
+    Raises:
+        WeightsError: another layout, or pairs that are incomplete, misshapen or not finite.
+    """
+    file = Path(file)
+    if not np.isfinite(weight):
+        raise ValueError(f"LoRA weight is {weight}; it must be a finite number")
+    parts: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    unknown = []
+    for key, tensor in read_tensors(file).items():
+        prefix = next((p for p in PREFIXES if key.startswith(p)), None)
+        match = _KEY.fullmatch(key.removeprefix(prefix)) if prefix else None
+        if prefix is None or match is None:
+            unknown.append(key)
+            continue
+        module = parts.setdefault((PREFIXES[prefix], match["module"]), {})
+        module[match["part"]] = np.asarray(tensor.array(), np.float32)
+    if unknown or not parts:
+        raise WeightsError(
+            f"{file}: not a LoRA in the peft layout (transformer.*.lora_A.weight): "
+            f"{len(unknown)} other keys, such as {unknown[:3]}"
+        )
+    changes = {key: _low_rank(file, key[1], found) for key, found in parts.items()}
+    return Lora(file.name, changes, weight, trigger)
+
+
+def _low_rank(file: Path, module: str, found: dict[str, np.ndarray]) -> LowRank:
+    def fail(problem: str) -> WeightsError:
+        return WeightsError(f"{file}: {module}: {problem}")
+
+    missing = {"lora_A.weight", "lora_B.weight"} - set(found)
+    if missing:
+        raise fail(f"{' and '.join(sorted(missing))} is missing")
+    a, b = found["lora_A.weight"], found["lora_B.weight"]
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise fail(f"lora_A {a.shape} and lora_B {b.shape} do not share a rank")
+    alpha = float(found["alpha"]) if "alpha" in found else float(a.shape[0])
+    if not (np.isfinite(alpha) and np.isfinite(a).all() and np.isfinite(b).all()):
+        raise fail("holds numbers that are not finite")
+    return LowRank(a, b, alpha / a.shape[0])
+
+
+class LoraSet:
+    """The LoRAs applied to some models, and what their weights were before.
+
+    The base values of changed parameters stay in host memory while any LoRA is applied.
+    """
+
+    def __init__(self, models: Mapping[str, Any]):
+        self._parameters = {kind: parameters(model) for kind, model in models.items()}
+        self._base: dict[tuple[str, str], np.ndarray] = {}
+        self._loras: list[Lora] = []
+
+    @property
+    def triggers(self) -> list[str]:
+        return [lora.trigger for lora in self._loras if lora.trigger]
+
+    def add(self, lora: Lora) -> None:
+        """Apply one more LoRA; WeightsError, and nothing changed, if it does not fit."""
+        for (kind, module), change in lora.changes.items():
+            path, index = _locate(module)
+            kernel = self._parameters.get(kind, {}).get(f"{path}.kernel")
+            shape = (change.a.shape[1], change.b.shape[0])
+            if kernel is None or (index is not None and index >= kernel.shape[0]):
+                raise WeightsError(f"{lora.name}: this model's {kind} has no {module}")
+            if kernel.shape[-2:] != shape:
+                raise WeightsError(
+                    f"{lora.name}: {module} is for a map {shape[0]} -> {shape[1]}; this model's "
+                    f"is {kernel.shape[-2]} -> {kernel.shape[-1]}"
+                )
+        self._loras.append(lora)
+        self._apply()
+
+    def clear(self) -> None:
+        """Put the base weights back, bit for bit."""
+        self._loras.clear()
+        self._apply()
+        self._base.clear()
+
+    def _apply(self) -> None:
+        changes: dict[tuple[str, str], dict[int | None, list]] = {}
+        for lora in self._loras:
+            for (kind, module), change in lora.changes.items():
+                path, index = _locate(module)
+                entry = changes.setdefault((kind, f"{path}.kernel"), {}).setdefault(index, [])
+                entry.append((lora.weight * change.scale, change))
+        for key in set(changes) | set(self._base):
+            variable = self._parameters[key[0]][key[1]]
+            base = self._base.setdefault(key, jax.device_get(variable[...]))
+            value = jnp.asarray(base)
+            if key in changes:
+                a, b = _stacked(changes[key], base.shape)
+                value = _merge(value, a, b)
+            variable.set_value(value)
+
+
+def _locate(module: str) -> tuple[str, int | None]:
+    """A published module's path among ours: the first number is the place in a stack."""
+    match = re.search(r"(?<=blocks\.|layers\.)\d+(?=\.)", module)
+    if match is None:
+        return module, None
+    return module[: match.start()] + "*" + module[match.end() :], int(match.group())
+
+
+def _stacked(
+    changes: dict[int | None, list], shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """All changes of a parameter as a [*l, rank, in], b [*l, rank, out], scales within b.
+
+    Ranks of several LoRAs add up; blocks that none of them touches have zeros.
+    """
+    rank = max(sum(len(c.a) for _, c in entries) for entries in changes.values())
+    a = np.zeros((*shape[:-2], rank, shape[-2]), np.float32)
+    b = np.zeros((*shape[:-2], rank, shape[-1]), np.float32)
+    for index, entries in changes.items():
+        at: Any = () if index is None else index
+        a_rows = np.concatenate([c.a for _, c in entries])
+        a[at][: len(a_rows)] = a_rows
+        b[at][: len(a_rows)] = np.concatenate([scale * c.b.T for scale, c in entries])
+    return a, b
+
+
+@jax.jit
+def _merge(
+    kernel: Float[Array, "*l i o"], a: Float[Array, "*l r i"], b: Float[Array, "*l r o"]
+) -> Float[Array, "*l i o"]:
+    def one(x: tuple[Array, Array, Array]) -> Array:
+        kernel, a, b = x
+        return (kernel.astype(jnp.float32) + a.T @ b).astype(kernel.dtype)
+
+    # Block by block: a whole stack of float32 sums would be several gigabytes.
+    return one((kernel, a, b)) if kernel.ndim == 2 else jax.lax.map(one, (kernel, a, b))

@@ -1,0 +1,343 @@
+"""InstantCharacter from a prompt and a picture to pictures: the models and sampler, joined."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+from PIL import Image
+
+from ic_jax import checkpoint, flow, inputs, sampler
+from ic_jax.config import SchedulerConfig
+from ic_jax.features import SubjectFeatures, subject_features
+from ic_jax.images import Fit, Picture, read_rgb, tiles, to_square
+from ic_jax.lora import LoraSet, read_lora
+from ic_jax.models.clip import ClipText
+from ic_jax.models.flux import rope_table
+from ic_jax.models.t5 import T5Encoder
+from ic_jax.models.vae import Vae
+from ic_jax.text import PromptTokenizer
+
+OutputType = Literal["pil", "np", "latent"]
+Subjects = Picture | Sequence[Picture] | SubjectFeatures
+StepCallback = Callable[[Any, int, float, dict[str, Array]], Mapping[str, Array] | None]
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """images: PIL pictures; or float32 [b, height, width, 3] in 0..1; or packed latents.
+
+    Pictures of one prompt are neighbours. seeds: each picture's own, None with given latents.
+    """
+
+    images: list[Image.Image] | np.ndarray | Array
+    seeds: list[int] | None
+
+
+class InstantCharacterPipeline:
+    """Draws a character from one picture of it in the scene that a prompt describes.
+
+    Every model runs jitted and compiles once per shape and number of steps; prompts, subjects,
+    seeds, guidance and scales are arguments of the compiled programs.
+    """
+
+    def __init__(self, model: checkpoint.Model, dtype: DTypeLike = jnp.float32):
+        """From models in memory; `from_pretrained` is the usual way.
+
+        Args:
+            model: at least the transformer and the VAE.
+            dtype: to compute in; the models' parameters should have it too.
+        """
+        if model.transformer is None or model.vae is None:
+            raise ValueError(
+                "drawing needs the transformer and the VAE; convert with --flux and --vae"
+            )
+        self.model = model
+        self.transformer, self.vae = model.transformer, model.vae
+        self.dtype = jnp.dtype(dtype)
+        self.scheduler = model.scheduler or SchedulerConfig()
+        self._tokenizer = None
+        if model.tokenizer is not None and model.tokenizer_2 is not None:
+            self._tokenizer = PromptTokenizer.from_folders(model.tokenizer, model.tokenizer_2)
+        loaded = {"transformer": model.transformer, "clip": model.clip}
+        self._loras = LoraSet({kind: m for kind, m in loaded.items() if m is not None})
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, dtype: DTypeLike = "bfloat16") -> Self:
+        """Load a converted model folder (`python -m convert from-torch`).
+
+        Raises:
+            WeightsError: the folder is no model, incomplete or damaged.
+        """
+        return cls(checkpoint.load(Path(folder), dtype=jnp.dtype(dtype)), dtype)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        prompt_2: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        true_cfg_scale: float = 1.0,
+        height: int = 1024,
+        width: int = 1024,
+        num_inference_steps: int = 28,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float = 3.5,
+        num_images_per_prompt: int = 1,
+        seed: int | Sequence[int] = 0,
+        latents: Float[Array, "b n c"] | np.ndarray | None = None,
+        prompt_embeds: Float[Array, "p t e"] | np.ndarray | None = None,
+        pooled_prompt_embeds: Float[Array, "p d"] | np.ndarray | None = None,
+        subject_image: Subjects | None = None,
+        subject_scale: float = 0.9,
+        subject_fit: Fit = "pad",
+        max_sequence_length: int = 512,
+        output_type: OutputType = "pil",
+        callback_on_step_end: StepCallback | None = None,
+    ) -> PipelineResult:
+        """Draw.
+
+        Args:
+            prompt: one, or a list. A list of prompts and a list of subjects of the same length
+                go together one by one; a single one serves for all.
+            prompt_2: for T5, if it is to read something else than CLIP.
+            negative_prompt: what true classifier-free guidance steers away from.
+            true_cfg_scale: 1 is off; anything else draws every step twice.
+            height: in pixels, a multiple of 16; likewise `width`.
+            num_inference_steps: Euler steps; another number compiles again.
+            sigmas: noise levels instead of that number, as diffusers takes them.
+            guidance_scale: FLUX.1-dev's distilled guidance; FLUX.1-schnell ignores it.
+            num_images_per_prompt: pictures for each prompt, with the seeds seed, seed + 1, ...
+            seed: or a list, one for each picture. A picture follows from its own seed alone,
+                whatever is drawn beside it.
+            latents: packed starting noise instead of a seed.
+            prompt_embeds: T5's output instead of prompts; with `pooled_prompt_embeds`, CLIP's.
+            subject_image: a picture of the character (path, PIL, array), a list of them, or
+                what `encode_subject` returned. None draws with plain FLUX.
+            subject_scale: how strongly the subject is drawn, 0.8 to 1.0 as a rule.
+            subject_fit: how a picture is made square: "pad" with white, or "stretch" as the
+                published pipeline does.
+            max_sequence_length: T5 tokens.
+            output_type: "pil", "np" or "latent".
+            callback_on_step_end: called as diffusers does, (pipeline, step, timestep in 0..1000,
+                {"latents": ...}); may return {"latents": ...} to go on with. The loop then runs
+                step by step instead of as one program.
+
+        Raises:
+            ValueError: an argument that cannot be used, in one line.
+            FloatingPointError: the model produced numbers that are not finite.
+        """
+        inputs.check_size(height, width, self._pixels_per_token)
+        inputs.check_choice("output_type", output_type, ("pil", "np", "latent"))
+        inputs.check_choice("subject_fit", subject_fit, ("pad", "stretch"))
+        guidance = inputs.check_finite("guidance_scale", guidance_scale)
+        true_scale = inputs.check_finite("true_cfg_scale", true_cfg_scale)
+        subject_scale = inputs.check_finite("subject_scale", subject_scale)
+        max_length = inputs.check_count("max_sequence_length", max_sequence_length, 512)
+        images_each = inputs.check_count("num_images_per_prompt", num_images_per_prompt)
+
+        texts = self._encode_given(prompt_embeds, pooled_prompt_embeds)
+        if texts is None:
+            texts = self._encode(
+                self._with_triggers(prompt or ""),
+                self._with_triggers(prompt_2 or prompt or ""),
+                max_length,
+            )
+        subjects = self._subjects(subject_image, subject_fit)
+        count = inputs.common_count(
+            prompts=len(texts.embeds),
+            subjects=None if subjects is None else len(subjects.low_res_deep),
+        )
+        total = count * images_each
+
+        def rows(x: Array) -> Array:  # per prompt, or one for all -> per picture
+            return jnp.repeat(x, total // len(x), axis=0)
+
+        def filled(value: float) -> Array:
+            return jnp.full(total, value, jnp.float32)
+
+        subject = true_guidance = None
+        if subjects is not None:
+            subject = sampler.Subject(subjects, filled(subject_scale))
+        if true_scale != 1.0:
+            length = texts.embeds.shape[1]
+            unwanted = inputs.as_list("negative_prompt", negative_prompt or "")
+            negative = self._encode(unwanted, unwanted, length)
+            inputs.common_count(prompts=count, negatives=len(negative.embeds))
+            true_guidance = sampler.Guidance(
+                sampler.Prompt(*map(rows, negative)), filled(true_scale)
+            )
+
+        grid = (height // self._pixels_per_token, width // self._pixels_per_token)
+        seeds, start = self._start(seed, latents, grid, count, images_each)
+        levels = flow.schedule(
+            num_inference_steps if sigmas is None else sigmas, grid[0] * grid[1], self.scheduler
+        )
+        request = sampler.Request(
+            latents=start,
+            prompt=sampler.Prompt(*map(rows, texts)),
+            guidance_scale=filled(guidance),
+            sigmas=jnp.asarray(levels),
+            rope=rope_table(
+                flow.position_ids(texts.embeds.shape[1], *grid), self.transformer.config
+            ),
+            subject=subject,
+            true_guidance=true_guidance,
+        )
+        if callback_on_step_end is None:
+            final = _sample(self.transformer, self.model.adapter, request)
+        else:
+            final = self._sample_stepwise(request, callback_on_step_end)
+        return PipelineResult(self._output(final, grid, output_type), seeds)
+
+    def encode_subject(
+        self, image: Picture | Sequence[Picture], fit: Fit = "pad"
+    ) -> SubjectFeatures:
+        """Encode one picture or a list, to be given as `subject_image` any number of times.
+
+        Raises:
+            ImageError: a picture that cannot be read.
+            ValueError: the model has no adapter, or no image encoders.
+        """
+        model = self.model
+        if model.adapter is None or model.siglip is None or model.dinov2 is None:
+            raise ValueError(
+                "a subject needs the adapter, SigLIP and DINOv2; convert the model with "
+                "--adapter, --siglip and --dinov2"
+            )
+        pictures = image if isinstance(image, Sequence) and not isinstance(image, str) else [image]
+        if not pictures:
+            raise ValueError("subject_image is an empty list; give at least one picture")
+        size = model.siglip.config.image_size
+        cut = [tiles(to_square(read_rgb(picture), fit), size) for picture in pictures]
+        low, high = (np.stack(part) for part in zip(*cut, strict=True))
+        return _encode_subject(
+            model.siglip, model.dinov2, model.adapter.config, low, high, self.dtype
+        )
+
+    def load_lora(self, file: Path | str, weight: float = 1.0, trigger: str | None = None) -> None:
+        """Merge a style LoRA (peft layout) at `weight`; `trigger` goes before every prompt.
+
+        Several add up. The base weights are kept and come back exactly with `unload_loras`.
+
+        Raises:
+            WeightsError: the file is not such a LoRA, or not for this model; nothing changed.
+        """
+        self._loras.add(read_lora(file, weight, trigger))
+
+    def unload_loras(self) -> None:
+        """Take every LoRA out; the weights are again what they were, bit for bit."""
+        self._loras.clear()
+
+    @property
+    def _pixels_per_token(self) -> int:
+        return self.vae.config.downscale * flow.PATCH
+
+    def _with_triggers(self, prompt: str | Sequence[str]) -> list[str]:
+        return [", ".join([*self._loras.triggers, p]) for p in inputs.as_list("prompt", prompt)]
+
+    def _encode(self, prompts: list[str], prompts_2: list[str], length: int) -> sampler.Prompt:
+        model = self.model
+        if self._tokenizer is None or model.clip is None or model.t5 is None:
+            raise ValueError(
+                "the model has no text encoders; give prompt_embeds and pooled_prompt_embeds, "
+                "or convert it with --t5 and --clip"
+            )
+        inputs.common_count(prompts=len(prompts), prompts_2=len(prompts_2))
+        clip_ids, t5_ids = self._tokenizer(prompts, prompts_2, length)
+        return _encode_text(model.clip, model.t5, clip_ids, t5_ids)
+
+    def _encode_given(self, embeds: Any, pooled: Any) -> sampler.Prompt | None:
+        if embeds is None and pooled is None:
+            return None
+        if embeds is None or pooled is None:
+            raise ValueError("prompt_embeds and pooled_prompt_embeds go together; give both")
+        flux = self.transformer.config
+        inputs.check_shape("prompt_embeds", embeds, (None, None, flux.joint_attention_dim))
+        inputs.check_shape(
+            "pooled_prompt_embeds", pooled, (len(embeds), flux.pooled_projection_dim)
+        )
+        return sampler.Prompt(jnp.asarray(embeds, self.dtype), jnp.asarray(pooled, self.dtype))
+
+    def _subjects(self, subject: Subjects | None, fit: Fit) -> SubjectFeatures | None:
+        if subject is None or isinstance(subject, SubjectFeatures):
+            return subject
+        return self.encode_subject(subject, fit)
+
+    def _start(
+        self, seed: Any, latents: Any, grid: tuple[int, int], count: int, images_each: int
+    ) -> tuple[list[int] | None, Array]:
+        """Each picture's seed, and its packed noise."""
+        total = count * images_each
+        if latents is not None:
+            channels = self.transformer.config.in_channels
+            inputs.check_shape("latents", latents, (total, grid[0] * grid[1], channels))
+            return None, jnp.asarray(latents, jnp.float32)
+        seeds = inputs.seeds(seed, count, images_each)
+        return seeds, _noise(
+            np.asarray(seeds, np.uint32),
+            grid[0] * flow.PATCH,
+            grid[1] * flow.PATCH,
+            self.vae.config.latent_channels,
+        )
+
+    def _sample_stepwise(self, request: sampler.Request, callback: StepCallback) -> Array:
+        flux, adapter = self.transformer, self.model.adapter
+        conditioning, latents = _prepare(flux, adapter, request), request.latents
+        for i, sigma in enumerate(np.asarray(request.sigmas[:-1])):
+            latents = _step(flux, adapter, conditioning, latents, np.int32(i))
+            changed = callback(self, i, 1000.0 * float(sigma), {"latents": latents})
+            latents = (changed or {}).get("latents", latents)
+        return latents
+
+    def _output(
+        self, latents: Array, grid: tuple[int, int], output_type: OutputType
+    ) -> list[Image.Image] | np.ndarray | Array:
+        if not bool(_all_finite(latents)):
+            raise FloatingPointError(
+                f"the model produced numbers that are not finite in {self.dtype}; "
+                "try dtype='float32', or a smaller guidance_scale, subject_scale or LoRA weight"
+            )
+        if output_type == "latent":
+            return latents
+        pixels = np.asarray(_decode(self.vae, latents.astype(self.dtype), grid))
+        if output_type == "np":
+            return pixels
+        return [Image.fromarray(np.round(255 * image).astype(np.uint8)) for image in pixels]
+
+
+_sample = jax.jit(sampler.sample)
+_prepare = jax.jit(sampler.prepare)
+_step = jax.jit(sampler.step)
+_encode_subject = jax.jit(subject_features, static_argnames=("config", "dtype"))
+
+
+@jax.jit
+def _encode_text(
+    clip: ClipText, t5: T5Encoder, clip_ids: Int[Array, "b n"], t5_ids: Int[Array, "b t"]
+) -> sampler.Prompt:
+    return sampler.Prompt(t5(t5_ids), clip(clip_ids))
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _noise(seeds: Array, height: int, width: int, channels: int) -> Float[Array, "b n c"]:
+    return flow.pack(sampler.noise(seeds, height, width, channels))
+
+
+@partial(jax.jit, static_argnames="grid")
+def _decode(
+    vae: Vae, latents: Float[Array, "b n c"], grid: tuple[int, int]
+) -> Float[Array, "b h w 3"]:
+    height, width = (n * flow.PATCH for n in grid)
+    pixels = vae.decode(vae.from_latents(flow.unpack(latents, height, width)))
+    return jnp.clip(pixels.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
+
+
+@jax.jit
+def _all_finite(latents: Array) -> Array:
+    return jnp.isfinite(latents).all()

@@ -1,0 +1,1 @@
+"""Application: draw pictures (`python -m infer`)."""

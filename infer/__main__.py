@@ -1,0 +1,4 @@
+from infer.generate import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,113 @@
+"""`python -m infer`: draw pictures and say what was drawn and how long it took."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from PIL import Image
+from tqdm import tqdm
+
+from ic_jax import InstantCharacterPipeline, cli
+from ic_jax.features import SubjectFeatures
+from ic_jax.pipeline import StepCallback
+from infer import demo, options, output
+from infer.timing import Stopwatch
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parsed = options.parser().parse_args(arguments)
+    return cli.run(lambda: generate(parsed), debug=parsed.debug)
+
+
+def generate(o: argparse.Namespace) -> None:
+    if o.model is None:
+        demo.fill(o)
+    prompts, seeds, loras = options.prompts(o), options.seeds(o), options.loras(o)
+    files = output.names(o.out, prompts, seeds)
+    if not o.overwrite:
+        output.refuse_existing(files)
+    if not o.no_compile_cache:
+        _keep_compiled_programs()
+
+    watch = Stopwatch()
+    pipe = InstantCharacterPipeline.from_pretrained(o.model, dtype=o.dtype)
+    for file, weight, trigger in loras:
+        pipe.load_lora(file, weight, trigger)
+    print(f"loaded {o.model}: {watch.lap()}")
+    subject = None
+    if o.subject is not None:
+        subject = jax.block_until_ready(pipe.encode_subject(o.subject, o.subject_fit))
+        print(f"encoded {o.subject}: {watch.lap()}")
+    for prompt, row in zip(prompts, files, strict=True):
+        for seed, file in zip(seeds, row, strict=True):
+            image = _draw(pipe, o, prompt, seed, subject)
+            output.save(image, file, _metadata(o, prompt, seed))
+            print(f"drew {file}: {watch.lap()}")
+
+
+def _draw(
+    pipe: InstantCharacterPipeline,
+    o: argparse.Namespace,
+    prompt: str,
+    seed: int,
+    subject: SubjectFeatures | None,
+) -> Image.Image:
+    with _progress(o, prompt) as callback:
+        result = pipe(
+            prompt,
+            subject_image=subject,
+            seed=seed,
+            callback_on_step_end=callback,
+            **{name: getattr(o, name) for name in options.PASSED_ON},
+        )
+    return result.images[0]
+
+
+@contextmanager
+def _progress(o: argparse.Namespace, prompt: str) -> Iterator[StepCallback | None]:
+    """A bar over the steps, where somebody looks at it; otherwise the loop stays one program."""
+    if o.no_progress or not sys.stderr.isatty():
+        yield None
+        return
+    steps = len(o.sigmas) if o.sigmas else o.num_inference_steps
+    with tqdm(total=steps, desc=prompt[:40] or "drawing", unit="step", leave=False) as bar:
+
+        def advance(_pipe: Any, _step: int, _timestep: float, values: dict[str, Any]) -> None:
+            jax.block_until_ready(values["latents"])  # or the bar would count what is queued
+            bar.update()
+
+        yield advance
+
+
+def _metadata(o: argparse.Namespace, prompt: str, seed: int) -> dict[str, Any]:
+    arguments = {name: getattr(o, name) for name in options.PASSED_ON}
+    files = {
+        name: None if v is None else str(v)
+        for name, v in {"model": o.model, "subject": o.subject}.items()
+    }
+    return {
+        "ic_jax": version("ic_jax"),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "prompt": prompt,
+        "seed": seed,
+        **files,
+        **arguments,
+        "subject_fit": o.subject_fit,
+        "dtype": o.dtype,
+        "lora": o.lora,
+        "trigger": o.trigger,
+    }
+
+
+def _keep_compiled_programs() -> None:
+    """Keep compiled programs between runs, under the user's cache directory."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(root / "ic_jax" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

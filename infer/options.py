@@ -1,0 +1,95 @@
+"""Options of `python -m infer`: the pipeline's arguments, and where pictures go."""
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from ic_jax.images import Fit
+
+DTYPES = ("bfloat16", "float16", "float32")
+# Options that the pipeline takes under the same name.
+PASSED_ON = (
+    "prompt_2",
+    "negative_prompt",
+    "true_cfg_scale",
+    "height",
+    "width",
+    "num_inference_steps",
+    "sigmas",
+    "guidance_scale",
+    "subject_scale",
+    "max_sequence_length",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m infer",
+        description="Draw a character from one picture of it in the scene that a prompt describes. "
+        "Without --model, a toy model with random weights shows that everything runs.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    what = p.add_argument_group("what to draw")
+    what.add_argument("--model", type=Path, help="model folder from python -m convert from-torch")
+    what.add_argument("--subject", metavar="PICTURE", help="picture of the character")
+    what.add_argument("--prompt", action="append", help="the scene; repeat for several")
+    what.add_argument("--prompts", type=Path, metavar="FILE", help="text file, one prompt a line")
+    what.add_argument("--prompt-2", help="for T5, if it is to read something else than CLIP")
+    what.add_argument("--negative-prompt", help="what to steer away from; needs --true-cfg-scale")
+    what.add_argument("--seed", type=int, nargs="+", default=[0], help="one picture for each")
+    what.add_argument(
+        "--num-images-per-prompt", type=int, default=1, help="with seeds counting up from --seed"
+    )
+    how = p.add_argument_group("how to draw it")
+    how.add_argument("--height", type=int, default=1024, help="pixels, a multiple of 16")
+    how.add_argument("--width", type=int, default=1024, help="pixels, a multiple of 16")
+    how.add_argument("--num-inference-steps", "--steps", type=int, default=28)
+    how.add_argument("--sigmas", type=float, nargs="+", help="noise levels instead of --steps")
+    how.add_argument("--guidance-scale", type=float, default=3.5)
+    how.add_argument("--true-cfg-scale", type=float, default=1.0, help="1 is off")
+    how.add_argument("--subject-scale", type=float, default=0.9)
+    how.add_argument(
+        "--subject-fit", choices=get_args(Fit), default="pad", help="to a square: pad on white"
+    )
+    how.add_argument("--max-sequence-length", type=int, default=512, help="T5 tokens")
+    how.add_argument("--lora", action="append", metavar="FILE[=WEIGHT]", help="style LoRA, peft")
+    how.add_argument("--trigger", action="append", help="the LoRA's trigger words, one per --lora")
+    run = p.add_argument_group("running")
+    run.add_argument("--out", type=Path, default=Path("out.png"), help="PNG file, or folder")
+    run.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
+    run.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="to compute in")
+    run.add_argument("--no-progress", action="store_true", help="one program for all steps")
+    run.add_argument("--no-compile-cache", action="store_true", help="compile everything anew")
+    run.add_argument("--debug", action="store_true", help="show where an error came from")
+    return p
+
+
+def prompts(options: argparse.Namespace) -> list[str]:
+    """All prompts, in order; an empty one where only a subject is given."""
+    given = list(options.prompt or [])
+    if options.prompts is not None:
+        lines = options.prompts.read_text(encoding="utf-8").splitlines()
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise ValueError(f"{options.prompts} holds no prompt; write one a line")
+        given += found
+    return given or [""]
+
+
+def seeds(options: argparse.Namespace) -> list[int]:
+    return [seed + i for seed in options.seed for i in range(options.num_images_per_prompt)]
+
+
+def loras(options: argparse.Namespace) -> list[tuple[Path, float, str | None]]:
+    """(file, weight, trigger) of every --lora."""
+    files, triggers = options.lora or [], options.trigger or []
+    if len(triggers) > len(files):
+        raise ValueError(f"{len(triggers)} --trigger for {len(files)} --lora; one each at most")
+    found = []
+    for spec, trigger in zip(files, triggers + [None] * (len(files) - len(triggers)), strict=True):
+        file, _, weight = spec.rpartition("=") if "=" in spec else (spec, "", "1")
+        try:
+            found.append((Path(file), float(weight), trigger))
+        except ValueError:
+            raise ValueError(f"--lora {spec}: {weight!r} is no number; write FILE=0.8") from None
+    return found

@@ -1,0 +1,35 @@
+"""Where the time goes: what JAX spends compiling, apart from what it spends drawing."""
+
+import time
+
+import jax
+
+# Tracing, lowering and compiling a program, or reading it from the compilation cache.
+_COMPILE_EVENTS = (
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+
+
+class Stopwatch:
+    """Laps of wall time, with the seconds that JAX spent compiling said apart."""
+
+    def __init__(self) -> None:
+        self._compiling = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        self._start = time.perf_counter()
+
+    def _listen(self, event: str, seconds: float, **_: object) -> None:
+        if event in _COMPILE_EVENTS:
+            self._compiling += seconds
+
+    def lap(self) -> str:
+        """The time since the last lap, as "1.5 s and 12.0 s compiling"."""
+        now = time.perf_counter()
+        rest = max(now - self._start - self._compiling, 0.0)
+        text = f"{rest:.1f} s"
+        if self._compiling >= 0.05:
+            text += f" and {self._compiling:.1f} s compiling"
+        self._start, self._compiling = now, 0.0
+        return text
