@@ -1,0 +1,76 @@
+"""How the commands end: one line of error for a person, and an exit code for a script."""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ic_jax.weights import WeightsError
+
+# The first kind that fits an exception decides; the rest are defects and show their traceback.
+EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (WeightsError, 3),
+    (FloatingPointError, 5),
+    (ValueError, 2),
+    (FileNotFoundError, 2),
+    (FileExistsError, 2),
+    (NotADirectoryError, 2),
+    (OSError, 74),
+    (KeyboardInterrupt, 130),
+)
+
+
+def run(command: Callable[[], Any], *, debug: bool = False) -> int:
+    """Run a command; returns its exit code.
+
+    0 done; 2 bad usage or input; 3 bad weights; 5 not a finite number; 74 input or output
+    failed; 130 interrupted; 1 out of the device's memory. `debug` shows tracebacks.
+    """
+    warnings.showwarning = _one_line_warning
+    try:
+        command()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has gone: nothing to tell anyone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseException as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return code
+    return 0
+
+
+def _exit_code(error: BaseException) -> int | None:
+    if _out_of_memory(error):
+        return 1
+    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if _out_of_memory(error):
+        return (
+            "out of the device's memory; draw smaller (--height, --width), with --dtype bfloat16, "
+            "or on a device with more memory (the README has a table)"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _one_line_warning(message: Warning | str, *_: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
