@@ -1,0 +1,116 @@
+"""Style LoRAs: what they change, and that nothing of them stays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ic_jax import checkpoint
+from ic_jax.lora import LoraSet, read_lora
+from ic_jax.weights import WeightsError
+from tests.conftest import GOLDENS
+
+STYLE = GOLDENS / "tiny_instantcharacter" / "style_lora.safetensors"
+
+
+@pytest.fixture(scope="module")
+def flux(tiny_model):
+    return checkpoint.load_component(tiny_model, "transformer", jnp.bfloat16)
+
+
+@pytest.fixture
+def loras(flux):
+    made = LoraSet({"transformer": flux})
+    yield made
+    made.clear()
+
+
+def values(model):
+    return {k: np.asarray(v[...]) for k, v in checkpoint.parameters(model).items()}
+
+
+def written(tmp_path, **changes):
+    """The style LoRA with some of its keys changed; None removes one."""
+    tensors = load_file(STYLE)
+    tensors.update(changes)
+    file = tmp_path / "lora.safetensors"
+    save_file({k: v for k, v in tensors.items() if v is not None}, file)
+    return file
+
+
+def test_sum_is_taken_in_float32_from_the_base(flux, loras):
+    before = values(flux)
+    loras.add(read_lora(STYLE, 0.5))
+    loras.add(read_lora(STYLE, 0.3))
+    tensors = load_file(STYLE)
+    for name, stack in (("transformer_blocks", 2), ("single_transformer_blocks", 3)):
+        path = f"{name}.*.attn.to_q.kernel"
+        ours = values(flux)[path]
+        for i in range(stack):
+            a, b = (tensors[f"transformer.{name}.{i}.attn.to_q.lora_{x}.weight"] for x in "AB")
+            exact = before[path][i].astype(np.float32) + 0.8 * (b @ a).T
+            np.testing.assert_allclose(ours[i].astype(np.float32), exact, rtol=2**-8)
+    untouched = "context_embedder.kernel"
+    np.testing.assert_array_equal(values(flux)[untouched], before[untouched])
+
+
+def test_unloading_restores_every_bit(flux, loras):
+    before = values(flux)
+    for weight in (0.8, -1.3, 0.1):
+        loras.add(read_lora(STYLE, weight))
+    assert any((values(flux)[k] != v).any() for k, v in before.items())
+    loras.clear()
+    for path, value in values(flux).items():
+        np.testing.assert_array_equal(value, before[path])
+
+
+def test_alpha_scales(flux, loras, tmp_path):
+    alpha = {
+        k.replace("lora_A.weight", "alpha"): np.float32(2.0)
+        for k in load_file(STYLE)
+        if "lora_A" in k
+    }
+    loras.add(read_lora(written(tmp_path, **alpha), 1.0))  # rank 4: half the strength
+    halved = values(flux)
+    loras.clear()
+    loras.add(read_lora(STYLE, 0.5))
+    jax.tree.map(np.testing.assert_array_equal, halved, values(flux))
+
+
+def test_triggers_are_remembered_in_order(loras):
+    loras.add(read_lora(STYLE, trigger="ghibli style"))
+    loras.add(read_lora(STYLE))
+    loras.add(read_lora(STYLE, trigger="ink"))
+    assert loras.triggers == ["ghibli style", "ink"]
+
+
+KEY = "transformer.transformer_blocks.0.attn.to_q.lora_"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({KEY + "A.weight": None}, "to_q: lora_A.weight is missing"),
+        ({KEY + "A.weight": np.ones((3, 64), np.float32)}, "do not share a rank"),
+        ({KEY + "A.weight": np.ones((4, 63), np.float32)}, "for a map 63 -> 64"),
+        ({KEY + "A.weight": np.full((4, 64), np.nan, np.float32)}, "not finite"),
+        ({KEY + "dora_scale": np.ones(64, np.float32)}, "other keys, such as .*dora_scale"),
+        ({"lora_unet_x.alpha": np.ones(1, np.float32)}, "not a LoRA in the peft layout"),
+        (
+            {KEY.replace(".0.", ".9.") + f"{x}.weight": np.ones(s, np.float32)
+             for x, s in (("A", (4, 64)), ("B", (64, 4)))},
+            "has no transformer_blocks.9.attn.to_q",
+        ),
+    ],
+)
+def test_files_that_do_not_fit_change_nothing(flux, loras, tmp_path, changes, message):
+    before = values(flux)
+    with pytest.raises(WeightsError, match=message):
+        loras.add(read_lora(written(tmp_path, **changes)))
+    jax.tree.map(np.testing.assert_array_equal, before, values(flux))
+
+
+def test_weight_must_be_finite():
+    with pytest.raises(ValueError, match="LoRA weight is nan"):
+        read_lora(STYLE, float("nan"))

@@ -1,0 +1,252 @@
+"""The pipeline against the published one, and what its users rely on."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from ic_jax import InstantCharacterPipeline
+from tests.conftest import GOLDENS
+from tests.oracle import relative
+
+TINY = GOLDENS / "tiny_instantcharacter"
+REFERENCE = TINY / "reference.png"
+SMALL = {
+    "height": 64,
+    "width": 64,
+    "num_inference_steps": 2,
+    "max_sequence_length": 32,
+    "output_type": "latent",
+}
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    return InstantCharacterPipeline.from_pretrained(tiny_model, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with safe_open(TINY / "expected.safetensors", "np") as f:
+        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        return tensors, json.loads(f.metadata()["cases"])
+
+
+@pytest.fixture(scope="module")
+def portraits(pipe):
+    """Two characters: the reference, and its colours turned around."""
+    reference = Image.open(REFERENCE).convert("RGB")
+    return [reference, Image.fromarray(255 - np.asarray(reference))]
+
+
+@pytest.fixture(scope="module")
+def subjects(pipe, portraits):
+    return [pipe.encode_subject(portrait) for portrait in portraits]
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_equals_the_published_pipeline(pipe, golden, i):
+    expected, cases = golden
+    case = cases[i]
+    if "trigger" in case:
+        pipe.load_lora(TINY / "style_lora.safetensors", case["lora_weight"], case["trigger"])
+
+    def draw(output_type):
+        return pipe(
+            case["prompt"],
+            negative_prompt=case.get("negative_prompt"),
+            true_cfg_scale=case.get("true_cfg_scale", 1.0),
+            height=case["height"],
+            width=case["width"],
+            num_inference_steps=case["steps"],
+            guidance_scale=case["guidance_scale"],
+            latents=expected[f"case/{i}/initial_latents"],
+            subject_image=REFERENCE,
+            subject_scale=case["subject_scale"],
+            subject_fit="stretch",
+            max_sequence_length=case["max_sequence_length"],
+            output_type=output_type,
+        ).images
+
+    try:
+        assert relative(draw("latent"), expected[f"case/{i}/final_latents"]) < 1e-4
+        assert relative(draw("np"), expected[f"case/{i}/image"]) < 1e-4
+    finally:
+        pipe.unload_loras()
+
+
+def test_steps_equal_the_published_pipeline(pipe, golden):
+    """Every step of case 0, seen through the callback; and the loop as one program agrees."""
+    expected, cases = golden
+    case, seen = cases[0], []
+
+    def callback(pipeline, step, timestep, values):
+        assert pipeline is pipe
+        assert step == len(seen)
+        seen.append((timestep, values["latents"]))
+
+    arguments = {
+        "prompt_embeds": expected["case/0/prompt_embeds"],
+        "pooled_prompt_embeds": expected["case/0/pooled_prompt_embeds"],
+        "height": case["height"],
+        "width": case["width"],
+        "num_inference_steps": case["steps"],
+        "latents": expected["case/0/initial_latents"],
+        "subject_image": REFERENCE,
+        "subject_fit": "stretch",
+        "output_type": "latent",
+    }
+    final = pipe(**arguments, callback_on_step_end=callback).images
+    assert seen[0][0] == 1000.0
+    for (_, ours), theirs in zip(seen, expected["case/0/latents_after_each_step"], strict=True):
+        assert relative(ours, theirs) < 1e-4
+    assert relative(pipe(**arguments).images, final) < 1e-6
+
+
+def test_callback_may_replace_latents(pipe, subjects):
+    def to_zero(pipeline, step, timestep, values):
+        return {"latents": values["latents"] * 0} if step == 1 else None
+
+    final = pipe("a", **SMALL, subject_image=subjects[0], callback_on_step_end=to_zero).images
+    assert not np.asarray(final).any()
+
+
+def test_batch_equals_single_calls(pipe, portraits, subjects):
+    prompts = ["a girl in the rain", "a boy on a bike"]
+    batch = pipe(prompts, **SMALL, subject_image=portraits, seed=7, num_images_per_prompt=2)
+    assert batch.seeds == [7, 8, 7, 8]
+    singles = [
+        pipe(prompt, **SMALL, subject_image=subject, seed=seed).images[0]
+        for prompt, subject in zip(prompts, subjects, strict=True)
+        for seed in (7, 8)
+    ]
+    assert relative(batch.images, np.stack(singles)) < 1e-5
+    assert relative(singles[0], singles[2]) > 1e-2
+
+
+def test_true_guidance_in_a_batch_equals_single_calls(pipe, portraits, subjects):
+    prompts = ["a girl in the rain", "a boy on a bike"]
+    guided = SMALL | {"negative_prompt": "blurry", "true_cfg_scale": 2.5}
+    batch = pipe(prompts, **guided, subject_image=portraits).images
+    singles = [
+        pipe(prompt, **guided, subject_image=subject).images[0]
+        for prompt, subject in zip(prompts, subjects, strict=True)
+    ]
+    assert relative(batch, np.stack(singles)) < 1e-5
+
+
+def test_one_subject_or_one_prompt_serves_for_all(pipe, portraits, subjects):
+    shared = pipe(["a", "b"], **SMALL, subject_image=subjects[0]).images
+    assert relative(shared[1:], pipe("b", **SMALL, subject_image=subjects[0]).images) < 1e-5
+    shared = pipe("a", **SMALL, subject_image=portraits).images
+    assert relative(shared[1:], pipe("a", **SMALL, subject_image=subjects[1]).images) < 1e-5
+
+
+def test_prompt_alone_is_plain_flux_and_subject_alone_draws(pipe, subjects):
+    plain = pipe("a girl", **SMALL).images
+    silent = pipe("a girl", **SMALL, subject_image=subjects[0], subject_scale=0.0).images
+    assert relative(plain, silent) < 1e-6
+    alone = pipe(subject_image=subjects[0], **SMALL).images
+    assert relative(alone, pipe("", **SMALL).images) > 1e-3
+
+
+@pytest.fixture
+def compilations():
+    """Names of the programs that JAX compiles from here on."""
+    found = []
+
+    def listen(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(details)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_another_request_compiles_nothing(pipe, portraits, compilations):
+    first = pipe("a girl", **SMALL, subject_image=portraits[0], seed=1).images
+    before = len(compilations)
+    with pytest.warns(UserWarning, match="prompt too long"):
+        second = pipe(
+            "a boy on a bike " * 40,
+            **SMALL,
+            subject_image=portraits[1],
+            subject_scale=0.5,
+            guidance_scale=2.0,
+            seed=[9],
+        ).images
+    assert len(compilations) == before
+    assert relative(first, second) > 1e-2
+
+
+def test_the_count_of_compilations_counts(compilations):
+    jax.jit(lambda x: x * 3 + 1)(np.arange(17.0, dtype=np.float32))
+    assert compilations
+
+
+def test_output_types(pipe):
+    arrays = pipe("a girl", **SMALL | {"output_type": "np"}).images
+    assert arrays.shape == (1, 64, 64, 3)
+    assert arrays.dtype == np.float32
+    assert arrays.min() >= 0
+    assert arrays.max() <= 1
+    (picture,) = pipe("a girl", **SMALL | {"output_type": "pil"}).images
+    assert picture.size == (64, 64)
+    np.testing.assert_allclose(np.asarray(picture) / 255, arrays[0], atol=0.5 / 255 + 1e-6)
+
+
+def test_given_sigmas(pipe):
+    from_steps = pipe("a girl", **SMALL).images
+    given = pipe("a girl", **SMALL, sigmas=[1.0, 0.5]).images
+    np.testing.assert_array_equal(from_steps, given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"height": 100}, "height is 100; it must be a multiple of 16 .* such as 96"),
+        ({"width": 0}, "width is 0"),
+        ({"width": -16}, "width is -16"),
+        ({"height": 10**9}, "height is 1000000000"),
+        ({"height": 64.0}, "whole number of pixels"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"sigmas": [0.5, 0.9]}, "must fall strictly"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"subject_scale": float("inf")}, "subject_scale is inf"),
+        ({"seed": -1}, "seed -1 is not"),
+        ({"seed": 2**32}, "seed 4294967296 is not"),
+        ({"seed": [1, 2]}, "2 seeds for 1 pictures"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        ({"max_sequence_length": 513}, "max_sequence_length is 513"),
+        ({"prompt": []}, "prompt is an empty list"),
+        ({"prompt": 3}, "prompt: expected text, got int"),
+        ({"prompt": ["a", "b"], "prompt_2": ["a"] * 3}, "2 prompts and 3 prompts_2"),
+        ({"prompt": ["a", "b"], "subject_image": [REFERENCE] * 3}, "2 prompts and 3 subjects"),
+        ({"subject_image": []}, "subject_image is an empty list"),
+        ({"subject_image": "nowhere.png"}, "nowhere.png"),
+        ({"subject_fit": "crop"}, "subject_fit is 'crop'"),
+        ({"output_type": "jpeg"}, "output_type is 'jpeg'"),
+        ({"latents": np.zeros((1, 5, 16))}, r"latents has shape \[1, 5, 16\]; expected \[1, 16, 16\]"),
+        ({"prompt_embeds": np.zeros((1, 32, 40))}, "go together"),
+    ],
+)
+def test_unusable_arguments(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        pipe(**{"prompt": "a girl", **SMALL, **arguments})
+    assert "\n" not in str(raised.value)
+
+
+def test_numbers_that_are_not_finite_are_no_picture(pipe):
+    with pytest.raises(FloatingPointError, match="not finite in float32"):
+        pipe("a girl", **SMALL, latents=np.full((1, 16, 16), np.nan))
+
+
+def test_bfloat16(tiny_model, subjects, pipe):
+    half = InstantCharacterPipeline.from_pretrained(tiny_model)
+    arguments = SMALL | {"output_type": "np"}
+    ours = half("a girl", **arguments, subject_image=REFERENCE).images
+    assert relative(ours, pipe("a girl", **arguments, subject_image=REFERENCE).images) < 0.03
