@@ -1,0 +1,102 @@
+"""CLIP's text transformer, FLUX's source of the pooled prompt embedding.
+
+Computes what transformers' CLIPTextModel does, and bears its names on disk.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ic_jax.config import ClipConfig
+from ic_jax.models.attention import merge_heads, split_heads
+from ic_jax.models.layers import Embedding, LayerNorm, Linear, Mlp, Stack, gelu_erf, quick_gelu
+from ic_jax.models.text_attention import biased_attention
+
+
+class ClipText(nnx.Module):
+    """Prompt ids -> pooled embedding, the final-normed state at the end token."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        self.text_model = TextModel(config, rngs=rngs)
+        self.eos_token_id = config.eos_token_id
+
+    def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b d"]:
+        """Args: ids: start token, prompt, end token, padding; n at most the position table's."""
+        x = self.text_model(ids)
+        # Both argmax take the first of equals: CLIP pads with its end token.
+        is_end = ids if self.eos_token_id == 2 else ids == self.eos_token_id
+        return x[jnp.arange(ids.shape[0]), jnp.argmax(is_end, axis=-1)]
+
+
+class TextModel(nnx.Module):
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(config, rngs=rngs)
+        self.encoder = Encoder(config, rngs=rngs)
+        self.final_layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        return self.final_layer_norm(self.encoder(self.embeddings(ids)))
+
+
+class Embeddings(nnx.Module):
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        d = config.hidden_size
+        positions = config.max_position_embeddings
+        self.token_embedding = Embedding(config.vocab_size, d, axes=("vocab", "embed"), rngs=rngs)
+        self.position_embedding = Embedding(positions, d, axes=(None, "embed"), rngs=rngs)
+
+    def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+class Encoder(nnx.Module):
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        def make(rngs: nnx.Rngs) -> EncoderLayer:
+            return EncoderLayer(config, rngs=rngs)
+
+        self.layers = Stack(make, config.num_hidden_layers, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        n = x.shape[1]
+        causal = jnp.where(jnp.tri(n, dtype=bool), 0.0, -jnp.inf)
+        x, _ = self.layers.scan(lambda layer, x, _: (layer(x, causal), None), x)
+        return x
+
+
+class EncoderLayer(nnx.Module):
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        d, eps = config.hidden_size, config.layer_norm_eps
+        activation = {"quick_gelu": quick_gelu, "gelu": gelu_erf}[config.hidden_act]
+        self.layer_norm1 = LayerNorm(d, eps=eps)
+        self.self_attn = SelfAttention(d, config.num_attention_heads, rngs=rngs)
+        self.layer_norm2 = LayerNorm(d, eps=eps)
+        self.mlp = Mlp(d, config.intermediate_size, activation=activation, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b n d"], bias: Float[Array, "n n"]
+    ) -> Float[Array, "b n d"]:
+        x = x + self.self_attn(self.layer_norm1(x), bias)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class SelfAttention(nnx.Module):
+    def __init__(self, features: int, heads: int, *, rngs: nnx.Rngs):
+        def project_in() -> Linear:
+            return Linear(features, features, axes=("embed", "heads"), rngs=rngs)
+
+        self.q_proj = project_in()
+        self.k_proj = project_in()
+        self.v_proj = project_in()
+        self.out_proj = Linear(features, features, axes=("heads", "embed"), rngs=rngs)
+        self.head_dim = features // heads
+
+    def __call__(
+        self, x: Float[Array, "b n d"], bias: Float[Array, "n n"]
+    ) -> Float[Array, "b n d"]:
+        q, k, v = (
+            split_heads(project(x), self.head_dim)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(
+            merge_heads(biased_attention(q, k, v, bias, scale=self.head_dim**-0.5))
+        )
