@@ -22,7 +22,7 @@ from ic_jax.models.clip import ClipText
 from ic_jax.models.flux import rope_table
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
-from ic_jax.text import PromptTokenizer
+from ic_jax.text import PromptTokenizer, check_prompt
 
 OutputType = Literal["pil", "np", "latent"]
 Subjects = Picture | Sequence[Picture] | SubjectFeatures
@@ -143,10 +143,10 @@ class InstantCharacterPipeline:
 
         texts = self._encode_given(prompt_embeds, pooled_prompt_embeds)
         if texts is None:
+            prompt = "" if prompt is None else prompt
+            prompt_2 = prompt if prompt_2 is None else prompt_2
             texts = self._encode(
-                self._with_triggers(prompt or ""),
-                self._with_triggers(prompt_2 or prompt or ""),
-                max_length,
+                self._with_triggers(prompt), self._with_triggers(prompt_2), max_length
             )
         subjects = self._subjects(subject_image, subject_fit)
         count = inputs.common_count(
@@ -239,7 +239,8 @@ class InstantCharacterPipeline:
         return self.vae.config.downscale * flow.PATCH
 
     def _with_triggers(self, prompt: str | Sequence[str]) -> list[str]:
-        return [", ".join([*self._loras.triggers, p]) for p in inputs.as_list("prompt", prompt)]
+        prompts = map(check_prompt, inputs.as_list("prompt", prompt))
+        return [", ".join(filter(None, [*self._loras.triggers, p])) for p in prompts]
 
     def _encode(self, prompts: list[str], prompts_2: list[str], length: int) -> sampler.Prompt:
         model = self.model
@@ -248,8 +249,12 @@ class InstantCharacterPipeline:
                 "the model has no text encoders; give prompt_embeds and pooled_prompt_embeds, "
                 "or convert it with --t5 and --clip"
             )
-        inputs.common_count(prompts=len(prompts), prompts_2=len(prompts_2))
-        clip_ids, t5_ids = self._tokenizer(prompts, prompts_2, length)
+        count = inputs.common_count(prompts=len(prompts), prompts_2=len(prompts_2))
+        clip_ids, t5_ids = self._tokenizer(
+            prompts * (count // len(prompts)),
+            prompts_2 * (count // len(prompts_2)),
+            max_sequence_length=length,
+        )
         return _encode_text(model.clip, model.t5, clip_ids, t5_ids)
 
     def _encode_given(self, embeds: Any, pooled: Any) -> sampler.Prompt | None:

@@ -64,18 +64,25 @@ class PromptTokenizer:
         return cls(load_clip(clip), load_t5(t5))
 
     def __call__(
-        self, prompts: str | list[str], max_sequence_length: int = 512
+        self,
+        prompts: str | list[str],
+        prompts_2: str | list[str] | None = None,
+        *,
+        max_sequence_length: int = 512,
     ) -> tuple[Int[np.ndarray, "b n"], Int[np.ndarray, "b m"]]:
         """CLIP's ids, 77 per prompt, and T5's, `max_sequence_length` per prompt, as int32.
 
-        A prompt that is too long is cut, with one warning that quotes what each encoder does
-        not see. Control characters are left out. PromptError for what is not text.
+        T5 reads `prompts_2`, as many, where they are given. A prompt that is too long is cut,
+        with one warning that quotes what each encoder does not see. Control characters are left
+        out. PromptError for what is not text.
         """
         prompts = prompts if isinstance(prompts, list) else [prompts]
+        prompts_2 = prompts if prompts_2 is None else prompts_2
+        prompts_2 = prompts_2 if isinstance(prompts_2, list) else [prompts_2]
         clip_ids, t5_ids = [], []
-        for prompt in map(check_prompt, prompts):
-            clip = self.clip.encode(prompt, CLIP_LENGTH)
-            t5 = self.t5.encode(prompt, max_sequence_length)
+        for prompt, prompt_2 in zip(prompts, prompts_2, strict=True):
+            clip = self.clip.encode(check_prompt(prompt), CLIP_LENGTH)
+            t5 = self.t5.encode(check_prompt(prompt_2), max_sequence_length)
             _warn_of_cuts(("CLIP", CLIP_LENGTH, clip), ("T5", max_sequence_length, t5))
             clip_ids.append(clip.ids)
             t5_ids.append(t5.ids)

@@ -98,8 +98,10 @@ KEY = "transformer.transformer_blocks.0.attn.to_q.lora_"
         ({KEY + "dora_scale": np.ones(64, np.float32)}, "other keys, such as .*dora_scale"),
         ({"lora_unet_x.alpha": np.ones(1, np.float32)}, "not a LoRA in the peft layout"),
         (
-            {KEY.replace(".0.", ".9.") + f"{x}.weight": np.ones(s, np.float32)
-             for x, s in (("A", (4, 64)), ("B", (64, 4)))},
+            {
+                KEY.replace(".0.", ".9.") + f"{x}.weight": np.ones(s, np.float32)
+                for x, s in (("A", (4, 64)), ("B", (64, 4)))
+            },
             "has no transformer_blocks.9.attn.to_q",
         ),
     ],

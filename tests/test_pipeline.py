@@ -230,7 +230,10 @@ def test_given_sigmas(pipe):
         ({"subject_image": "nowhere.png"}, "nowhere.png"),
         ({"subject_fit": "crop"}, "subject_fit is 'crop'"),
         ({"output_type": "jpeg"}, "output_type is 'jpeg'"),
-        ({"latents": np.zeros((1, 5, 16))}, r"latents has shape \[1, 5, 16\]; expected \[1, 16, 16\]"),
+        (
+            {"latents": np.zeros((1, 5, 16))},
+            r"latents has shape \[1, 5, 16\]; expected \[1, 16, 16\]",
+        ),
         ({"prompt_embeds": np.zeros((1, 32, 40))}, "go together"),
     ],
 )

@@ -153,7 +153,9 @@ def test_golden_prompts():
     with safe_open(TINY / "expected.safetensors", "np") as f:
         for i, case in enumerate(json.loads(f.metadata()["cases"])):
             trigger = f"{case['trigger']}, " if "trigger" in case else ""
-            ids = tokenizer(trigger + case["prompt"], case["max_sequence_length"])
+            ids = tokenizer(
+                trigger + case["prompt"], max_sequence_length=case["max_sequence_length"]
+            )
             clip_ids, t5_ids = map(jnp.asarray, ids)
             pooled = f.get_tensor(f"case/{i}/pooled_prompt_embeds")
             embeds = f.get_tensor(f"case/{i}/prompt_embeds")

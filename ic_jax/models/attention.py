@@ -13,6 +13,10 @@ from jaxtyping import Array, Float
 
 Backend = Literal["cudnn", "xla", "blocked"]
 
+CUDNN_HEAD_DIM = 128
+BLOCK = 4096  # queries
+MAX_SCORES = 4 * 2**30  # bytes that scores may take at once off the CPU
+
 
 def attention(
     q: Float[Array, "b n h d"],
@@ -27,10 +31,10 @@ def attention(
         k: keys.
         v: values.
         backend: "cudnn" (NVIDIA, bfloat16 or float16), "xla" (anywhere; holds all scores),
-            "blocked" (one head at a time: little memory, and the fastest on a CPU).
-            By default the best one for the platform that JAX runs on.
+            "blocked" (a head and 4096 queries at a time: little memory, fastest on a CPU).
+            By default the best one for the platform that JAX runs on and for the size.
     """
-    match backend or _default_backend(q.dtype, q.shape[-1]):
+    match backend or _default_backend(q, k):
         case "cudnn":
             return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
         case "xla":
@@ -41,11 +45,12 @@ def attention(
             raise ValueError(f"attention backend {other!r} is none of 'cudnn', 'xla', 'blocked'")
 
 
-def _default_backend(dtype: jnp.dtype, head_dim: int) -> Backend:
-    platform = jax.default_backend()
-    if platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) and head_dim <= 128:
+def _default_backend(q: Array, k: Array) -> Backend:
+    (b, n, h, d), m, platform = q.shape, k.shape[1], jax.default_backend()
+    if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and d <= CUDNN_HEAD_DIM:
         return "cudnn"
-    return "blocked" if platform == "cpu" else "xla"
+    scores = 4 * b * h * n * m  # bytes
+    return "blocked" if platform == "cpu" or scores > MAX_SCORES else "xla"
 
 
 def _dense(q: Array, k: Array, v: Array) -> Array:
@@ -55,19 +60,25 @@ def _dense(q: Array, k: Array, v: Array) -> Array:
 
 
 def _blocked(q: Array, k: Array, v: Array) -> Array:
-    b, _, h, _ = q.shape
+    b, n, h, d = q.shape
+    rows = next(r for r in range(min(n, BLOCK), 0, -1) if n % r == 0)
 
     def one_head(qkv: tuple[Array, Array, Array]) -> Array:
-        q, k, v = qkv  # n d, m d, m d
-        scores = jnp.dot(q, k.T, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores / math.sqrt(q.shape[-1]), axis=-1).astype(v.dtype)
-        return weights @ v
+        q, k, v = qkv  # blocks rows d, m d, m d
+
+        def one_block(q: Array) -> Array:
+            scores = jnp.dot(q, k.T, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(scores / math.sqrt(d), axis=-1).astype(v.dtype)
+            return weights @ v
+
+        return one_block(q[0])[None] if n == rows else jax.lax.map(one_block, q)
 
     def heads_first(x: Array) -> Array:
         return x.swapaxes(1, 2).reshape(b * h, x.shape[1], -1)  # b h, n, d
 
-    out = jax.lax.map(one_head, (heads_first(q), heads_first(k), heads_first(v)))
-    return out.reshape(b, h, *out.shape[1:]).swapaxes(1, 2)  # b n h d
+    queries = heads_first(q).reshape(b * h, n // rows, rows, d)
+    out = jax.lax.map(one_head, (queries, heads_first(k), heads_first(v)))
+    return out.reshape(b, h, n, -1).swapaxes(1, 2)  # b n h d
 
 
 def split_heads(x: Float[Array, "b n hd"], head_dim: int) -> Float[Array, "b n h d"]:
