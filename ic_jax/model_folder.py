@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np
 from ic_jax import safetensors
 from ic_jax.folders import written_whole
 from ic_jax.safetensors import Spec
+from ic_jax.version import __version__
 from ic_jax.weights import Tensor, WeightsError
 
 MANIFEST, CONFIG, UNUSED = "manifest.json", "config.json", "unused.safetensors"
@@ -200,7 +200,7 @@ def create(out: str | Path, *, overwrite: bool = False) -> Iterator[ModelWriter]
             kind: {name: vars(entry) for name, entry in files.items()}
             for kind, files in writer.components.items()
         }
-        manifest = {"format": FORMAT, "ic_jax": _version(), "components": components}
+        manifest = {"format": FORMAT, "ic_jax": __version__, "components": components}
         with (folder / MANIFEST).open("wb") as file:
             file.write(as_json(manifest))
             safetensors.sync(file)
@@ -208,10 +208,3 @@ def create(out: str | Path, *, overwrite: bool = False) -> Iterator[ModelWriter]
 
 def as_json(values: Any) -> bytes:
     return (json.dumps(values, indent=2) + "\n").encode()
-
-
-def _version() -> str:
-    try:
-        return version("ic-jax")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"

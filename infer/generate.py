@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from ic_jax import InstantCharacterPipeline, cli
 from ic_jax.features import SubjectFeatures
 from ic_jax.pipeline import StepCallback
+from ic_jax.version import __version__
 from infer import demo, options, output
 from infer.timing import Stopwatch
 
@@ -92,7 +92,7 @@ def _metadata(o: argparse.Namespace, prompt: str, seed: int) -> dict[str, Any]:
         for name, v in {"model": o.model, "subject": o.subject}.items()
     }
     return {
-        "ic_jax": version("ic_jax"),
+        "ic_jax": __version__,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "prompt": prompt,

@@ -7,6 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # Shapes in the array code's signatures are checked here and cost nothing elsewhere.
@@ -19,3 +20,20 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 GOLDENS = Path(__file__).parent / "goldens"
+TINY = GOLDENS / "tiny_instantcharacter"
+
+
+def from_torch(out: Path, *options: str) -> Path:
+    """The whole golden model, converted as a person would."""
+    from convert.__main__ import main
+
+    sources = ["--flux", TINY / "flux", "--siglip", TINY / "siglip", "--dinov2", TINY / "dinov2"]
+    sources += ["--adapter", TINY / "instantcharacter_ip-adapter.bin", "--out", out]
+    assert main(["from-torch", *map(str, sources), *options]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """The golden model as a MODEL folder, float32."""
+    return from_torch(tmp_path_factory.mktemp("converted") / "tiny")

@@ -1,11 +1,16 @@
 """The published sizes, without an array: counts, and every parameter's name, shape and axes."""
 
 import diffusers
+import jax
+import jax.numpy as jnp
 import pytest
 import torch
 import transformers
 
+from ic_jax import sampler
 from ic_jax.config import CONFIGS
+from ic_jax.features import SubjectFeatures
+from ic_jax.models.flux import Rope
 from tests import parameters
 
 
@@ -60,3 +65,36 @@ def test_counts_as_torch_has_them(name):
     with torch.device("meta"):
         theirs = sum(p.numel() for p in torch_model(name).parameters())
     assert parameters.count(parameters.full_size(name)) == theirs
+
+
+def test_sampling_at_full_size():
+    """1024 x 1024, 28 steps, one subject, true guidance: traced whole, in bfloat16."""
+
+    def shaped(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def half(model):
+        return jax.tree.map(lambda x: shaped(*x.shape), model)
+
+    def number(*shape):
+        return shaped(*shape, dtype=jnp.float32)
+
+    prompt = sampler.Prompt(shaped(1, 512, 4096), shaped(1, 768))
+    features = SubjectFeatures(*(shaped(1, n * 729, 2688) for n in (1, 3, 4)))
+    request = sampler.Request(
+        latents=number(1, 4096, 64),
+        prompt=prompt,
+        guidance_scale=number(1),
+        sigmas=number(29),
+        rope=Rope(number(4608, 64), number(4608, 64)),
+        subject=sampler.Subject(features, number(1)),
+        true_guidance=sampler.Guidance(prompt, number(1)),
+    )
+    flux, adapter = (half(parameters.full_size(n)) for n in ("flux-dev", "instantcharacter"))
+    conditioning = jax.eval_shape(sampler.prepare, flux, adapter, request)
+    assert conditioning.steps.subject_tokens.shape == (28, 1, 1024, 4096)
+    assert conditioning.steps.subject_tokens.dtype == jnp.bfloat16
+    assert conditioning.steps.modulation.img.shape == (28, 19, 2, 6, 3072)
+    latents = jax.eval_shape(sampler.sample, flux, adapter, request)
+    assert latents.shape == (1, 4096, 64)
+    assert latents.dtype == jnp.float32

@@ -1,6 +1,7 @@
 """`python -m infer` as a person uses it: files, metadata, errors in one line, exit codes."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tests.conftest import GOLDENS
 
 REFERENCE = str(GOLDENS / "tiny_instantcharacter" / "reference.png")
 STYLE = GOLDENS / "tiny_instantcharacter" / "style_lora.safetensors"
-SMALL = "--height 64 --width 64 --steps 2 --max-sequence-length 32 --dtype float32".split()
+SMALL = ["--height=64", "--width=64", "--steps=2", "--max-sequence-length=32", "--dtype=float32"]
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_prompts_from_a_file_with_several_seeds(infer, tmp_path):
         "a-girl-in-the-rain-000-seed2.png",
     ]
     pictures = [np.asarray(Image.open(tmp_path / "drawn" / name)) for name in names]
-    assert all((a != b).any() for a, b in zip(pictures, pictures[1:], strict=False))
+    assert all((a != b).any() for a, b in pairwise(pictures))
 
 
 def test_lora_changes_the_picture(infer, tmp_path):

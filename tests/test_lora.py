@@ -67,7 +67,7 @@ def test_unloading_restores_every_bit(flux, loras):
 
 def test_alpha_scales(flux, loras, tmp_path):
     alpha = {
-        k.replace("lora_A.weight", "alpha"): np.float32(2.0)
+        k.replace("lora_A.weight", "alpha"): np.array(2.0, np.float32)
         for k in load_file(STYLE)
         if "lora_A" in k
     }
