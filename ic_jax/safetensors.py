@@ -194,8 +194,8 @@ def _write_shard(
             assert chunk.dtype == specs[name].dtype, (name, chunk.dtype)
             data = contiguous(chunk).reshape(-1).view(np.uint8)
             left -= data.nbytes
-            file.write(data)
-            digest.update(data)
+            file.write(data.data)
+            digest.update(data.data)
         assert left == 0, (name, left)
     return digest.hexdigest()
 

@@ -1,0 +1,1 @@
+"""Published weights to MODEL folders and back: `python -m convert --help`."""

@@ -1,0 +1,205 @@
+"""Black Forest Labs' single files (flux1-dev.safetensors, ae.safetensors) in diffusers' names.
+
+A BFL tensor is one diffusers tensor or several, one above the other.
+Source: black-forest-labs/flux, model.py and modules/autoencoder.py; diffusers,
+scripts/convert_flux_to_diffusers.py.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ic_jax.config import FLUX_DEV, ConfigError, FluxConfig, VaeConfig
+from ic_jax.weights import Shape, Tensor
+
+_MLPS = {"in_layer": "linear_1", "out_layer": "linear_2"}
+FLUX: dict[str, tuple[str, ...]] = {
+    "img_in": ("x_embedder",),
+    "txt_in": ("context_embedder",),
+    "final_layer.linear": ("proj_out",),
+    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+    **{
+        f"{ours}.{bfl}": (f"time_text_embed.{theirs}_embedder.{diffusers}",)
+        for ours, theirs in {
+            "time_in": "timestep",
+            "vector_in": "text",
+            "guidance_in": "guidance",
+        }.items()
+        for bfl, diffusers in _MLPS.items()
+    },
+    "double_blocks.*.img_mod.lin": ("transformer_blocks.*.norm1.linear",),
+    "double_blocks.*.txt_mod.lin": ("transformer_blocks.*.norm1_context.linear",),
+    "double_blocks.*.img_attn.qkv": tuple(f"transformer_blocks.*.attn.to_{x}" for x in "qkv"),
+    "double_blocks.*.txt_attn.qkv": tuple(f"transformer_blocks.*.attn.add_{x}_proj" for x in "qkv"),
+    "double_blocks.*.img_attn.norm.query_norm": ("transformer_blocks.*.attn.norm_q",),
+    "double_blocks.*.img_attn.norm.key_norm": ("transformer_blocks.*.attn.norm_k",),
+    "double_blocks.*.txt_attn.norm.query_norm": ("transformer_blocks.*.attn.norm_added_q",),
+    "double_blocks.*.txt_attn.norm.key_norm": ("transformer_blocks.*.attn.norm_added_k",),
+    "double_blocks.*.img_attn.proj": ("transformer_blocks.*.attn.to_out.0",),
+    "double_blocks.*.txt_attn.proj": ("transformer_blocks.*.attn.to_add_out",),
+    "double_blocks.*.img_mlp.0": ("transformer_blocks.*.ff.net.0.proj",),
+    "double_blocks.*.img_mlp.2": ("transformer_blocks.*.ff.net.2",),
+    "double_blocks.*.txt_mlp.0": ("transformer_blocks.*.ff_context.net.0.proj",),
+    "double_blocks.*.txt_mlp.2": ("transformer_blocks.*.ff_context.net.2",),
+    "single_blocks.*.modulation.lin": ("single_transformer_blocks.*.norm.linear",),
+    "single_blocks.*.linear1": (
+        *(f"single_transformer_blocks.*.attn.to_{x}" for x in "qkv"),
+        "single_transformer_blocks.*.proj_mlp",
+    ),
+    "single_blocks.*.linear2": ("single_transformer_blocks.*.proj_out",),
+    "single_blocks.*.norm.query_norm": ("single_transformer_blocks.*.attn.norm_q",),
+    "single_blocks.*.norm.key_norm": ("single_transformer_blocks.*.attn.norm_k",),
+}
+# BFL has shift above scale, diffusers scale above shift.
+HALVES_SWAPPED = "final_layer.adaLN_modulation.1."
+
+# Applied in order to a diffusers name; the decoder's levels count the other way round.
+VAE: tuple[tuple[str, str], ...] = (
+    (r"\.conv_norm_out\.", ".norm_out."),
+    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
+    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
+    (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
+    (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
+    (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
+    (r"\.(down|up)_blocks\.(\d+)\.", r".\1.\2."),
+    (r"\.resnets\.(\d+)\.", r".block.\1."),
+    (r"\.(down|up)samplers\.0\.", r".\1sample."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+)
+_POINTWISE = re.compile(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$")
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A BFL tensor, and the diffusers tensors that it holds one above the other."""
+
+    shape: Shape
+    parts: dict[str, Shape]
+    swapped: bool
+
+    def split(self, tensor: Tensor) -> dict[str, Tensor]:
+        """The diffusers tensors of a BFL one, as views."""
+        found, start = {}, 0
+        for name, shape in self.parts.items():
+            rows = slice(start, start + shape[0])
+            found[name] = tensor.view(shape, self._part(rows, shape))
+            start += shape[0]
+        return found
+
+    def _part(self, rows: slice, shape: Shape) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda x: (_swap(x) if self.swapped else x)[rows].reshape(shape)
+
+    def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The BFL tensor of diffusers ones."""
+        parts = [tensors[name] for name in self.parts]
+
+        def array() -> np.ndarray:
+            x = np.concatenate([part.array() for part in parts]) if parts[1:] else parts[0].array()
+            return (_swap(x) if self.swapped else x).reshape(self.shape)
+
+        return Tensor(parts[0].dtype, self.shape, array)
+
+
+def _swap(x: np.ndarray) -> np.ndarray:
+    return np.concatenate([x[len(x) // 2 :], x[: len(x) // 2]])
+
+
+def layout(kind: str, shapes: Mapping[str, Shape]) -> dict[str, Fused]:
+    """BFL's tensors by name, given the diffusers tensors with their shapes.
+
+    Args:
+        kind: "transformer" or "vae".
+    """
+    names = _flux_names(shapes) if kind == "transformer" else _vae_names(shapes)
+    found = {}
+    for bfl, parts in names.items():
+        first = shapes[parts[0]]
+        shape = (sum(shapes[part][0] for part in parts), *first[1:])
+        if kind == "vae" and _POINTWISE.search(bfl):  # a 1x1 convolution there
+            shape = (*shape, 1, 1)
+        swapped = bfl.startswith(HALVES_SWAPPED)
+        found[bfl] = Fused(shape, {part: shapes[part] for part in parts}, swapped)
+    return found
+
+
+def _flux_names(names: Mapping[str, Shape]) -> dict[str, list[str]]:
+    bfl_of = {part: bfl for bfl, parts in FLUX.items() for part in parts}
+    order = [part for parts in FLUX.values() for part in parts]
+    found: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: order.index(_starred(name)[0])):
+        module, number, last = _starred(name)
+        bfl = bfl_of[module].replace("*", number)
+        if bfl.endswith("_norm"):
+            last = "scale"
+        found.setdefault(f"{bfl}.{last}", []).append(name)
+    return found
+
+
+def _starred(name: str) -> tuple[str, str, str]:
+    """Module with a star for the block's number, that number, and weight or bias."""
+    module, _, last = name.rpartition(".")
+    match = re.match(r"(?:single_)?transformer_blocks\.(\d+)\.", module)
+    number = match[1] if match else ""
+    return (re.sub(r"(?<=transformer_blocks\.)\d+", "*", module), number, last)
+
+
+def _vae_names(names: Mapping[str, Shape]) -> dict[str, list[str]]:
+    levels = 1 + max(int(n) for name in names for n in re.findall(r"up_blocks\.(\d+)\.", name))
+
+    def counted_down(match: re.Match) -> str:
+        return f"up_blocks.{levels - 1 - int(match[1])}."
+
+    found = {}
+    for name in names:
+        bfl = re.sub(r"up_blocks\.(\d+)\.", counted_down, name)
+        for pattern, replacement in VAE:
+            bfl = re.sub(pattern, replacement, bfl)
+        found[bfl] = [name]
+    return found
+
+
+def _blocks(tensors: Mapping[str, Tensor], start: str) -> int:
+    return len({m[1] for name in tensors if (m := re.match(re.escape(start) + r"\.(\d+)\.", name))})
+
+
+def flux_config(tensors: Mapping[str, Tensor]) -> FluxConfig:
+    """FLUX's sizes, read off the shapes; the RoPE axes, which are in none, as published.
+
+    Raises:
+        KeyError: not a FLUX file.
+        ConfigError: heads of another size than those that the published axes fit.
+    """
+    hidden, in_channels = tensors["img_in.weight"].shape
+    (head,) = tensors["double_blocks.0.img_attn.norm.query_norm.scale"].shape
+    if head != FLUX_DEV.attention_head_dim:
+        raise ConfigError(f"heads of {head}, published are {FLUX_DEV.attention_head_dim}")
+    return FluxConfig(
+        num_layers=_blocks(tensors, "double_blocks"),
+        num_single_layers=_blocks(tensors, "single_blocks"),
+        num_attention_heads=hidden // head,
+        attention_head_dim=head,
+        joint_attention_dim=tensors["txt_in.weight"].shape[1],
+        pooled_projection_dim=tensors["vector_in.in_layer.weight"].shape[1],
+        axes_dims_rope=FLUX_DEV.axes_dims_rope,
+        in_channels=in_channels,
+        guidance_embeds="guidance_in.in_layer.weight" in tensors,
+    )
+
+
+def vae_config(tensors: Mapping[str, Tensor]) -> VaeConfig:
+    """The autoencoder's sizes, read off the shapes; groups, scale and shift as published.
+
+    Raises:
+        KeyError: not an autoencoder's file.
+    """
+    levels = _blocks(tensors, "encoder.down")
+    widths = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
+    return VaeConfig(
+        block_out_channels=tuple(widths),
+        latent_channels=tensors["decoder.conv_in.weight"].shape[1],
+        layers_per_block=_blocks(tensors, "encoder.down.0.block"),
+        in_channels=tensors["encoder.conv_in.weight"].shape[1],
+        out_channels=tensors["decoder.conv_out.weight"].shape[0],
+    )

@@ -1,0 +1,93 @@
+"""Published config files <-> ours."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from convert.published import OTHER_CHANNELS, OTHER_CLASSES, PUBLISHED
+from ic_jax.checkpoint import COMPONENTS
+from ic_jax.config import AdapterConfig, ConfigError, SchedulerConfig
+from ic_jax.weights import WeightsError
+
+
+def refuse(path: Path, name: str) -> WeightsError:
+    return WeightsError(f"{path}: is {name}; give FLUX.1-dev (or FLUX.1-schnell) instead")
+
+
+def from_published(kind: str, values: dict[str, Any], path: Path) -> Any:
+    """Our config of a published one.
+
+    Raises:
+        WeightsError: another class of model, or an attribute that our module does not have.
+    """
+    published = PUBLISHED[kind]
+    _check_class(kind, values, path)
+    values = values.get(published.inside, values)
+    if kind == "transformer" and values.get("out_channels") == values.get("in_channels"):
+        values = {**values, "out_channels": None}
+    wrong = []
+    for name, (default, supported) in published.fixed.items():
+        value = values.get(name, default)
+        if isinstance(value, list):  # one entry per level
+            value = list(dict.fromkeys(value))
+        if value != supported:
+            wrong.append(f"{name} {value!r}, supported is {supported!r}")
+    if wrong:
+        raise WeightsError(f"{path}: {'; '.join(wrong)}")
+    cls = config_class(kind)
+    given = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+    ours = published.defaults | given
+    if kind == "vae" and ours["shift_factor"] is None:
+        ours["shift_factor"] = 0.0
+    return build(cls, ours, path)
+
+
+def build(cls: Any, values: dict[str, Any], path: Path) -> Any:
+    """cls.from_dict with the file's name in its errors."""
+    try:
+        return cls.from_dict(values)
+    except ConfigError as error:
+        raise WeightsError(f"{path}: {error}") from None
+
+
+def _check_class(kind: str, values: dict[str, Any], path: Path) -> None:
+    published = PUBLISHED[kind]
+    key = "_class_name" if "_class_name" in published.names else "model_type"
+    name = values.get(key)
+    if name in OTHER_CLASSES:
+        raise refuse(path, OTHER_CLASSES[name])
+    if name not in (published.names[key], *published.also):
+        raise WeightsError(f"{path}: {key} is {name!r}, expected {published.names[key]!r}")
+    if kind == "transformer" and values.get("in_channels") in OTHER_CHANNELS:
+        raise refuse(path, OTHER_CHANNELS[values["in_channels"]])
+
+
+def to_published(kind: str, config: Any) -> dict[str, Any]:
+    """A published config that says the same."""
+    published = PUBLISHED[kind]
+    values = published.names | {name: value for name, (_, value) in published.fixed.items()}
+    values |= config.to_dict()
+    if kind == "vae":
+        for name in ("down_block_types", "up_block_types"):
+            values[name] = values[name] * len(config.block_out_channels)
+    return values
+
+
+def config_class(kind: str) -> Any:
+    return SchedulerConfig if kind == "scheduler" else COMPONENTS[kind][0]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; WeightsError if it is none."""
+    try:
+        values = json.loads(path.read_text())
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path}: is not a JSON object; download or copy it again")
+    return values
+
+
+def read_adapter_config(path: Path) -> AdapterConfig:
+    return build(AdapterConfig, read_json(path), path)

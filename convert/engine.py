@@ -1,0 +1,216 @@
+"""Published tensors into parameters: matched strictly, then streamed piece by piece."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from convert import bfl
+from convert.names import IGNORED, PREFIX, UNUSED, WRAPPED, Slot, published_shapes, slots
+from convert.progress import Advance, progress
+from convert.sources import Source
+from ic_jax.config import FluxConfig
+from ic_jax.model_folder import ModelWriter
+from ic_jax.safetensors import Spec
+from ic_jax.weights import Mismatch, Tensor, WeightsError
+
+PIECE = 64_000_000  # bytes in hand at once, beside the pages of one mapped tensor
+
+
+def tidy(source: Source) -> tuple[dict[str, Tensor], list[str]]:
+    """The component's tensors under their published names, and notes on what is left behind."""
+    kind, tensors, notes = source.kind, dict(source.tensors), []
+    if wrapper := WRAPPED.get(kind):
+        tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    for start, what in IGNORED.get(kind, {}).items():
+        ignored = [name for name in tensors if name.startswith(start)]
+        for name in ignored:
+            del tensors[name]
+        if ignored:
+            notes.append(f"{source.path}: leaves out {what} ({start}*, {len(ignored)} tensors)")
+    prefix = PREFIX.get(kind, "")
+    if not any(name.startswith(prefix) for name in tensors):
+        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+    if kind == "t5" and (copy := tensors.pop("encoder.embed_tokens.weight", None)):
+        shared = tensors.setdefault("shared.weight", copy)
+        if not _same_bytes(shared, copy):
+            raise WeightsError(
+                f"{source.path}: encoder.embed_tokens.weight differs from shared.weight, whose "
+                "copy it should be; get the file from its publisher"
+            )
+    return tensors, notes
+
+
+def _same_bytes(a: Tensor, b: Tensor) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    raw = (pieces(x.array().reshape(-1).view(np.uint8)) for x in (a, b))
+    return all(np.array_equal(x, y) for x, y in zip(*raw, strict=True))
+
+
+@dataclass
+class Matched:
+    """A component whose published tensors have been told apart."""
+
+    source: Source
+    slots: dict[str, Slot]
+    tensors: dict[str, Tensor]  # that parameters are made of
+    unused: dict[str, Tensor]  # that none is made of
+    wrong: Mismatch
+    notes: list[str]
+    origin: dict[str, str] = field(default_factory=dict)  # a tensor's name in a BFL file
+
+    def specs(self, dtype: np.dtype | None) -> dict[str, Spec]:
+        return {
+            path: Spec(dtype or self.tensors[slot.names[0]].dtype, slot.shape)
+            for path, slot in self.slots.items()
+        }
+
+    def unused_specs(self, dtype: np.dtype | None) -> dict[str, Spec]:
+        return {name: Spec(dtype or t.dtype, t.shape) for name, t in self.unused.items()}
+
+    def parts(self, path: str) -> Iterator[tuple[str, np.ndarray]]:
+        """A parameter's published tensors in order, by name, as views of its layout."""
+        slot = self.slots[path]
+        for name in slot.names:
+            if name in self.tensors:
+                yield name, slot.from_published(self.tensors[name].array())
+
+
+def match(source: Source, flux: FluxConfig | None) -> Matched:
+    """Compare a component's names and shapes with what its config says."""
+    parts = slots(source.kind, source.config, flux)
+    tensors, notes = tidy(source)
+    starts = UNUSED.get(source.kind, ())
+    unused = {name: tensors.pop(name) for name in [*tensors] if name.startswith(starts)}
+    shapes = published_shapes(parts)
+    origin: dict[str, str] = {}
+    if source.bfl:
+        fused = bfl.layout(source.kind, shapes)
+        wrong = Mismatch.between({name: f.shape for name, f in fused.items()}, tensors)
+        both = [
+            name for name, f in fused.items() if name in tensors and tensors[name].shape == f.shape
+        ]
+        origin = {part: name for name in both for part in fused[name].parts}
+        tensors = {k: v for name in both for k, v in fused[name].split(tensors[name]).items()}
+    else:
+        wrong = Mismatch.between(shapes, tensors)
+        tensors = {k: v for k, v in tensors.items() if shapes.get(k) == v.shape}
+    return Matched(source, parts, tensors, unused, wrong, notes, origin)
+
+
+def check_types(matched: Matched) -> None:
+    """Blocks that become one array must be of one type; with --dtype they always are."""
+    for path, slot in matched.slots.items():
+        types = {str(matched.tensors[name].dtype) for name in slot.names if name in matched.tensors}
+        if len(types) > 1:
+            matched.wrong.misshapen.append(
+                f"{path} {' and '.join(sorted(types))} in different blocks, give --dtype"
+            )
+
+
+def pieces(x: np.ndarray) -> Iterator[np.ndarray]:
+    """`x` in slices of its first axis of at most PIECE bytes, if a row is not larger."""
+    rows = max(1, PIECE * len(x) // max(1, x.nbytes)) if x.ndim else 1
+    if not x.ndim or rows >= len(x):
+        yield x
+        return
+    for start in range(0, len(x), rows):
+        yield x[start : start + rows]
+
+
+def finite(x: np.ndarray) -> bool:
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of the NaN that is looked for
+        return bool(np.isfinite(x).all())
+
+
+def write_components(
+    components: Iterable[Matched], writer: ModelWriter, dtype: np.dtype | None
+) -> None:
+    """Write every component's parameters.
+
+    Raises:
+        WeightsError: lists all that is missing, unexpected, misshapen or not finite, in all
+            components.
+    """
+    components = list(components)
+    if dtype is None:
+        for matched in components:
+            check_types(matched)
+    writing = not any(matched.wrong for matched in components)
+    with progress(sum(_bytes(matched, dtype) for matched in components)) as advance:
+        for matched in components:
+            if writing:
+                _write(matched, writer, dtype, advance)
+            else:  # read all the same, so that the one error lists everything
+                for path in matched.slots:
+                    for _ in _values(matched, path, dtype, advance):
+                        pass
+    if faults := [f"{m.source.path}: {m.wrong}" for m in components if m.wrong]:
+        raise WeightsError(
+            "; ".join(faults)
+            + "; the weights are damaged, or not those that their config describes"
+        )
+
+
+def _bytes(matched: Matched, dtype: np.dtype | None) -> int:
+    tensors = [*matched.tensors.values(), *matched.unused.values()]
+    return sum(t.nbytes // t.dtype.itemsize * (dtype or t.dtype).itemsize for t in tensors)
+
+
+def _write(matched: Matched, writer: ModelWriter, dtype: np.dtype | None, advance: Advance) -> None:
+    source = matched.source
+    writer.add_config(source.kind, source.config.to_dict())
+    writer.add_tensors(
+        source.kind,
+        matched.specs(dtype),
+        lambda path: _values(matched, path, dtype, advance),
+    )
+    if matched.unused:
+        writer.add_tensors(
+            source.kind,
+            matched.unused_specs(dtype),
+            lambda name: _checked(matched, name, matched.unused[name].array(), dtype, advance),
+            unused=True,
+        )
+    for name, content in source.files.items():
+        writer.add_file(source.kind, name, content)
+
+
+def _values(
+    matched: Matched, path: str, dtype: np.dtype | None, advance: Advance
+) -> Iterator[np.ndarray]:
+    for name, x in matched.parts(path):
+        yield from _checked(matched, name, x, dtype, advance)
+
+
+def _checked(
+    matched: Matched, name: str, x: np.ndarray, dtype: np.dtype | None, advance: Advance
+) -> Iterator[np.ndarray]:
+    """A tensor in pieces, cast; its name goes to the list of faults if it is not finite then."""
+    good = True
+    for piece in pieces(x):
+        with np.errstate(over="ignore"):  # an overflow is reported below
+            y = piece if dtype is None else piece.astype(dtype, copy=False)
+        good = good and finite(y)
+        yield y
+        advance(name, y.nbytes)
+    if not good:
+        name = matched.origin.get(name, name)
+        if name not in matched.wrong.not_finite:
+            matched.wrong.not_finite.append(name)
+
+
+def export(
+    tensors: Mapping[str, Tensor], parts: Mapping[str, Slot], unused: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Parameters as published tensors (views), and those that were kept for this."""
+    published = dict(unused)
+    for path, slot in parts.items():
+        for block, name in enumerate(slot.names):
+            published[name] = tensors[path].view(slot.published_shape, _block(slot, block))
+    return published
+
+
+def _block(slot: Slot, block: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: slot.to_published(x, block)

@@ -1,0 +1,111 @@
+"""python -m convert from-torch: published weights into a MODEL folder."""
+
+import errno
+import shutil
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+
+from convert import sources
+from convert.engine import match, write_components
+from convert.sources import SUBFOLDERS, TOKENIZERS, Source, locate
+from ic_jax.model_folder import create
+from ic_jax.weights import FLOATS
+
+DTYPES = {"bfloat16": FLOATS["BF16"], "float16": FLOATS["F16"], "float32": FLOATS["F32"]}
+
+
+class UsageError(ValueError):
+    """Arguments that do not go together."""
+
+
+def run(args: Namespace) -> None:
+    dtype = DTYPES.get(args.dtype)
+    with create(args.out, overwrite=args.overwrite) as writer:
+        root, parts = collect(args)
+        flux = parts["transformer"].config if "transformer" in parts else None
+        matched = [match(part, flux) for part in parts.values()]
+        for note in (note for m in matched for note in m.notes):
+            print(f"note: {note}", file=sys.stderr)
+        _check_room(writer.folder, parts, dtype)
+        write_components(matched, writer, dtype)
+        if flux:
+            schedule = sources.read_scheduler(root, flux.guidance_embeds)
+            writer.add_config("scheduler", schedule.to_dict())
+        for name, folder in tokenizers(args, root, parts).items():
+            for file, content in sources.read_tokenizer(folder).items():
+                writer.add_file(name, file, content)
+
+
+def collect(args: Namespace) -> tuple[Path | None, dict[str, Source]]:
+    """The components that the arguments name, and the pipeline folder if one was given.
+
+    Raises:
+        UsageError: nothing, or the adapter alone, was given.
+    """
+    if not any((args.flux, args.siglip, args.dinov2, args.vae, args.t5, args.clip, args.adapter)):
+        raise UsageError("nothing to convert; give --flux, --siglip, --dinov2, --adapter, ...")
+    if args.adapter and not args.flux:
+        raise UsageError("--adapter takes its sizes from FLUX; give --flux too")
+    parts: dict[str, Source] = {}
+    root = None
+    if args.flux:
+        path = locate(args.flux, sources.PIPELINE)
+        sources.check_pipeline(path)
+        root = path if (path / "model_index.json").is_file() else None
+        parts["transformer"] = sources.open_component("transformer", path)
+    if args.adapter:
+        path = locate(args.adapter, sources.ADAPTER)
+        config = args.adapter_config and Path(args.adapter_config)
+        parts["adapter"] = sources.open_adapter(path, config)
+    for kind in ("siglip", "dinov2"):
+        if getattr(args, kind):
+            path = locate(getattr(args, kind), sources.ONE_MODEL)
+            parts[kind] = sources.open_component(kind, path)
+    for kind in ("t5", "clip", "vae"):
+        if given := getattr(args, kind):
+            where = (*sources.ONE_MODEL, *(f"{SUBFOLDERS[kind]}/{p}" for p in sources.ONE_MODEL))
+            parts[kind] = sources.open_component(kind, locate(given, where))
+        elif root and (root / SUBFOLDERS[kind]).is_dir():
+            parts[kind] = sources.open_component(kind, root / SUBFOLDERS[kind])
+        elif root:
+            print(f"note: {root}: has no {SUBFOLDERS[kind]}, left out", file=sys.stderr)
+    return root, parts
+
+
+def tokenizers(args: Namespace, root: Path | None, parts: dict[str, Source]) -> dict[str, Path]:
+    """Where each tokenizer's files are: as told, beside its encoder, in it, in the pipeline."""
+    found = {}
+    for name, kind in TOKENIZERS.items():
+        candidates = []
+        if kind in parts:
+            encoder = parts[kind].path
+            candidates = [encoder.parent / name, encoder]
+        if root:
+            candidates.append(root / name)
+        if told := getattr(args, name):
+            found[name] = Path(told)
+            continue
+        for folder in candidates:
+            if any((folder / file).is_file() for file in sources.TOKENIZER_FILES):
+                found[name] = folder
+                break
+        else:
+            if kind in parts:
+                option = name.replace("_", "-")
+                print(f"note: no tokenizer for {kind}; give --{option}", file=sys.stderr)
+    return found
+
+
+def _check_room(folder: Path, parts: dict[str, Source], dtype: np.dtype | None) -> None:
+    tensors = [t for part in parts.values() for t in part.tensors.values()]
+    need = sum(t.nbytes // t.dtype.itemsize * (dtype or t.dtype).itemsize for t in tensors)
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{need / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free",
+            str(folder.parent),
+        )

@@ -1,0 +1,214 @@
+"""Finding and opening published weights: folders, single files, Hub ids."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convert import bfl, hub
+from convert.configs import (
+    build,
+    config_class,
+    from_published,
+    read_adapter_config,
+    read_json,
+    refuse,
+)
+from convert.published import OTHER_CHANNELS, OTHER_CLASSES
+from convert.torch_read import read_torch
+from ic_jax.config import CONFIGS, SchedulerConfig
+from ic_jax.safetensors import read_tensors
+from ic_jax.weights import Tensor, WeightsError
+
+# Where a whole pipeline keeps each component.
+SUBFOLDERS = {
+    "transformer": "transformer",
+    "vae": "vae",
+    "clip": "text_encoder",
+    "t5": "text_encoder_2",
+}
+TOKENIZERS = {"tokenizer": "clip", "tokenizer_2": "t5"}
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "spiece.model"),
+)
+STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' file names
+ONE_MODEL = ("*.json", "*.safetensors", "*.txt", "spiece.model")
+PIPELINE = (
+    "model_index.json",
+    *(
+        f"{folder}/{pattern}"
+        for folder in (*SUBFOLDERS.values(), "scheduler", *TOKENIZERS)
+        for pattern in ONE_MODEL
+    ),
+)
+ADAPTER = ("instantcharacter_ip-adapter.*",)
+# Keys that only other models' single files have.
+OTHER_KEYS = {
+    "joint_blocks.": "Stable Diffusion 3",
+    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
+    "redux_up.": "FLUX.1 Redux",
+    "double_stream_modulation_img.": "FLUX.2",
+}
+
+
+@dataclass
+class Source:
+    """One component as it was published."""
+
+    kind: str
+    path: Path
+    config: Any
+    tensors: dict[str, Tensor]
+    bfl: bool = False  # names are those of a BFL single file
+    files: dict[str, bytes] = field(default_factory=dict)  # to be kept as they are
+
+
+def locate(value: str, patterns: Sequence[str]) -> Path:
+    """A local path, or else the local copy of a Hub repository.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    path = Path(value).expanduser()
+    if path.exists():
+        return path
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value):
+        return hub.fetch(value, patterns)
+    raise FileNotFoundError(f"{value}: no such file or folder, and not a Hub id (org/name)")
+
+
+def open_component(kind: str, path: Path) -> Source:
+    """A component's folder, the pipeline folder that it is in, or a BFL single file.
+
+    Raises:
+        WeightsError: another model, or damaged.
+    """
+    if path.is_file():
+        return _open_single_file(kind, path)
+    folder = path
+    if not (path / "config.json").is_file() and kind in SUBFOLDERS:
+        folder = path / SUBFOLDERS[kind]
+    if not (folder / "config.json").is_file():
+        has = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
+        raise WeightsError(f"{path}: has no config.json of a {kind}; it holds {has}")
+    config = from_published(kind, read_json(folder / "config.json"), folder / "config.json")
+    preprocessor = folder / "preprocessor_config.json"
+    files = {preprocessor.name: preprocessor.read_bytes()} if preprocessor.is_file() else {}
+    return Source(kind, folder, config, read_folder(folder), files=files)
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a diffusers or transformers folder, sharded or not."""
+    for stem in STEMS:
+        single = folder / f"{stem}.safetensors"
+        if single.is_file():
+            return read_tensors(single)
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            return _read_shards(index)
+    found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".safetensors"))
+    raise WeightsError(
+        f"{folder}: has no {STEMS[0]}.safetensors or {STEMS[1]}.safetensors"
+        + (f", only {', '.join(found[:5])}" if found else "")
+        + "; get the safetensors form of this model"
+    )
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(f, str) for f in where.values()):
+        raise WeightsError(f"{index}: has no weight_map; download or copy it again")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(where.values())):
+        shard = index.parent / name
+        if Path(name).name != name or not shard.is_file():
+            raise WeightsError(f"{shard}: is missing, and {index.name} names it; download it again")
+        new = read_tensors(shard)
+        if both := sorted(tensors.keys() & new.keys()):
+            raise WeightsError(f"{shard}: {both[0]} is in another shard too; download both again")
+        tensors |= new
+    if lost := sorted(tensors.keys() ^ where.keys()):
+        raise WeightsError(
+            f"{index}: differs from its shards by {len(lost)} keys: {', '.join(lost[:10])}; "
+            "download them again"
+        )
+    return tensors
+
+
+def _open_single_file(kind: str, path: Path) -> Source:
+    tensors = read_tensors(path)
+    if kind not in ("transformer", "vae"):
+        raise WeightsError(f"{path}: is a file; give the folder of a {kind} with its config.json")
+    for start, name in OTHER_KEYS.items():
+        if any(key.startswith(start) for key in tensors):
+            raise refuse(path, name)
+    if kind == "transformer" and "kontext" in path.name.lower():
+        raise refuse(path, "FLUX.1 Kontext")
+    beside = path.with_suffix(".json")
+    try:
+        if kind == "transformer" and tensors["img_in.weight"].shape[1:] in [
+            (channels,) for channels in OTHER_CHANNELS
+        ]:
+            raise refuse(path, OTHER_CHANNELS[tensors["img_in.weight"].shape[1]])
+        if beside.is_file():
+            config = build(config_class(kind), read_json(beside), beside)
+        else:
+            config = (bfl.flux_config if kind == "transformer" else bfl.vae_config)(tensors)
+    except (KeyError, ValueError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        what = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        raise WeightsError(
+            f"{path}: is no single file of a {kind} in BFL's names: {what}; of diffusers' files "
+            "give the folder"
+        ) from None
+    return Source(kind, path, config, tensors, bfl=True)
+
+
+def open_adapter(path: Path, config: Path | None) -> Source:
+    """The adapter's .bin or .safetensors; its sizes from `config`, a .json of the same name
+    beside it, or as published.
+
+    Raises:
+        WeightsError: another kind of file, or damaged.
+    """
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin"))
+        if not found:
+            raise WeightsError(f"{path}: holds no .safetensors or .bin; give the adapter's file")
+        path = found[-1]  # .safetensors before .bin
+    tensors = read_torch(path) if path.suffix in (".bin", ".pt", ".pth") else read_tensors(path)
+    groups = {name.partition(".")[0] for name in tensors}
+    if not groups & {"ip_adapter", "image_proj"}:
+        raise WeightsError(f"{path}: is no InstantCharacter adapter: no ip_adapter or image_proj")
+    beside = config or path.with_suffix(".json")
+    sizes = CONFIGS["instantcharacter"]
+    if config or beside.is_file():
+        sizes = read_adapter_config(beside)
+    return Source("adapter", path, sizes, tensors)
+
+
+def check_pipeline(folder: Path) -> None:
+    """Refuse a whole pipeline of another model, whose transformer may look just like FLUX's."""
+    index = folder / "model_index.json"
+    name = read_json(index).get("_class_name") if index.is_file() else None
+    if name in OTHER_CLASSES:
+        raise refuse(index, OTHER_CLASSES[name])
+
+
+def read_scheduler(folder: Path | None, guidance: bool) -> SchedulerConfig:
+    """The pipeline's schedule; without one, FLUX.1-dev's or -schnell's as published."""
+    path = folder and folder / "scheduler" / "scheduler_config.json"
+    if path and path.is_file():
+        return from_published("scheduler", read_json(path), path)
+    return SchedulerConfig() if guidance else SchedulerConfig(False, shift=1.0)
+
+
+def read_tokenizer(folder: Path) -> dict[str, bytes]:
+    """A tokenizer's files, as they are."""
+    found = {n: (folder / n).read_bytes() for n in TOKENIZER_FILES if (folder / n).is_file()}
+    if not found:
+        raise WeightsError(f"{folder}: holds no tokenizer ({', '.join(TOKENIZER_FILES)})")
+    return found

@@ -1,0 +1,170 @@
+"""python -m convert to-torch: a MODEL folder back to what diffusers, transformers and the
+published pipeline load.
+"""
+
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import bfl
+from convert.configs import to_published
+from convert.engine import export
+from convert.names import published_shapes, slots
+from convert.progress import Advance, progress
+from convert.sources import SUBFOLDERS
+from convert.torch_write import write_torch
+from ic_jax.checkpoint import COMPONENTS, read_config
+from ic_jax.folders import written_whole
+from ic_jax.model_folder import CONFIG, UNUSED, ModelFolder, as_json
+from ic_jax.safetensors import Spec, write_tensors
+from ic_jax.weights import Mismatch, Tensor, WeightsError
+
+ADAPTER = "instantcharacter_ip-adapter"
+BFL_STEMS = {"transformer": "flux1-dev", "vae": "ae"}
+OWNED = {
+    *("flux", "siglip", "dinov2"),
+    *(f"{ADAPTER}.{suffix}" for suffix in ("bin", "safetensors", "json")),
+    *(f"{n}.{s}" for n in ("flux1-dev", "flux1-schnell", "ae") for s in ("safetensors", "json")),
+}
+# In model_index.json: the pipeline's name of a component, its library and class.
+PIPELINE = {
+    "transformer": ("transformer", "diffusers", "FluxTransformer2DModel"),
+    "vae": ("vae", "diffusers", "AutoencoderKL"),
+    "clip": ("text_encoder", "transformers", "CLIPTextModel"),
+    "t5": ("text_encoder_2", "transformers", "T5EncoderModel"),
+    "scheduler": ("scheduler", "diffusers", "FlowMatchEulerDiscreteScheduler"),
+    "tokenizer": ("tokenizer", "transformers", "CLIPTokenizer"),
+    "tokenizer_2": ("tokenizer_2", "transformers", "T5TokenizerFast"),
+}
+
+
+def run(args: Namespace) -> None:
+    model = ModelFolder.open(args.model)
+    model.verify()
+    kinds = [kind for kind in model.components if kind in COMPONENTS]
+    published = {kind: read_published(model, kind) for kind in kinds}
+    total = sum(t.nbytes for tensors in published.values() for t in tensors.values())
+    if "adapter" in published:  # written twice
+        total += sum(t.nbytes for t in published["adapter"].values())
+    out = Path(args.out)
+    with (
+        written_whole(out, overwrite=args.overwrite, owns=OWNED.__contains__) as folder,
+        progress(total) as advance,
+    ):
+        for kind, tensors in published.items():
+            config = read_config(model, kind)
+            if kind == "adapter":
+                _write_adapter(folder, config, tensors, advance)
+            elif args.bfl and kind in BFL_STEMS:
+                _write_bfl(folder, kind, config, tensors, advance)
+            else:
+                target = folder / _place(kind)
+                _write_folder(target, kind, config, tensors, advance)
+                _copy(model, kind, target)
+        _write_rest(folder, model, [k for k in kinds if not (args.bfl and k in BFL_STEMS)])
+
+
+def read_published(model: ModelFolder, kind: str) -> dict[str, Tensor]:
+    """A component's tensors under their published names.
+
+    Raises:
+        WeightsError: the folder's tensors are not those of its config.
+    """
+    config = read_config(model, kind)
+    flux = read_config(model, "transformer") if kind == "adapter" else None
+    parts, tensors = slots(kind, config, flux), model.tensors(kind)
+    if wrong := Mismatch.between({path: slot.shape for path, slot in parts.items()}, tensors):
+        raise WeightsError(f"{model.path / kind}: {wrong}; convert the model again")
+    return export(tensors, parts, model.unused(kind))
+
+
+def _place(kind: str) -> str:
+    return f"flux/{SUBFOLDERS[kind]}" if kind in SUBFOLDERS else kind
+
+
+def _specs(tensors: dict[str, Tensor]) -> dict[str, Spec]:
+    return {name: Spec(tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+
+
+def _chunks(tensors: dict[str, Tensor], advance: Advance) -> Any:
+    def chunks(name: str) -> Iterator[np.ndarray]:
+        yield tensors[name].array()
+        advance(name, tensors[name].nbytes)
+
+    return chunks
+
+
+def _write_folder(
+    folder: Path, kind: str, config: Any, tensors: dict[str, Tensor], advance: Advance
+) -> None:
+    """As diffusers or transformers save it, with an index if there are several shards."""
+    folder.mkdir(parents=True)
+    stem = "diffusion_pytorch_model" if kind in ("transformer", "vae") else "model"
+    shards = write_tensors(folder, stem, _specs(tensors), _chunks(tensors, advance))
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+            "weight_map": {name: shard.path.name for shard in shards for name in shard.names},
+        }
+        (folder / f"{stem}.safetensors.index.json").write_bytes(as_json(index))
+    (folder / "config.json").write_bytes(as_json(to_published(kind, config)))
+
+
+def _write_bfl(
+    folder: Path, kind: str, config: Any, tensors: dict[str, Tensor], advance: Advance
+) -> None:
+    """BFL's single file, and beside it our config, for what its shapes do not tell."""
+    stem = BFL_STEMS[kind]
+    if kind == "transformer" and not config.guidance_embeds:
+        stem = "flux1-schnell"
+    parts = bfl.layout(kind, published_shapes(slots(kind, config)))
+    fused = {name: part.join(tensors) for name, part in parts.items()}
+    whole = sum(t.nbytes for t in fused.values())
+    write_tensors(folder, stem, _specs(fused), _chunks(fused, advance), shard_bytes=whole)
+    (folder / f"{stem}.json").write_bytes(as_json(config.to_dict()))
+
+
+def _write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], advance: Advance) -> None:
+    chunks = _chunks(tensors, advance)
+    whole = sum(t.nbytes for t in tensors.values())
+    write_tensors(folder, ADAPTER, _specs(tensors), chunks, shard_bytes=whole)
+    groups: dict[str, dict[str, Spec]] = {"ip_adapter": {}, "image_proj": {}}
+    for name, spec in _specs(tensors).items():
+        group, _, rest = name.partition(".")
+        groups[group][rest] = spec
+
+    def array(group: str, name: str) -> np.ndarray:
+        (value,) = chunks(f"{group}.{name}")
+        return value
+
+    write_torch(folder / f"{ADAPTER}.bin", groups, array)
+    (folder / f"{ADAPTER}.json").write_bytes(as_json(config.to_dict()))
+
+
+def _copy(model: ModelFolder, kind: str, target: Path) -> None:
+    """Files that were kept as they are."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in model.components[kind]:
+        if name not in (CONFIG, UNUSED) and not name.endswith(".safetensors"):
+            (target / name).write_bytes((model.path / kind / name).read_bytes())
+
+
+def _write_rest(folder: Path, model: ModelFolder, written: list[str]) -> None:
+    """The pipeline's small files."""
+    flux = folder / "flux"
+    for kind in ("tokenizer", "tokenizer_2"):
+        if kind in model.components:
+            _copy(model, kind, flux / kind)
+    if "scheduler" in model.components:
+        target = flux / "scheduler"
+        target.mkdir(parents=True)
+        config = to_published("scheduler", read_config(model, "scheduler"))
+        (target / "scheduler_config.json").write_bytes(as_json(config))
+    kinds = [kind for kind in model.components if kind in written or kind not in COMPONENTS]
+    index: dict[str, Any] = {"_class_name": "FluxPipeline"}
+    index |= {PIPELINE[kind][0]: PIPELINE[kind][1:] for kind in kinds if kind in PIPELINE}
+    if flux.exists():
+        (flux / "model_index.json").write_bytes(as_json(index))

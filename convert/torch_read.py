@@ -1,0 +1,201 @@
+"""Reading torch's .bin files (a zip with a pickle and one stored entry per storage), without torch.
+
+The pickle may name nothing but tensors, storages and ordered dictionaries: it is data here,
+never a program. Tensors are mapped out of the zip, which stores them uncompressed.
+Format: torch/serialization.py, `_save` and `_load`.
+"""
+
+import io
+import math
+import pickle
+import zipfile
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ic_jax.weights import DTYPES, Tensor, WeightsError, mapped
+
+STORAGES: dict[str, np.dtype] = {
+    "DoubleStorage": DTYPES["F64"],
+    "FloatStorage": DTYPES["F32"],
+    "HalfStorage": DTYPES["F16"],
+    "BFloat16Storage": DTYPES["BF16"],
+    "LongStorage": DTYPES["I64"],
+    "IntStorage": DTYPES["I32"],
+    "ShortStorage": DTYPES["I16"],
+    "CharStorage": DTYPES["I8"],
+    "ByteStorage": DTYPES["U8"],
+    "BoolStorage": DTYPES["BOOL"],
+}
+AGAIN = "download or copy it again"
+LEGACY = "is no zip archive: torch writes those since 1.6; get a newer file or safetensors"
+MAX_PICKLE = 100_000_000  # names and shapes of a hundred thousand tensors take a tenth of it
+
+
+def read_torch(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .bin file; groups within groups are joined by dots.
+
+    Raises:
+        WeightsError: the file is damaged, compressed, or holds anything but tensors.
+    """
+    if not path.stat().st_size:
+        raise WeightsError(f"{path}: is empty; {AGAIN}")
+    with path.open("rb") as file:
+        start = file.read(24).lstrip()
+    if start.startswith((b"<", b"version https://git")):
+        raise WeightsError(f"{path}: is a web page or a Git LFS pointer, not weights; {AGAIN}")
+    if not start.startswith(b"PK"):
+        raise WeightsError(f"{path}: {LEGACY}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = _Entries(path, archive)
+            content = _Unpickler(archive.read(entries.pickle), entries).load()
+    except (WeightsError, OSError):
+        raise
+    except Exception as error:  # BadZipFile, and whatever an unpickler fed garbage comes to
+        reason = type(error).__name__
+        raise WeightsError(f"{path}: is truncated or damaged ({reason}); {AGAIN}") from None
+    return _flat(path, content)
+
+
+def _flat(path: Path, content: Any) -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    seen = set()
+
+    def visit(value: Any, name: str) -> None:
+        if isinstance(value, Tensor):
+            if name in flat:
+                raise WeightsError(f"{path}: duplicate key {name}")
+            flat[name] = value
+            return
+        if not isinstance(value, dict):
+            raise WeightsError(f"{path}: {name or 'the file'} is no tensor and no group of tensors")
+        if id(value) in seen:  # a loop, or a small file that unfolds into endless names
+            raise WeightsError(f"{path}: the group {name} occurs twice")
+        seen.add(id(value))
+        for key, inner in value.items():
+            visit(inner, f"{name}.{key}" if name else str(key))
+
+    visit(content, "")
+    return flat
+
+
+class _Entries:
+    """The archive's directory: where each storage's bytes lie in the file."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile):
+        self.path, self.archive = path, archive
+        self.infos = {info.filename: info for info in archive.infolist()}
+        self._refuse_bombs(archive.infolist())
+        pickles = [name for name in self.infos if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise WeightsError(f"{path}: is a zip archive, but none that torch.save made")
+        self.pickle = pickles[0]
+        self.root = self.pickle.removesuffix("data.pkl")
+        if self.infos[self.pickle].file_size > MAX_PICKLE:
+            raise WeightsError(f"{path}: its pickle is too large for names and shapes")
+        order = self.root + "byteorder"
+        if order in self.infos and archive.read(order) != b"little":
+            raise WeightsError(f"{path}: was written on a big-endian machine; save it again")
+
+    def _refuse_bombs(self, infos: list[zipfile.ZipInfo]) -> None:
+        if len(infos) != len(self.infos):
+            raise WeightsError(f"{self.path}: names one entry twice; {AGAIN}")
+        for info in infos:
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                raise WeightsError(
+                    f"{self.path}: {info.filename} is compressed, which torch.save never does; "
+                    "get the file from its publisher"
+                )
+        if sum(info.file_size for info in infos) > self.path.stat().st_size:
+            raise WeightsError(f"{self.path}: claims more bytes than it has; {AGAIN}")
+
+    def storage(self, key: str, dtype: np.dtype, count: int) -> Tensor:
+        info = self.infos[f"{self.root}data/{key}"]
+        if info.file_size != count * dtype.itemsize:
+            raise WeightsError(f"{self.path}: storage {key} has another size than its tensors")
+        with self.path.open("rb") as file:
+            file.seek(info.header_offset)
+            header = file.read(30)  # the local header, whose name and extra field vary
+        skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        offset = info.header_offset + 30 + skip
+        if header[:4] != b"PK\x03\x04" or offset + info.file_size > self.path.stat().st_size:
+            raise WeightsError(f"{self.path}: storage {key} lies outside the file; {AGAIN}")
+        tensor = mapped(self.path, offset, dtype, (count,))
+        return tensor.view((count,), lambda x: self._checked(key, x, info.CRC))
+
+    def _checked(self, key: str, x: np.ndarray, crc: int) -> np.ndarray:
+        if zlib.crc32(x.view(np.uint8).data) != crc:
+            raise WeightsError(f"{self.path}: storage {key} differs from its checksum; {AGAIN}")
+        return x
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """A torch storage class, of which only the element type matters."""
+
+    dtype: np.dtype
+
+
+class _Rebuild:
+    """torch._utils._rebuild_tensor_v2: a tensor as a strided view of a storage."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: Tensor, offset: int, shape: Any, stride: Any, *_: Any) -> Tensor:
+        shape, stride = tuple(shape), tuple(stride)
+        if any(type(n) is not int or n < 0 for n in (offset, *shape, *stride)):
+            raise ValueError("negative size")
+        last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        if math.prod(shape) and last >= storage.shape[0]:
+            raise ValueError("outside its storage")
+        item = storage.dtype.itemsize
+
+        def change(x: np.ndarray) -> np.ndarray:
+            return np.lib.stride_tricks.as_strided(
+                x[offset:], shape, [step * item for step in stride], writeable=False
+            )
+
+        return storage.view(shape, change)
+
+
+class _RebuildParameter:
+    """torch._utils._rebuild_parameter: a tensor that requires a gradient."""
+
+    __slots__ = ()
+
+    def __call__(self, tensor: Tensor, *_: Any) -> Tensor:
+        return tensor
+
+
+ADMITTED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(),
+    ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+} | {("torch", name): _Storage(dtype) for name, dtype in STORAGES.items()}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, entries: _Entries):
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+        self.entries = entries
+
+    def find_class(self, module: str, name: str) -> Any:
+        # Every callable a pickle can reach comes through here, before it could be called.
+        try:
+            return ADMITTED[module, name]
+        except KeyError:
+            raise WeightsError(
+                f"{self.entries.path}: refused: its pickle asks for {module}.{name}, which is no "
+                "tensor; nothing in it was run. Get safetensors from a publisher you trust"
+            ) from None
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        kind, storage, key, _, count = pid
+        if kind != "storage" or not isinstance(storage, _Storage) or type(count) is not int:
+            raise ValueError(kind)
+        return self.entries.storage(key, storage.dtype, count)

@@ -1,0 +1,377 @@
+"""Published weights to a MODEL folder and back, on disk, for every published layout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from conftest import GOLDENS
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers.loaders.single_file_utils import (
+    convert_flux_transformer_checkpoint_to_diffusers,
+    convert_ldm_vae_checkpoint,
+)
+
+from convert import bfl
+from convert.__main__ import main
+from convert.configs import to_published
+from convert.names import published_shapes, slots
+from convert.torch_read import read_torch
+from ic_jax import checkpoint
+from ic_jax.config import CONFIGS, AdapterConfig, FluxConfig, VaeConfig
+from ic_jax.model_folder import ModelFolder
+from ic_jax.safetensors import Spec, read_tensors, write_tensors
+from ic_jax.weights import Tensor
+
+TINY = GOLDENS / "tiny_instantcharacter"
+ADAPTER = "instantcharacter_ip-adapter"
+FOLDERS = {
+    "flux/transformer": "diffusion_pytorch_model",
+    "flux/vae": "diffusion_pytorch_model",
+    "flux/text_encoder": "model",
+    "flux/text_encoder_2": "model",
+    "siglip": "model",
+    "dinov2": "model",
+}
+
+# Heads as published, one of them: what a BFL file's shapes tell.
+SMALL_DEV = FluxConfig(2, 2, 1, 128, 8, 6, (16, 56, 56), in_channels=4)
+
+
+def convert(*arguments):
+    assert main([str(a) for a in arguments]) == 0
+
+
+def from_torch(source, out, *more):
+    adapter = source / f"{ADAPTER}.bin"
+    folders = ("--siglip", source / "siglip", "--dinov2", source / "dinov2")
+    convert(
+        *("from-torch", "--flux", source / "flux", *folders, "--adapter", adapter),
+        *("--out", out, *more),
+    )
+
+
+def raw(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Every published tensor of a layout on disk, read by the published libraries."""
+    found = {
+        name: safetensors.torch.load_file(folder / name / f"{stem}.safetensors")
+        for name, stem in FOLDERS.items()
+    }
+    for group, tensors in torch.load(folder / f"{ADAPTER}.bin", weights_only=True).items():
+        found[f"adapter {group}"] = dict(tensors)
+    return found
+
+
+def assert_bit_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for part, tensors in expected.items():
+        assert found[part].keys() == tensors.keys(), part
+        for name, tensor in tensors.items():
+            other = found[part][name]
+            assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape), (part, name)
+            assert torch.equal(other, tensor), (part, name)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    out = tmp_path_factory.mktemp("model") / "MODEL"
+    from_torch(TINY, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "torch"
+    convert("to-torch", model, "--out", out)
+    return out
+
+
+def test_every_tensor_comes_back_bit_equal(exported):
+    assert_bit_equal(raw(exported), raw(TINY))
+
+
+def test_a_file_of_another_type_comes_back_in_it(tmp_path):
+    """bfloat16 throughout, sharded with an index, adapter in float16: nothing is rounded."""
+    source = tmp_path / "source"
+    shutil.copytree(TINY, source)
+    for name, stem in FOLDERS.items():
+        path = source / name / f"{stem}.safetensors"
+        tensors = {k: v.bfloat16() for k, v in safetensors.torch.load_file(path).items()}
+        safetensors.torch.save_file(tensors, path)
+    adapter = torch.load(source / f"{ADAPTER}.bin", weights_only=True)
+    adapter = {g: {k: v.half() for k, v in t.items()} for g, t in adapter.items()}
+    torch.save(adapter, source / f"{ADAPTER}.bin")
+    expected = raw(source)
+    for name, stem in FOLDERS.items():
+        shard(source / name, stem)
+    from_torch(source, tmp_path / "MODEL")
+    convert("to-torch", tmp_path / "MODEL", "--out", tmp_path / "back")
+    assert_bit_equal(raw(tmp_path / "back"), expected)
+
+
+def shard(folder, stem):
+    path = folder / f"{stem}.safetensors"
+    tensors = read_tensors(path)
+    arrays = {name: t.array().copy() for name, t in tensors.items()}
+    specs = {name: Spec(t.dtype, t.shape) for name, t in tensors.items()}
+    third = sum(t.nbytes for t in tensors.values()) // 3
+    path.unlink()
+    shards = write_tensors(folder, stem, specs, lambda name: [arrays[name]], third)
+    assert len(shards) > 2
+    where = {name: shard.path.name for shard in shards for name in shard.names}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def test_what_comes_back_converts_to_the_same_model(model, exported, tmp_path):
+    from_torch(exported, tmp_path / "MODEL")
+    assert files(tmp_path / "MODEL") == files(model)
+
+
+def test_the_published_libraries_load_what_comes_back(exported):
+    flux = exported / "flux"
+    for cls, folder in [
+        (transformers.SiglipVisionModel, exported / "siglip"),
+        (transformers.Dinov2Model, exported / "dinov2"),
+        (transformers.CLIPTextModel, flux / "text_encoder"),
+        (transformers.T5EncoderModel, flux / "text_encoder_2"),
+        (FluxTransformer2DModel, flux / "transformer"),
+        (AutoencoderKL, flux / "vae"),
+    ]:
+        loaded, info = cls.from_pretrained(folder, output_loading_info=True)
+        assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        original = cls.from_pretrained(TINY / folder.relative_to(exported))
+        x = dict(original.named_parameters())
+        assert all(torch.equal(x[k], v) for k, v in loaded.named_parameters())
+
+
+def test_the_pipeline_index_names_what_is_there(exported):
+    theirs = json.loads((TINY / "flux" / "model_index.json").read_text())
+    ours = json.loads((exported / "flux" / "model_index.json").read_text())
+    for name in ("scheduler", "transformer", "vae", "text_encoder", "text_encoder_2"):
+        assert ours[name] == theirs[name]
+    for name in ("tokenizer", "tokenizer_2"):
+        assert files(exported / "flux" / name) == files(TINY / "flux" / name)
+
+
+def test_bfl_files_there_and_back_give_the_same_model(model, tmp_path):
+    out = tmp_path / "bfl"
+    convert("to-torch", model, "--out", out, "--bfl")
+    assert not (out / "flux" / "transformer").exists()
+    convert(
+        *("from-torch", "--flux", out / "flux1-dev.safetensors", "--vae", out / "ae.safetensors"),
+        *("--t5", out / "flux", "--clip", out / "flux" / "text_encoder"),
+        *("--siglip", out / "siglip", "--dinov2", out / "dinov2"),
+        *("--adapter", out / f"{ADAPTER}.safetensors", "--out", tmp_path / "MODEL"),
+    )
+    assert files(tmp_path / "MODEL") == files(model)
+
+
+def joined(kind, shapes):
+    """Random diffusers tensors of these shapes, and the BFL file's that hold the same."""
+    rng = np.random.default_rng(0)
+    theirs = {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
+    tensors = {k: Tensor(x.dtype, x.shape, lambda x=x: x) for k, x in theirs.items()}
+    fused = bfl.layout(kind, shapes)
+    file = {name: torch.from_numpy(one.join(tensors).array()) for name, one in fused.items()}
+    assert all(file[name].shape == one.shape for name, one in fused.items())
+    return theirs, file
+
+
+def assert_same_values(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(np.asarray(found[name]), value, err_msg=name)
+
+
+def test_bfl_flux_files_are_what_diffusers_takes_them_for():
+    shapes = published_shapes(slots("transformer", SMALL_DEV))
+    for name in [n for n in shapes if n.startswith("single_")]:  # diffusers cuts them at 3072
+        widths = {"to_q": 3072, "to_k": 3072, "to_v": 3072, "proj_mlp": 12288}
+        if width := next((w for part, w in widths.items() if f".{part}." in name), None):
+            shapes[name] = (width, *shapes[name][1:])
+    theirs, file = joined("transformer", shapes)
+    assert file["single_blocks.1.linear1.bias"].shape == (21504,)
+    assert_same_values(convert_flux_transformer_checkpoint_to_diffusers(file), theirs)
+
+
+def test_bfl_vae_files_are_what_diffusers_takes_them_for():
+    config = VaeConfig((8, 16, 16), latent_channels=4, norm_num_groups=4)
+    shapes = published_shapes(slots("vae", config))
+    theirs, file = joined("vae", shapes)
+    assert_same_values(convert_ldm_vae_checkpoint(file, to_published("vae", config)), theirs)
+    assert len(published_shapes(slots("vae", CONFIGS["flux-vae"]))) == 244
+
+
+def test_sizes_of_a_bfl_file_are_read_off_its_shapes(tmp_path):
+    for config in (SMALL_DEV, replace(SMALL_DEV, guidance_embeds=False)):
+        theirs, file = joined("transformer", published_shapes(slots("transformer", config)))
+        path = tmp_path / f"flux1-{config.guidance_embeds}.safetensors"
+        safetensors.torch.save_file(file, path)
+        out = tmp_path / f"MODEL-{config.guidance_embeds}"
+        convert("from-torch", "--flux", path, "--out", out)
+        folder = ModelFolder.open(out)
+        assert checkpoint.read_config(folder, "transformer") == config
+        schedule = checkpoint.read_config(folder, "scheduler")
+        assert schedule.use_dynamic_shifting == config.guidance_embeds
+        convert("to-torch", out, "--out", tmp_path / f"back-{config.guidance_embeds}")
+        back = tmp_path / f"back-{config.guidance_embeds}" / "flux" / "transformer"
+        assert_same_values(
+            safetensors.torch.load_file(back / "diffusion_pytorch_model.safetensors"), theirs
+        )
+
+
+def test_loaded_components_hold_the_published_values(model):
+    loaded = checkpoint.load(model, dtype="bfloat16")
+    published = raw(TINY)["flux/transformer"]["transformer_blocks.1.attn.to_q.weight"]
+    ours = checkpoint.parameters(loaded.transformer)["transformer_blocks.*.attn.to_q.kernel"]
+    assert ours.get_value().dtype == jnp.bfloat16
+    np.testing.assert_array_equal(
+        np.asarray(ours.get_value()[1].T.astype(jnp.float32)), published.bfloat16().float()
+    )
+    number = loaded.transformer.config.num_layers  # the first single block
+    published = raw(TINY)["adapter ip_adapter"][f"{number}.to_v_ip.bias"]
+    ours = checkpoint.parameters(loaded.adapter)[
+        "ip_adapter.single_transformer_blocks.*.to_v_ip.bias"
+    ]
+    np.testing.assert_array_equal(
+        np.asarray(ours.get_value()[0].astype(jnp.float32)), published.bfloat16().float()
+    )
+    assert loaded.tokenizer == model / "tokenizer"
+    assert loaded.scheduler.use_dynamic_shifting
+
+
+def test_a_dtype_is_applied_and_placement_is_the_callers(model, tmp_path):
+    from_torch(TINY, tmp_path / "MODEL", "--dtype", "bfloat16")
+    folder = ModelFolder.open(tmp_path / "MODEL")
+    for kind in checkpoint.COMPONENTS:
+        assert {str(t.dtype) for t in folder.tensors(kind).values()} == {"bfloat16"}
+    placed = {}
+    checkpoint.load_component(
+        folder, "clip", "float32", place=lambda path, x: placed.setdefault(path, jnp.asarray(x))
+    )
+    assert placed.keys() == folder.tensors("clip").keys()
+    assert {x.dtype for x in placed.values()} == {jnp.dtype("float32")}
+
+
+def test_checkpoints_with_more_than_one_tower(tmp_path):
+    """SigLIP and CLIP whole, T5 with decoder and a copied table, DINOv2 in a classifier."""
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 2}
+    vision = {**small, "image_size": 28, "patch_size": 14}
+    text = {**small, "vocab_size": 40, "eos_token_id": 39, "bos_token_id": 38, "pad_token_id": 1}
+    t5 = transformers.T5Config(
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        vocab_size=40,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    whole = {
+        "siglip": transformers.SiglipModel(
+            transformers.SiglipConfig(text_config=text, vision_config=vision)
+        ),
+        "clip": transformers.CLIPModel(
+            transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+        ),
+        "t5": transformers.T5ForConditionalGeneration(t5),
+        "dinov2": transformers.Dinov2ForImageClassification(
+            transformers.Dinov2Config(
+                **{k: v for k, v in vision.items() if k != "intermediate_size"}
+            )
+        ),
+    }
+    for kind, oracle in whole.items():
+        oracle.save_pretrained(tmp_path / kind)
+    path = tmp_path / "t5" / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+    safetensors.torch.save_file(tensors, path)
+    parts = [a for kind in whole for a in (f"--{kind}", tmp_path / kind)]
+    convert("from-torch", *parts, "--out", tmp_path / "MODEL")
+    loaded = checkpoint.load(tmp_path / "MODEL")
+    assert loaded.transformer is None
+    for kind, name in {
+        "siglip": "vision_model.encoder.layers.*.mlp.fc1.bias",
+        "clip": "text_model.encoder.layers.*.mlp.fc1.bias",
+    }.items():
+        theirs = whole[kind].state_dict()[name.replace("*", "1")]
+        ours = checkpoint.parameters(getattr(loaded, kind))[name].get_value()[1]
+        np.testing.assert_array_equal(np.asarray(ours), theirs)
+
+
+def test_torch_bin_forms(tmp_path):
+    """Views, parameters, scalars, empty tensors and module states, as torch saves them."""
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    content = {
+        "transposed": x.t(),
+        "slice": x[1:3, 2:],
+        "parameter": torch.nn.Parameter(x),
+        "scalar": torch.tensor(3.0),
+        "bf16": x.bfloat16(),
+        "empty": torch.empty(0, 3),
+        "module": torch.nn.Linear(2, 3).state_dict(),
+    }
+    torch.save(content, tmp_path / "x.bin")
+    found = read_torch(tmp_path / "x.bin")
+    flat = {k: v for k, v in content.items() if k != "module"}
+    flat |= {f"module.{k}": v for k, v in content["module"].items()}
+    assert found.keys() == flat.keys()
+    for name, tensor in flat.items():
+        assert found[name].shape == tuple(tensor.shape)
+        value = torch.from_numpy(found[name].array().astype(np.float32))
+        assert torch.equal(value, tensor.detach().float()), name
+
+
+def test_the_adapter_needs_neither_torch_nor_its_modules(tmp_path):
+    """In a process in which importing torch fails."""
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from convert.__main__ import main\n"
+        f"sys.exit(main(['from-torch', '--flux', '{TINY / 'flux'}', '--adapter', "
+        f"'{TINY / ADAPTER}.bin', '--out', '{tmp_path / 'MODEL'}']) or "
+        f"main(['to-torch', '{tmp_path / 'MODEL'}', '--out', '{tmp_path / 'back'}']))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent)
+    back = torch.load(tmp_path / "back" / f"{ADAPTER}.bin", weights_only=True, mmap=True)
+    assert list(back) == ["ip_adapter", "image_proj"]
+
+
+def test_sizes_beside_the_adapter_or_named(tmp_path):
+    for suffix in (".bin", ".json"):
+        shutil.copy(TINY / f"{ADAPTER}{suffix}", tmp_path / f"mine{suffix}")
+    sizes = AdapterConfig.from_dict(json.loads((tmp_path / "mine.json").read_text()))
+    flux = ("from-torch", "--flux", TINY / "flux", "--adapter", tmp_path / "mine.bin")
+    convert(*flux, "--out", tmp_path / "beside")
+    os.rename(tmp_path / "mine.json", tmp_path / "elsewhere.json")
+    named = ("--adapter-config", tmp_path / "elsewhere.json")
+    convert(*flux, *named, "--out", tmp_path / "named")
+    for name in ("beside", "named"):
+        assert checkpoint.read_config(ModelFolder.open(tmp_path / name), "adapter") == sizes
+
+
+def test_inspect_lists_what_there_is(model, capsys):
+    convert("inspect", model, "--verify")
+    out = capsys.readouterr().out
+    assert "545,680  float32" in out
+    assert all(kind in out for kind in checkpoint.COMPONENTS)
+    assert "every file has its checksum" in out
