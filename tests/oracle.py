@@ -1,12 +1,15 @@
 """PyTorch models as oracles: random weights, and the way from one to ours."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
-from flax import nnx
+
+from convert.__main__ import main
+from ic_jax.checkpoint import load_component
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -22,22 +25,30 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
-def fill(make: Any, state_dict: dict[str, torch.Tensor], rename: dict[str, str] | None = None) -> Any:
-    """The module that `make()` builds, its parameters taken from `state_dict`."""
-    model = nnx.eval_shape(make)
-    for path, variable in nnx.to_flat_state(nnx.state(model)):
-        name = ".".join(map(str, path))
-        kernel = name.endswith(".kernel")
-        name = name.removesuffix("kernel") + "weight" if kernel else name
-        name = (rename or {}).get(name, name)
-        count = variable.shape[0] if "*" in name else 1
-        parts = [state_dict[name.replace("*", str(i))].detach().float().numpy() for i in range(count)]
-        if kernel:
-            parts = [p.T if p.ndim == 2 else p.transpose(2, 3, 1, 0) for p in parts]
-        value = np.stack(parts) if "*" in name else parts[0]
-        assert value.shape == variable.shape, (name, value.shape, variable.shape)
-        variable.set_value(jnp.asarray(value))
-    return model
+# Which component a published class is, and the option that takes it.
+COMPONENTS = {
+    "FluxTransformer2DModel": ("transformer", "--flux"),
+    "AutoencoderKL": ("vae", "--vae"),
+    "T5EncoderModel": ("t5", "--t5"),
+    "CLIPTextModel": ("clip", "--clip"),
+    "SiglipVisionModel": ("siglip", "--siglip"),
+    "Dinov2Model": ("dinov2", "--dinov2"),
+}
+
+
+def convert(*arguments: Any) -> None:
+    """python -m convert from-torch ..., which must succeed."""
+    assert main(["from-torch", *map(str, arguments)]) == 0
+
+
+def converted(theirs: Any) -> Any:
+    """The same model as ours: saved by its own library, converted on disk, loaded."""
+    kind, option = COMPONENTS[type(theirs).__name__]
+    with tempfile.TemporaryDirectory() as folder:
+        published, model = Path(folder) / "published", Path(folder) / "MODEL"
+        theirs.save_pretrained(published)
+        convert(option, published, "--out", model)
+        return load_component(model, kind)
 
 
 def relative(a: Any, b: Any) -> float:

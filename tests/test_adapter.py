@@ -6,43 +6,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from ic_jax.config import AdapterConfig, FluxConfig
+from ic_jax.checkpoint import load_component
 from ic_jax.features import SubjectFeatures
-from ic_jax.models.adapter import Adapter
 from ic_jax.models.flux import Flux, rope_table
 from ic_jax.models.image_prompt import ImagePrompt
 from tests.conftest import GOLDENS
-from tests.oracle import fill, relative
+from tests.oracle import convert, relative
 
 
 class Golden:
-    def __init__(self):
+    def __init__(self, folder):
         with safe_open(GOLDENS / "adapter.safetensors", "pt") as f:
             self.config = json.loads(f.metadata()["config"])
             self.tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-        sizes = self.config["transformer"]
-        sizes.pop("patch_size")
-        self.flux_config = FluxConfig.from_dict(sizes)
-        adapter_config = AdapterConfig.from_dict(self.config["projector"])
-        self.flux = fill(
-            lambda: Flux(self.flux_config, rngs=nnx.Rngs(0)), self.group("transformer/")
-        )
-        doubles = self.flux_config.num_layers
-        weights = {f"image_proj.{k}": v for k, v in self.group("image_proj/").items()}
-        for name, value in self.group("ip_adapter/").items():
-            n, rest = name.split(".", 1)
-            stack, i = (
-                ("transformer_blocks", int(n))
-                if int(n) < doubles
-                else ("single_transformer_blocks", int(n) - doubles)
-            )
-            weights[f"ip_adapter.{stack}.{i}.{rest}"] = value
-        self.adapter = fill(
-            lambda: Adapter(adapter_config, self.flux_config, rngs=nnx.Rngs(0)), weights
-        )
+        transformer, adapter = folder / "transformer", folder / "adapter.safetensors"
+        transformer.mkdir()
+        save_file(self.group("transformer/"), transformer / "diffusion_pytorch_model.safetensors")
+        sizes = {"_class_name": "FluxTransformer2DModel", **self.config["transformer"]}
+        (transformer / "config.json").write_text(json.dumps(sizes))
+        groups = ("image_proj", "ip_adapter")
+        save_file({f"{g}.{k}": v for g in groups for k, v in self.group(f"{g}/").items()}, adapter)
+        adapter.with_suffix(".json").write_text(json.dumps(self.config["projector"]))
+        convert("--flux", transformer, "--adapter", adapter, "--out", folder / "MODEL")
+        self.flux = load_component(folder / "MODEL", "transformer")
+        self.adapter = load_component(folder / "MODEL", "adapter")
+        self.flux_config = self.flux.config
 
     def group(self, prefix):
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
@@ -52,8 +43,8 @@ class Golden:
 
 
 @pytest.fixture(scope="module")
-def golden():
-    return Golden()
+def golden(tmp_path_factory):
+    return Golden(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.mark.parametrize("i", range(3))

@@ -14,7 +14,6 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from conftest import GOLDENS
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.loaders.single_file_utils import (
     convert_flux_transformer_checkpoint_to_diffusers,
@@ -31,8 +30,8 @@ from ic_jax.config import CONFIGS, AdapterConfig, FluxConfig, VaeConfig
 from ic_jax.model_folder import ModelFolder
 from ic_jax.safetensors import Spec, read_tensors, write_tensors
 from ic_jax.weights import Tensor
+from tests.conftest import TINY
 
-TINY = GOLDENS / "tiny_instantcharacter"
 ADAPTER = "instantcharacter_ip-adapter"
 FOLDERS = {
     "flux/transformer": "diffusion_pytorch_model",

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import pickle
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,6 @@ from unittest.mock import MagicMock
 import pytest
 import safetensors.torch
 import torch
-from conftest import GOLDENS
 from huggingface_hub import errors
 
 from convert import hub
@@ -27,8 +25,8 @@ from ic_jax import checkpoint
 from ic_jax import safetensors as ours
 from ic_jax.model_folder import ModelFolder, create
 from ic_jax.weights import WeightsError
+from tests.conftest import TINY
 
-TINY = GOLDENS / "tiny_instantcharacter"
 ROOT = Path(__file__).parent.parent
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -366,7 +364,7 @@ def test_another_adapter(tmp_path, run):
 # Interruptions, full disks, what is in the way.
 
 
-def start(out, trap="", **more):
+def start(out, trap):
     """The conversion in a process of its own, with a trap set in it."""
     script = (
         "import os, signal, sys\n"
@@ -375,9 +373,7 @@ def start(out, trap="", **more):
         f"{trap}\n"
         f"sys.exit(main(['from-torch', '--flux', '{TINY / 'flux'}', '--out', '{out}']))"
     )
-    return subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, **more
-    )
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
 
 
 KILL = "lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)"
@@ -431,10 +427,8 @@ def test_ctrl_c_and_sigterm_remove_what_was_written(tmp_path):
 
 
 def test_a_full_disk(tmp_path, run, monkeypatch):
-    process = start(
-        tmp_path / "MODEL",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-    )
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    process = start(tmp_path / "MODEL", limit)
     assert process.returncode == 74
     assert process.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in process.stderr

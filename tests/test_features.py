@@ -1,40 +1,23 @@
 """The features of a reference picture, against the published pipeline's."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDENS
-from flax import nnx
-from oracle import fill, relative
 from safetensors.numpy import load_file as load_numpy
-from safetensors.torch import load_file
 
-from ic_jax.config import CONFIGS, AdapterConfig, Dinov2Config, SiglipConfig
+from ic_jax.checkpoint import load_component
+from ic_jax.config import CONFIGS, AdapterConfig
 from ic_jax.features import SubjectFeatures, subject_features
 from ic_jax.images import read_rgb, tiles, to_square
-from ic_jax.models.dinov2 import Dinov2
-from ic_jax.models.siglip import SiglipVision
-
-TINY = GOLDENS / "tiny_instantcharacter"
-
-
-def load(make, config_type, folder):
-    """A toy encoder on disk; the fields that our config does not have stay unread."""
-    values = json.loads((folder / "config.json").read_text())
-    names = config_type.__dataclass_fields__
-    config = config_type(**{k: v for k, v in values.items() if k in names})
-    weights = load_file(folder / "model.safetensors")
-    return fill(lambda: make(config, rngs=nnx.Rngs(0)), weights)
+from tests.conftest import TINY
+from tests.oracle import relative
 
 
 @pytest.fixture(scope="module")
-def features() -> SubjectFeatures:
+def features(tiny_model) -> SubjectFeatures:
     """Of two subjects: noise, then the reference picture."""
-    siglip = load(SiglipVision, SiglipConfig, TINY / "siglip")
-    dinov2 = load(Dinov2, Dinov2Config, TINY / "dinov2")
+    siglip, dinov2 = (load_component(tiny_model, kind) for kind in ("siglip", "dinov2"))
     noise = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
     pictures = (noise, read_rgb(TINY / "reference.png"))
     size = siglip.config.image_size

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 
 from ic_jax.config import FluxConfig
 from ic_jax.flow import position_ids
 from ic_jax.models.flux import Flux, rope_table
-from tests.oracle import cast, fill, randomize, relative
+from tests.oracle import cast, converted, randomize, relative
 
 DEV = FluxConfig(
     num_layers=2,
@@ -45,7 +44,7 @@ GRID = (4, 6)
 def case(request):
     config = SIZES[request.param]
     theirs = randomize(diffusers.FluxTransformer2DModel(**config.to_dict()))
-    ours = fill(lambda: Flux(config, rngs=nnx.Rngs(0)), theirs.state_dict())
+    ours = converted(theirs)
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
     inputs = (

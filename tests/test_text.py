@@ -9,23 +9,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from flax import nnx
 from safetensors import safe_open
-from safetensors.torch import load_file
 
+from ic_jax.checkpoint import load_component
 from ic_jax.config import ClipConfig, T5Config
-from ic_jax.models.clip import ClipText
-from ic_jax.models.t5 import T5Encoder, relative_buckets
+from ic_jax.models.t5 import relative_buckets
 from ic_jax.text import PromptTokenizer
-from tests.conftest import GOLDENS
-from tests.oracle import cast, fill, randomize, relative
+from tests.conftest import TINY
+from tests.oracle import cast, converted, randomize, relative
 
-TINY = GOLDENS / "tiny_instantcharacter"
-T5_BIAS = {
-    "encoder.relative_attention_bias.weight": (
-        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    )
-}
 # More ids than the furthest bucket's distance; one head and many; few buckets.
 T5_CASES = [
     (T5Config(vocab_size=50, d_model=24, d_kv=8, d_ff=40, num_layers=3, num_heads=2), 150),
@@ -59,8 +51,7 @@ def t5_pair(config):
             transformers.T5Config(**config.to_dict(), feed_forward_proj="gated-gelu")
         )
     )
-    ours = fill(lambda: T5Encoder(config, rngs=nnx.Rngs(0)), theirs.state_dict(), T5_BIAS)
-    return ours, theirs
+    return converted(theirs), theirs
 
 
 @cache
@@ -70,8 +61,7 @@ def clip_pair(config):
             transformers.CLIPTextConfig(**config.to_dict(), bos_token_id=0, pad_token_id=1)
         )
     )
-    weights = {f"text_model.{k}": v for k, v in theirs.state_dict().items()}
-    return fill(lambda: ClipText(config, rngs=nnx.Rngs(0)), weights), theirs
+    return converted(theirs), theirs
 
 
 def ids_with_ends(config, n, end):
@@ -136,20 +126,9 @@ def test_relative_buckets(buckets, max_distance):
     np.testing.assert_array_equal(relative_buckets(distance, buckets, max_distance), theirs)
 
 
-def golden_encoder(make, config_class, folder, rename=None):
-    values = json.loads((TINY / "flux" / folder / "config.json").read_text())
-    fields = config_class.__dataclass_fields__
-    config = config_class(**{k: v for k, v in values.items() if k in fields})
-    weights = load_file(TINY / "flux" / folder / "model.safetensors")
-    return fill(lambda: make(config, rngs=nnx.Rngs(0)), weights, rename)
-
-
-def test_golden_prompts():
-    clip = golden_encoder(ClipText, ClipConfig, "text_encoder")
-    t5 = golden_encoder(T5Encoder, T5Config, "text_encoder_2", T5_BIAS)
-    tokenizer = PromptTokenizer.from_folders(
-        TINY / "flux" / "tokenizer", TINY / "flux" / "tokenizer_2"
-    )
+def test_golden_prompts(tiny_model):
+    clip, t5 = (load_component(tiny_model, kind) for kind in ("clip", "t5"))
+    tokenizer = PromptTokenizer.from_folders(tiny_model / "tokenizer", tiny_model / "tokenizer_2")
     with safe_open(TINY / "expected.safetensors", "np") as f:
         for i, case in enumerate(json.loads(f.metadata()["cases"])):
             trigger = f"{case['trigger']}, " if "trigger" in case else ""

@@ -1,6 +1,5 @@
 """The autoencoder against diffusers on random weights, and against the golden case."""
 
-import json
 from functools import cache
 
 import diffusers
@@ -9,16 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from safetensors import safe_open
-from safetensors.torch import load_file
 
+from ic_jax.checkpoint import load_component
 from ic_jax.config import VaeConfig
-from ic_jax.models.vae import Vae
-from tests.conftest import GOLDENS
-from tests.oracle import cast, fill, randomize, relative
+from tests.conftest import TINY
+from tests.oracle import cast, converted, randomize, relative
 
-TINY = GOLDENS / "tiny_instantcharacter"
 CASES = [
     (VaeConfig((8, 16, 16), latent_channels=4, norm_num_groups=4), (24, 16)),
     (VaeConfig((6, 12), latent_channels=3, norm_num_groups=3, layers_per_block=1), (10, 14)),
@@ -37,7 +33,7 @@ def pair(config):
             use_post_quant_conv=False,
         )
     )
-    return fill(lambda: Vae(config, rngs=nnx.Rngs(0)), theirs.state_dict()), theirs
+    return converted(theirs), theirs
 
 
 def inputs(config, size):
@@ -88,12 +84,8 @@ def test_bfloat16_is_no_worse_than_torch():
         assert relative(a, b) < 1.5 * relative(c, b)
 
 
-def test_golden():
-    values = json.loads((TINY / "flux" / "vae" / "config.json").read_text())
-    fields = VaeConfig.__dataclass_fields__
-    config = VaeConfig.from_dict({k: v for k, v in values.items() if k in fields})
-    weights = load_file(TINY / "flux" / "vae" / "diffusion_pytorch_model.safetensors")
-    vae = fill(lambda: Vae(config, rngs=nnx.Rngs(0)), weights)
+def test_golden(tiny_model):
+    vae = load_component(tiny_model, "vae")
     with safe_open(TINY / "expected.safetensors", "pt") as f:
         names = ("pixels", "posterior_mean", "posterior_logvar", "decoded")
         pixels, *expected = (channels_last(f.get_tensor(f"vae/{name}")) for name in names)

@@ -1,8 +1,5 @@
 """SigLIP and DINOv2 against transformers, on random weights at toy sizes."""
 
-import tempfile
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +7,12 @@ import pytest
 import torch
 import transformers
 from flax import nnx
-from oracle import cast, fill, randomize, relative
-from safetensors.torch import load_file
 
 from ic_jax.config import CONFIGS, Dinov2Config, SiglipConfig
 from ic_jax.models import bicubic
 from ic_jax.models.dinov2 import Dinov2
 from ic_jax.models.siglip import SiglipVision
+from tests.oracle import cast, converted, randomize, relative
 
 SIGLIP = [
     SiglipConfig(
@@ -77,24 +73,15 @@ DINOV2 = [
 LAYERS = (0, 1, 2)
 
 
-def published(oracle: transformers.PreTrainedModel, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The weights under their names on disk, which differ from those in memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        oracle.save_pretrained(folder)
-        tensors = load_file(Path(folder) / "model.safetensors")
-    return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
 def siglip(config: SiglipConfig) -> tuple[torch.nn.Module, SiglipVision]:
     sizes = transformers.SiglipVisionConfig(**config.to_dict())
     oracle = randomize(transformers.SiglipVisionModel(sizes))
-    weights = published(oracle, "vision_model.")
-    return oracle, fill(lambda: SiglipVision(config, rngs=nnx.Rngs(0)), weights)
+    return oracle, converted(oracle)
 
 
 def dinov2(config: Dinov2Config) -> tuple[torch.nn.Module, Dinov2]:
     oracle = randomize(transformers.Dinov2Model(transformers.Dinov2Config(**config.to_dict())))
-    return oracle, fill(lambda: Dinov2(config, rngs=nnx.Rngs(0)), published(oracle))
+    return oracle, converted(oracle)
 
 
 CASES = [(siglip, c, (c.image_size, c.image_size)) for c in SIGLIP]
