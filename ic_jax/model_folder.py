@@ -192,8 +192,11 @@ def create(out: str | Path, *, overwrite: bool = False) -> Iterator[ModelWriter]
     Raises:
         FileExistsError: `out` is in the way.
     """
-    owned = {*KINDS, MANIFEST}
-    with written_whole(Path(out), overwrite=overwrite, owns=owned.__contains__) as folder:
+    out, owned = Path(out), {*KINDS, MANIFEST}
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        # Perhaps published weights, whose folders have the same names.
+        raise FileExistsError(f"{out}: exists and is no ic_jax model; name another folder")
+    with written_whole(out, overwrite=overwrite, owns=owned.__contains__) as folder:
         writer = ModelWriter(folder)
         yield writer
         components = {

@@ -19,8 +19,9 @@ from diffusers.loaders.single_file_utils import (
     convert_flux_transformer_checkpoint_to_diffusers,
     convert_ldm_vae_checkpoint,
 )
+from huggingface_hub.utils import filter_repo_objects
 
-from convert import bfl
+from convert import bfl, hub
 from convert.__main__ import main
 from convert.configs import to_published
 from convert.names import published_shapes, slots
@@ -366,6 +367,26 @@ def test_sizes_beside_the_adapter_or_named(tmp_path):
     convert(*flux, *named, "--out", tmp_path / "named")
     for name in ("beside", "named"):
         assert checkpoint.read_config(ModelFolder.open(tmp_path / name), "adapter") == sizes
+
+
+def test_hub_ids_fetch_what_is_needed_and_no_more(model, tmp_path, monkeypatch):
+    def download(name, allow_patterns):
+        source = TINY / name.removeprefix("org/")
+        paths = [str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()]
+        paths += ["flux1-dev.safetensors", "text_encoder/model.fp16.bin", "transformer/x.gguf"]
+        wanted = [*filter_repo_objects(paths, allow_patterns=allow_patterns)]
+        assert len(wanted) == len(paths) - 3
+        target = tmp_path / name
+        for path in wanted:
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / path, target / path)
+        return str(target)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    convert("from-torch", "--flux", "org/flux", "--out", tmp_path / "MODEL")
+    expected = files(model)
+    for name, content in files(tmp_path / "MODEL").items():
+        assert name == "manifest.json" or content == expected[name]
 
 
 def test_inspect_lists_what_there_is(model, capsys):

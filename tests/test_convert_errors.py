@@ -453,7 +453,9 @@ def test_what_is_in_the_way_stays(tmp_path, capsys):
     assert main(command) == 2
     assert out.read_text() == "a file"
     out.unlink()
-    out.mkdir()
+    (out / "transformer").mkdir(parents=True)
+    assert main([*command, "--overwrite"]) == 2  # perhaps published weights
+    (out / "transformer").rmdir()
     assert main(command) == 0  # an empty folder is no loss
     (out / "transformer" / "model.safetensors").write_bytes(b"mine")
     assert main(command) == 2
