@@ -22,15 +22,15 @@ def tidy(source: Source) -> tuple[dict[str, Tensor], list[str]]:
     kind, tensors, notes = source.kind, dict(source.tensors), []
     if wrapper := WRAPPED.get(kind):
         tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    prefix = PREFIX.get(kind, "")
+    if not any(name.startswith(prefix) for name in tensors):
+        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
     for start, what in IGNORED.get(kind, {}).items():
         ignored = [name for name in tensors if name.startswith(start)]
         for name in ignored:
             del tensors[name]
         if ignored:
             notes.append(f"{source.path}: leaves out {what} ({start}*, {len(ignored)} tensors)")
-    prefix = PREFIX.get(kind, "")
-    if not any(name.startswith(prefix) for name in tensors):
-        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
     if kind == "t5" and (copy := tensors.pop("encoder.embed_tokens.weight", None)):
         shared = tensors.setdefault("shared.weight", copy)
         if not _same_bytes(shared, copy):
