@@ -28,4 +28,7 @@ def fetch(name: str, patterns: Sequence[str]) -> Path:
         reason = "no such path here, and the Hugging Face Hub cannot be reached; download it first"
     except errors.HfHubHTTPError as error:
         reason = f"the Hugging Face Hub answered: {str(error).splitlines()[0]}"
+    except Exception as error:  # of the network library underneath, which changes with versions
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = f"the download broke off ({what}); run again, what came is kept"
     raise FileNotFoundError(f"{name}: {reason}")

@@ -27,12 +27,13 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 def run(command: Callable[[], Any], *, debug: bool = False) -> int:
     """Run a command; returns its exit code.
 
-    0 done; 2 bad usage or input; 3 bad weights; 5 not a finite number; 74 input or output
-    failed; 130 interrupted; 1 out of the device's memory. `debug` shows tracebacks.
+    0 done; 2 bad usage or input; 3 bad weights; 4 bad data set; 5 not a finite number; 74 input
+    or output failed; 130 interrupted; 1 out of the device's memory. `debug` shows tracebacks.
     """
-    warnings.showwarning = _one_line_warning
     try:
-        command()
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line_warning  # type: ignore[assignment]
+            command()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has gone: nothing to tell anyone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,7 +52,8 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
 def _exit_code(error: BaseException) -> int | None:
     if _out_of_memory(error):
         return 1
-    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
+    own = getattr(error, "exit_code", None)  # an application's kind, unknown to the library
+    return own or next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
 
 
 def _message(error: BaseException) -> str:

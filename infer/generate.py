@@ -66,7 +66,9 @@ def _draw(
             callback_on_step_end=callback,
             **{name: getattr(o, name) for name in options.PASSED_ON},
         )
-    return result.images[0]
+    (image,) = result.images
+    assert isinstance(image, Image.Image)  # output_type is "pil"
+    return image
 
 
 @contextmanager

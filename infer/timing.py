@@ -20,9 +20,9 @@ class Stopwatch:
         jax.monitoring.register_event_duration_secs_listener(self._listen)
         self._start = time.perf_counter()
 
-    def _listen(self, event: str, seconds: float, **_: object) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event in _COMPILE_EVENTS:
-            self._compiling += seconds
+            self._compiling += duration_secs
 
     def lap(self) -> str:
         """The time since the last lap, as "1.5 s and 12.0 s compiling"."""

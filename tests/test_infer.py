@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ic_jax.model_folder import ModelFolder
+from infer.demo import MODEL
 from infer.generate import main
-from tests.conftest import GOLDENS
+from tests.conftest import GOLDENS, from_torch
 
 REFERENCE = str(GOLDENS / "tiny_instantcharacter" / "reference.png")
 STYLE = GOLDENS / "tiny_instantcharacter" / "style_lora.safetensors"
@@ -110,3 +112,10 @@ def test_errors_are_one_line_and_leave_no_file(infer, tmp_path, arguments, code,
     assert message in line
     assert [p.name for p in tmp_path.iterdir()] == ["there.png"]
     assert (tmp_path / "there.png").read_bytes() == b"precious"
+
+
+def test_the_toy_model_is_the_golden_one_converted(tmp_path):
+    fresh = from_torch(tmp_path / "fresh", "--dtype", "bfloat16")
+    manifests = [json.loads((m / "manifest.json").read_text()) for m in (MODEL, fresh)]
+    assert manifests[0]["components"] == manifests[1]["components"]
+    ModelFolder.open(MODEL).verify()
