@@ -1,0 +1,95 @@
+"""python -m train peeps: Open Peeps characters as pictures and captions, for `prepare`."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ic_jax import cli
+from ic_jax.folders import written_whole
+from train.peeps.files import WITH_IDENTITY, WITHOUT_IDENTITY, Job, write_character
+from train.peeps.world import SPLITS
+
+LINES = "metadata.jsonl"
+LARGEST = 4096
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m train peeps", description=__doc__)
+    top.add_argument("--out", metavar="SOURCE", type=Path, required=True)
+    top.add_argument("--characters", metavar="N", type=int, default=1000)
+    top.add_argument(
+        "--views", metavar="M", type=int, default=8, help="pictures beside the reference"
+    )
+    top.add_argument("--size", metavar="PIXELS", type=int, default=256)
+    top.add_argument("--seed", type=int, default=0)
+    top.add_argument("--split", choices=SPLITS, default="train")
+    top.add_argument(
+        "--captions",
+        choices=(WITHOUT_IDENTITY, WITH_IDENTITY),
+        default=WITHOUT_IDENTITY,
+        help="without for the adapter, with for a base model (default: %(default)s)",
+    )
+    top.add_argument("--workers", metavar="N", type=int, default=len(os.sched_getaffinity(0)))
+    top.add_argument("--overwrite", action="store_true")
+    top.add_argument("--debug", action="store_true", help="show tracebacks")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code, see `ic_jax.cli.run`."""
+    args = parser().parse_args(arguments)
+    return cli.run(lambda: write(args), debug=args.debug)
+
+
+def write(args: argparse.Namespace) -> None:
+    """Write SOURCE whole or not at all; the same arguments give the same bytes."""
+    for name, least, most in (
+        ("characters", 1, 10**9),
+        ("views", 0, 999),
+        ("size", 8, LARGEST),
+        ("seed", 0, 2**63),
+        ("workers", 1, 1024),
+    ):
+        if not least <= (value := getattr(args, name)) <= most:
+            raise ValueError(f"--{name} is {value}; expected {least} to {most}")
+    identities = list(islice(SPLITS[args.split](args.seed), args.characters))
+    if len(identities) < args.characters:
+        raise ValueError(
+            f"--characters is {args.characters}; the split {args.split} has {len(identities)}"
+        )
+    names = {LINES, *map(str, identities)}
+    with written_whole(args.out, overwrite=args.overwrite, owns=lambda n: _ours(n, names)) as out:
+        jobs = [
+            Job(out, identity, (args.seed, number), args.views, args.size, args.captions)
+            for number, identity in enumerate(identities)
+        ]
+        with (out / LINES).open("w") as lines:
+            for metadata in _drawn(jobs, args.workers):
+                lines.writelines(json.dumps(line) + "\n" for line in metadata)
+
+
+def _ours(name: str, names: set[str]) -> bool:
+    return name in names or name.count(".") == 4  # an identity that other arguments drew
+
+
+def _drawn(jobs: list[Job], workers: int) -> Iterator[list[dict[str, str]]]:
+    # Spawned, because a fork of a process that holds JAX's threads may hang.
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)),
+        multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the parent to handle
+    )
+    try:
+        yield from tqdm(pool.map(write_character, jobs), total=len(jobs), unit="character")
+    finally:
+        # Waits for the few drawings under way, so that none is written into a removed folder.
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,61 @@
+"""One character's pictures, masks and lines of metadata: what a worker process does.
+
+Imports no JAX, so that a pool of workers starts at once.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from train.peeps import captions
+from train.peeps.palette import GROUND
+from train.peeps.render import Identity, View, over, render
+from train.peeps.world import reference_view, views
+
+REFERENCE = "reference"
+WITH_IDENTITY, WITHOUT_IDENTITY = "with-identity", "without-identity"
+
+
+class Job(NamedTuple):
+    """One character to write; `seed` decides its views and words, `captions` their kind."""
+
+    folder: Path
+    identity: Identity
+    seed: tuple[int, ...]
+    views: int
+    size: int
+    captions: str
+
+
+def write_character(job: Job) -> list[dict[str, str]]:
+    """Draw the reference and the views into folder/CHARACTER/; returns their metadata."""
+    rng = np.random.default_rng(job.seed)
+    reference = reference_view(rng)
+    (job.folder / str(job.identity)).mkdir()
+    named = [(REFERENCE, reference)]
+    named += [(view.body, view) for view in views(rng, job.views, apart_from=reference.body)]
+    return [_write_view(job, number, *one, rng) for number, one in enumerate(named)]
+
+
+def _write_view(
+    job: Job, number: int, name: str, view: View, rng: np.random.Generator
+) -> dict[str, str]:
+    stem = f"{job.identity}/{number:03d}.{view}"
+    file, mask = f"{stem}.png", f"{stem}.mask.png"
+    pixels = render(job.identity, view, job.size)
+    Image.fromarray(over(pixels, GROUND[view.ground])).save(job.folder / file)
+    Image.fromarray(pixels[..., 3]).save(job.folder / mask)
+    if job.captions == WITH_IDENTITY:
+        caption = captions.with_identity(job.identity, view, rng)
+    else:
+        caption = captions.without_identity(view, rng)
+    return {
+        "file": file,
+        "caption": caption,
+        "character": str(job.identity),
+        "mask": mask,
+        "view": name,
+        "style": "open-peeps",
+    }
