@@ -9,13 +9,16 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(out: Path, *, overwrite: bool, owns: Callable[[str], bool]) -> Iterator[Path]:
+def written_whole(
+    out: Path, *, overwrite: bool, owns: Callable[[str], bool], resume: bool = False
+) -> Iterator[Path]:
     """Gives a folder beside `out` to write into, which becomes `out` at the end.
 
     An exception removes it. What a killed process left is never taken for `out`; the next
     run to the same place removes it.
 
     Args:
+        resume: keep the folder after an exception, and find there what an earlier run left.
         overwrite: replace an `out` that exists and is not empty.
         owns: whether an entry of that name is of the kind written here. A folder with
             anything else in it is never replaced.
@@ -35,13 +38,15 @@ def written_whole(out: Path, *, overwrite: bool, owns: Callable[[str], bool]) ->
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process
         except BlockingIOError:
             raise FileExistsError(f"{partial}: another process is writing it") from None
-        _empty(partial)
+        if not resume:
+            _empty(partial)
         try:
             yield partial
             _sync_folders(partial)
             _replace(partial, out, old)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            if not resume:
+                shutil.rmtree(partial, ignore_errors=True)
             raise
     finally:
         os.close(lock)

@@ -1,0 +1,1 @@
+"""Training the adapter: data, stages, step and loop. `python -m train`."""

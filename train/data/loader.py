@@ -1,0 +1,151 @@
+"""Batches from any step on, read ahead in threads or processes."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from ic_jax.images import ImageError
+from train.data.dataset import Dataset
+from train.data.errors import DataError
+from train.data.pictures import Augment, Decoded, prepare_reference, prepare_target
+from train.data.plan import Plan, Rows
+
+# Beyond this share of the samples read by a host the data set is broken, not a picture in it.
+MAX_SKIPPED, FREE = 0.01, 16
+
+
+class Batch(NamedTuple):
+    """A host's rows of a global batch; b of them, s the encoders' side (384)."""
+
+    target: UInt8[np.ndarray, "b h w 3"]
+    low: UInt8[np.ndarray, "b s s 3"]  # the reference whole
+    high: UInt8[np.ndarray, "b 4 s s 3"]  # and in four tiles
+    caption: list[str]  # the target's
+    character: list[str]
+    record: Int[np.ndarray, "b"]  # of the target
+    reference: Int[np.ndarray, "b"]  # record of the reference
+    paired: Bool[np.ndarray, "b"]
+    mirrored: Bool[np.ndarray, "b"]  # the reference; targets never are
+    epoch: Int[np.ndarray, "b"]
+    skipped: list[str]  # why rows were replaced by another of the batch; mostly empty
+
+
+def batches(
+    dataset: Dataset,
+    plan: Plan,
+    augment: Augment,
+    *,
+    start: int,
+    stop: int,
+    side: int = 384,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 16,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """The batches of steps `start` to `stop` - 1 in order.
+
+    They depend on the plan and `augment` alone: not on where a run was interrupted, on threads
+    or workers, and a global batch not on the number of hosts. A host reads the records of its
+    own rows and no others.
+
+    A row whose target or reference is damaged is replaced by the next row of the same global
+    batch, which is then in it twice; this is reported in `Batch.skipped` and as a warning.
+
+    Args:
+        dataset: what `plan` was made for.
+        plan: which records.
+        augment: how they are prepared.
+        start: first step, counted from 0.
+        stop: one beyond the last.
+        side: pixels, of the reference's squares: what the image encoders take.
+        process_index: this host among `process_count`, as jax.process_index() says.
+        process_count: hosts; must divide the plan's batch.
+        threads: samples prepared at a time, in each worker.
+        workers: processes to prepare in; 0 uses threads of this one. Pillow lets go of
+            Python's lock while it decodes and scales, so that threads fill several cores.
+
+    Raises:
+        DataError: more than 1% of the samples had to be skipped, or all of one batch.
+        ValueError: a batch that cannot be divided among the hosts.
+    """
+    if plan.batch % process_count:
+        raise ValueError(f"a batch of {plan.batch} cannot be divided among {process_count} hosts")
+    rows = plan.batch // process_count
+    read = _Read(dataset, plan, augment, side, rows, process_index * rows)
+    samples = (
+        grain.MapDataset.range(start * rows, stop * rows)
+        .map(read)
+        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    )
+    if workers:
+        samples = samples.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    seen = skipped = 0
+    for batch in samples.batch(rows, batch_fn=_collate):
+        seen, skipped = seen + rows, skipped + len(batch.skipped)
+        for reason in batch.skipped:
+            warnings.warn(f"skipped: {reason}", stacklevel=2)
+        if skipped > max(FREE, MAX_SKIPPED * seen):
+            raise DataError(
+                f"{dataset.path}: {skipped} of {seen} samples could not be read, the last "
+                f"because {batch.skipped[-1]}; copy or prepare the data set again"
+            )
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One sample: number `sample` of those of this host."""
+
+    dataset: Dataset
+    plan: Plan
+    augment: Augment
+    side: int
+    rows: int  # of this host in every batch
+    first: int  # among the global batch's
+
+    def __call__(self, sample: int) -> dict[str, Any]:
+        step, row = divmod(int(sample), self.rows)
+        rows = self.plan.rows(step)
+        skipped: list[str] = []
+        for ahead in range(self.plan.batch):
+            try:
+                chosen = (self.first + row + ahead) % self.plan.batch
+                return self._prepared(rows, chosen) | {"skipped": skipped}
+            except (DataError, ImageError) as error:
+                skipped.append(f"step {step} row {self.first + row + ahead}: {error}")
+        raise DataError(f"{self.dataset.path}: no sample of step {step} can be read; {skipped[0]}")
+
+    def _prepared(self, rows: Rows, row: int) -> dict[str, Any]:
+        number, reference = int(rows.target[row]), int(rows.reference[row])
+        record = self.dataset.read(number)
+        picture = Decoded(record)
+        shown = picture if reference == number else Decoded(self.dataset.read(reference))
+        rng = np.random.Generator(np.random.Philox(key=int(rows.seed[row])))
+        low, high, mirrored = prepare_reference(shown, self.side, self.augment, rng)
+        return {
+            "target": prepare_target(picture, rows.size, self.augment, rng),
+            "low": low,
+            "high": high,
+            "caption": record.caption,
+            "character": record.character,
+            "record": number,
+            "reference": reference,
+            "paired": rows.paired[row],
+            "mirrored": mirrored,
+            "epoch": rows.epoch[row],
+        }
+
+
+def _collate(samples: Sequence[dict[str, Any]]) -> Batch:
+    values: dict[str, Any] = {name: [s[name] for s in samples] for name in Batch._fields}
+    for name in Batch._fields:
+        if name not in ("caption", "character", "skipped"):
+            values[name] = np.stack(values[name])
+    values["skipped"] = [reason for reasons in values["skipped"] for reason in reasons]
+    return Batch(**values)

@@ -1,0 +1,99 @@
+"""From decoded pictures to what a step takes: the target's crop, the reference's squares."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from ic_jax.images import tiles
+from train.data.admit import FIGURE
+from train.data.buckets import Size
+from train.data.decode import decode_image, decode_mask, resized
+from train.data.records import Record
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is random in preparing pictures. Targets are never flipped or turned: captions say
+    left and right, and clothes have writing on them."""
+
+    shift: bool = True  # the pad of the reference and the crop of the target [WithAnyone]
+    flip: float = 0.1  # share of references mirrored; light: characters are not symmetric [ours]
+    rotation: float = 0.0  # degrees, the reference up to so much either way [EasyControl: 20]
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.flip <= 1 and 0 <= self.rotation <= 180):
+            raise ValueError(
+                f"flip {self.flip} and rotation {self.rotation}; expected 0 to 1, and 0 to 180"
+            )
+
+
+CENTRED = Augment(shift=False, flip=0.0, rotation=0.0)  # for evaluation: nothing is random
+
+
+class Decoded:
+    """A record's pixels."""
+
+    def __init__(self, record: Record) -> None:
+        """
+        Raises:
+            ImageError: the picture or its mask is damaged.
+        """
+        self.rgb, alpha = decode_image(record.image)
+        self.mask = decode_mask(record.mask) if record.mask else alpha
+
+
+def prepare_target(
+    picture: Decoded, size: Size, augment: Augment, rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture scaled to cover `size` and cut to it, at a random place or the middle."""
+    height, width = picture.rgb.shape[:2]
+    scale = max(size[0] / height, size[1] / width)
+    tall, wide = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    scaled = resized(picture.rgb, wide, tall)
+    top, left = (_place(room, augment, rng) for room in (tall - size[0], wide - size[1]))
+    return scaled[top : top + size[0], left : left + size[1]]
+
+
+def prepare_reference(
+    picture: Decoded, side: int, augment: Augment, rng: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "{side} {side} 3"], UInt8[np.ndarray, "4 {side} {side} 3"], bool]:
+    """Cut out onto white, cropped to the figure, perhaps turned and mirrored, padded to a square.
+
+    Without a mask or alpha channel the whole picture counts as the figure.
+
+    Returns:
+        The square at `side` pixels, its four tiles (`ic_jax.images.tiles`), and whether it was
+        mirrored.
+    """
+    figure = picture.rgb if picture.mask is None else _cut_out(picture.rgb, picture.mask)
+    turn, mirrored = 2 * rng.random() - 1, bool(rng.random() < augment.flip)
+    if augment.rotation:
+        image = Image.fromarray(figure).rotate(
+            turn * augment.rotation, Image.Resampling.BICUBIC, expand=True, fillcolor="white"
+        )
+        figure = np.asarray(image)
+    if mirrored:
+        figure = figure[:, ::-1]
+    height, width = figure.shape[:2]
+    longer = max(height, width)
+    square = np.full((longer, longer, 3), 255, np.uint8)
+    top, left = _place(longer - height, augment, rng), _place(longer - width, augment, rng)
+    square[top : top + height, left : left + width] = figure
+    low, high = tiles(square, side)
+    return low, high, mirrored
+
+
+def _cut_out(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    figure = mask >= FIGURE
+    rows, columns = np.flatnonzero(figure.any(axis=1)), np.flatnonzero(figure.any(axis=0))
+    if len(rows):
+        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        rgb, mask = rgb[box], mask[box]
+    share = mask[:, :, None].astype(np.uint16)
+    return ((rgb * share + 255 * (255 - share) + 127) // 255).astype(np.uint8)
+
+
+def _place(room: int, augment: Augment, rng: np.random.Generator) -> int:
+    return int(rng.random() * (room + 1)) if augment.shift else room // 2

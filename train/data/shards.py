@@ -1,0 +1,142 @@
+"""Shards: written each by one process, found finished or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from threading import Thread
+from typing import NamedTuple
+
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from ic_jax.images import ImageError
+from train.data.admit import admit, fingerprint
+from train.data.records import encode
+from train.data.sources import Bad, Entry
+
+WORK = "work"  # folder of what is known of finished shards
+# Encoded pictures do not compress further; random access wants every record on its own.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+VERSION = 1  # of the records; a change makes every shard of an interrupted run stale
+
+
+class Job(NamedTuple):
+    """One shard to write."""
+
+    out: Path
+    root: Path
+    entries: list[Entry]
+    resolution: int
+    number: int
+    shards: int  # how many there are
+
+    @property
+    def file(self) -> str:
+        return f"characters-train.array_record-{self.number:05d}-of-{self.shards:05d}"
+
+
+class Shard(NamedTuple):
+    """A finished shard; lists have one item per record."""
+
+    file: str
+    fingerprint: str
+    sha256: str
+    size: int  # bytes
+    characters: list[str]
+    widths: list[int]
+    heights: list[int]
+    captions: list[int]  # lengths, in characters of text
+    views: list[str]
+    styles: list[str]
+    masked: int
+    bad: list[Bad]
+
+
+def write_shards(jobs: list[Job], workers: int) -> Iterator[Shard]:
+    """Write what is not yet finished, in no particular order; `workers` 1 uses no process."""
+    if workers == 1:
+        yield from map(write_shard, jobs)
+        return
+    # Not forked: the parent has imported jax, whose threads a fork would lose.
+    with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
+        try:
+            for future in as_completed([pool.submit(write_shard, job) for job in jobs]):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def write_shard(job: Job) -> Shard:
+    """One shard, or what is known of it if an earlier run finished it from the same files."""
+    path, notes = job.out / job.file, job.out / WORK / f"{job.number:05d}.json"
+    key = fingerprint(job.root, job.entries, VERSION, job.resolution, job.file)
+    finished = _finished(path, notes, key)
+    if finished:
+        return finished
+    notes.unlink(missing_ok=True)  # stale: it must not speak for the shard written now
+    shard = _write(job, path, key)
+    _write_whole(notes, json.dumps(shard._asdict()).encode())
+    return shard
+
+
+def _write(job: Job, path: Path, key: str) -> Shard:
+    partial = job.out / WORK / f"{job.number:05d}.{os.getpid()}"
+    shard = Shard(job.file, key, "", 0, [], [], [], [], [], [], 0, [])
+    masked = 0
+    writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
+    try:
+        for entry in job.entries:
+            try:
+                record = admit(job.root, entry, job.resolution)
+            except ImageError as error:
+                shard.bad.append(Bad(entry.file, str(error)))
+                continue
+            writer.write(encode(record))
+            masked += bool(record.mask)
+            shard.characters.append(record.character)
+            shard.widths.append(record.width)
+            shard.heights.append(record.height)
+            shard.captions.append(len(record.caption))
+            shard.views.append(record.view)
+            shard.styles.append(record.style)
+    finally:
+        writer.close()
+    with partial.open("rb+") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return shard._replace(sha256=sha256, size=path.stat().st_size, masked=masked)
+
+
+def _finished(path: Path, notes: Path, key: str) -> Shard | None:
+    try:
+        shard = Shard(**json.loads(notes.read_bytes()))
+        if shard.fingerprint == key and path.stat().st_size == shard.size:
+            return shard._replace(bad=[Bad(*item) for item in shard.bad])
+    except (OSError, ValueError, TypeError):
+        pass  # not written, or half: the shard is written anew
+    return None
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    partial = path.with_suffix(f".{os.getpid()}")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot stop its workers, and they would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
