@@ -1,12 +1,13 @@
 """Batches from any step on, read ahead in threads or processes."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 from jaxtyping import Bool, Int, UInt8
 
 from ic_jax.images import ImageError
@@ -84,16 +85,26 @@ def batches(
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )
     if workers:
+        if not flags.FLAGS.is_parsed():  # grain's processes ask for flags of a main() of absl's
+            flags.FLAGS.mark_as_parsed()
         samples = samples.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    try:
+        yield from _counted(samples.batch(rows, batch_fn=_collate), rows)
+    except DataError as error:  # grain adds lines of its own
+        raise DataError(f"{dataset.path}: {str(error).partition(chr(10))[0]}") from None
+
+
+def _counted(found: Iterable[Batch], rows: int) -> Iterator[Batch]:
+    """The batches, until too much was skipped."""
     seen = skipped = 0
-    for batch in samples.batch(rows, batch_fn=_collate):
+    for batch in found:
         seen, skipped = seen + rows, skipped + len(batch.skipped)
         for reason in batch.skipped:
-            warnings.warn(f"skipped: {reason}", stacklevel=2)
+            warnings.warn(f"skipped: {reason}", stacklevel=3)
         if skipped > max(FREE, MAX_SKIPPED * seen):
             raise DataError(
-                f"{dataset.path}: {skipped} of {seen} samples could not be read, the last "
-                f"because {batch.skipped[-1]}; copy or prepare the data set again"
+                f"{skipped} of {seen} samples could not be read, the last because "
+                f"{batch.skipped[-1]}; copy or prepare the data set again"
             )
         yield batch
 
@@ -119,7 +130,7 @@ class _Read:
                 return self._prepared(rows, chosen) | {"skipped": skipped}
             except (DataError, ImageError) as error:
                 skipped.append(f"step {step} row {self.first + row + ahead}: {error}")
-        raise DataError(f"{self.dataset.path}: no sample of step {step} can be read; {skipped[0]}")
+        raise DataError(f"no sample of a batch can be read; {skipped[0]}")
 
     def _prepared(self, rows: Rows, row: int) -> dict[str, Any]:
         number, reference = int(rows.target[row]), int(rows.reference[row])

@@ -87,13 +87,10 @@ class Plan:
         used = pairs if paired == 1 else targets
         width, height = np.asarray(dataset.width), np.asarray(dataset.height)
         self.sizes = _joined(width[used], height[used], buckets(resolution), batch)
-        kinds = (("unpaired", targets), ("paired", pairs))
-        self._streams = [
-            Stream(
-                (*self._seed, kind), records, nearest(width[records], height[records], self.sizes)
-            )
-            for kind, records in kinds
-        ]
+        self._streams = []
+        for kind, records in (("unpaired", targets), ("paired", pairs)):
+            bucket = nearest(width[records], height[records], self.sizes)
+            self._streams.append(Stream((*self._seed, kind), records, bucket, len(self.sizes)))
         self.targets, self.pairs = len(targets), len(pairs)
         self._lock = Lock()  # an epoch is shuffled by one thread while the others wait
         self._cached = lru_cache(maxsize=8)(self._rows)  # every sample of a batch asks for it
@@ -152,8 +149,7 @@ class Plan:
     def _counts(self, items: int) -> np.ndarray:
         pairs = self._pairs_before(items)
         unpaired, paired = self._streams
-        n = len(self.sizes)
-        return unpaired.counts(items - pairs, n) + paired.counts(pairs, n)
+        return unpaired.counts(items - pairs) + paired.counts(pairs)
 
     def _pairs_before(self, items: Items) -> Items:
         return items * self._paired // self._of

@@ -18,33 +18,35 @@ class _Epoch(NamedTuple):
 class Stream:
     """Targets of one kind; item i belongs to epoch i // n."""
 
-    def __init__(self, seed: tuple[object, ...], records: np.ndarray, bucket: np.ndarray) -> None:
+    def __init__(
+        self, seed: tuple[object, ...], records: np.ndarray, bucket: np.ndarray, buckets: int
+    ) -> None:
         """
         Args:
             seed: of the shuffling.
             records: numbers of the targets, [n].
-            bucket: of each target, small integers, [n].
+            bucket: of each target, below `buckets`, [n].
+            buckets: how many there are.
         """
         self.seed, self.records, self.bucket = seed, records, bucket
-        self.buckets = int(bucket.max()) + 1 if len(bucket) else 0
+        self._totals = np.bincount(bucket, minlength=buckets)
         self.epoch = lru_cache(maxsize=2)(self._epoch)  # a batch spans two at the most
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def counts(self, items: int, buckets: int) -> np.ndarray:
+    def counts(self, items: int) -> np.ndarray:
         """How many of the first `items` lie in each bucket, int64 [buckets]."""
-        counted = np.zeros(buckets, np.int64)
         if not items:
-            return counted
+            return np.zeros_like(self._totals)
         epoch, rest = divmod(items, len(self))
-        if epoch:
-            counted += epoch * np.bincount(self.bucket, minlength=buckets)
+        counted = epoch * self._totals
         if rest:
             shuffled = self.epoch(epoch)
             block, tail = rest // _BLOCK, rest - rest % _BLOCK
-            counted[: self.buckets] += shuffled.counts[block]
-            counted += np.bincount(self.bucket[shuffled.order[tail:rest]], minlength=buckets)
+            counted += shuffled.counts[block]
+            last = self.bucket[shuffled.order[tail:rest]]
+            counted += np.bincount(last, minlength=len(self._totals))
         return counted
 
     def items(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +62,7 @@ class Stream:
         order = permutation(key(*self.seed, epoch), len(self))
         bucket = self.bucket[order]
         starts = np.arange(0, len(self), _BLOCK)
-        counts = np.zeros((len(starts) + 1, self.buckets), np.int64)
-        for b in range(self.buckets):
+        counts = np.zeros((len(starts) + 1, len(self._totals)), np.int64)
+        for b in range(len(self._totals)):
             counts[1:, b] = np.add.reduceat(bucket == b, starts, dtype=np.int64).cumsum()
         return _Epoch(order, counts)

@@ -1,0 +1,225 @@
+"""Batches: the same wherever a run starts and however many hosts read; pictures prepared right."""
+
+import io
+
+import numpy as np
+import pytest
+from data_source import picture, prepared
+from PIL import Image
+
+from train.data import loader
+from train.data.dataset import Dataset
+from train.data.errors import DataError
+from train.data.loader import Batch, batches
+from train.data.pictures import CENTRED, Augment, Decoded, prepare_reference, prepare_target
+from train.data.plan import Plan
+from train.data.records import Record
+
+SIDE = 32
+TRAINING = Augment(flip=0.5, rotation=20)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    return Dataset(prepared(tmp_path_factory.mktemp("loading")))
+
+
+def plan(dataset: Dataset, **changes) -> Plan:
+    return Plan(dataset, **({"batch": 4, "resolution": 64, "paired": 0.5, "seed": 1} | changes))
+
+
+def read(
+    dataset: Dataset, start: int, stop: int, augment: Augment = TRAINING, **how
+) -> list[Batch]:
+    made = plan(dataset)
+    return list(batches(dataset, made, augment, start=start, stop=stop, side=SIDE, **how))
+
+
+def equal(a: Batch, b: Batch) -> None:
+    for name, x, y in zip(Batch._fields, a, b, strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+def record(image: Image.Image, mask: np.ndarray | None = None) -> Record:
+    files = [io.BytesIO(), io.BytesIO()]
+    image.save(files[0], "PNG")
+    if mask is not None:
+        Image.fromarray(mask).save(files[1], "PNG")
+    return Record(files[0].getvalue(), files[1].getvalue(), "", "", "", "", "", *image.size)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_resumes_at_any_step(dataset):
+    whole = read(dataset, 0, 20)
+    assert len(whole) == 20
+    for start in (1, 7, 19):
+        for a, b in zip(read(dataset, start, 20, threads=3), whole[start:], strict=True):
+            equal(a, b)
+
+
+def test_batches_hold_what_the_plan_says(dataset):
+    for step, batch in enumerate(read(dataset, 0, 20)):
+        rows = plan(dataset).rows(step)
+        np.testing.assert_array_equal(batch.record, rows.target)
+        np.testing.assert_array_equal(batch.reference, rows.reference)
+        np.testing.assert_array_equal(batch.paired, rows.paired)
+        assert batch.target.shape == (4, *rows.size, 3)
+        assert batch.low.shape == (4, SIDE, SIDE, 3)
+        assert batch.high.shape == (4, 4, SIDE, SIDE, 3)
+        assert all(x.dtype == np.uint8 for x in (batch.target, batch.low, batch.high))
+        stored = [dataset.read(number) for number in rows.target]
+        assert batch.caption == [item.caption for item in stored]
+        assert batch.character == [item.character for item in stored]
+        assert batch.skipped == []
+
+
+def test_four_hosts_read_what_one_reads_and_no_more(dataset, monkeypatch):
+    whole = read(dataset, 0, 12)
+    read_by: dict[int, set[int]] = {}
+    original = Dataset.read
+
+    def spy(self, number):
+        read_by[host].add(int(number))
+        return original(self, number)
+
+    monkeypatch.setattr(Dataset, "read", spy)
+    parts = []
+    for host in range(4):
+        read_by[host] = set()
+        parts.append(read(dataset, 0, 12, process_index=host, process_count=4))
+    for step, batch in enumerate(whole):
+        joined = [part[step] for part in parts]
+        for name in ("target", "low", "high", "record", "mirrored"):
+            together = np.concatenate([getattr(part, name) for part in joined])
+            np.testing.assert_array_equal(together, getattr(batch, name))
+        assert [text for part in joined for text in part.caption] == batch.caption
+    for host, numbers in read_by.items():
+        rows = [batch.record[host] for batch in whole] + [b.reference[host] for b in whole]
+        assert numbers == {int(number) for number in rows}
+
+
+def test_worker_processes_change_nothing(dataset):
+    for a, b in zip(read(dataset, 2, 8, workers=2, threads=2), read(dataset, 2, 8), strict=True):
+        equal(a, b)
+
+
+def test_damaged_record_is_replaced_by_the_next_row_and_reported(dataset, monkeypatch):
+    whole = read(dataset, 0, 20, CENTRED)
+    broken, after = whole[0].record[1:3]
+    original = Dataset.read
+
+    def damaged(self, number):
+        found = original(self, number)
+        return found._replace(image=found.image[:200]) if number == broken else found
+
+    monkeypatch.setattr(Dataset, "read", damaged)
+    with pytest.warns(UserWarning, match="skipped: step 0 row 1"):
+        found = read(dataset, 0, 1, CENTRED)
+    assert found[0].record[1] == found[0].record[2] == after != broken
+    assert "damaged" in found[0].skipped[0]
+    np.testing.assert_array_equal(found[0].target[2:], whole[0].target[2:])
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_too_many_damaged_records_stop(dataset, monkeypatch):
+    original = Dataset.read
+
+    def damage(numbers) -> None:
+        monkeypatch.setattr(
+            Dataset,
+            "read",
+            lambda self, n: original(self, n)._replace(**{"image": b"x"} if n in numbers else {}),
+        )
+
+    damage([5])
+    assert len(read(dataset, 0, 50)) == 50
+    monkeypatch.setattr(loader, "FREE", 3)
+    with pytest.raises(DataError, match=r"4 of .* samples could not be read"):
+        read(dataset, 0, 50)
+    damage(range(30))
+    with pytest.raises(DataError, match="no sample of a batch can be read; step 0 row 0") as caught:
+        read(dataset, 0, 50)
+    assert "\n" not in str(caught.value)
+
+
+def test_flipped_bit_in_a_shard_never_passes_silently(tmp_path):
+    folder = prepared(tmp_path)
+    shard = sorted(folder.glob("characters-train*"))[0]
+    whole = shard.read_bytes()
+    stored = Dataset(folder).read(3)
+    at = whole.index(stored.image) + len(stored.image) // 2
+    shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(DataError, match="record 3 cannot be read"):
+        Dataset(folder).read(3)
+    assert Dataset(folder).read(4).caption
+
+
+def test_batch_must_divide_among_hosts(dataset):
+    with pytest.raises(ValueError, match="3 hosts"):
+        read(dataset, 0, 1, process_count=3)
+
+
+def test_target_covers_its_bucket_and_is_cut_at_the_middle():
+    pixels = np.zeros((40, 100, 3), np.uint8)
+    pixels[:, 30:70] = 200
+    made = prepare_target(Decoded(record(Image.fromarray(pixels))), (40, 40), CENTRED, rng())
+    assert made.shape == (40, 40, 3)
+    assert (made == 200).all()
+    moved = {
+        prepare_target(Decoded(record(Image.fromarray(pixels))), (40, 40), Augment(), rng(n)).sum()
+        for n in range(8)
+    }
+    assert len(moved) > 3
+    assert prepare_target(Decoded(record(picture(1))), (80, 48), CENTRED, rng()).shape == (
+        80,
+        48,
+        3,
+    )
+
+
+@pytest.mark.parametrize("by", ["alpha", "mask"])
+def test_reference_is_cut_out_cropped_and_padded(by):
+    """A red figure of 20 x 40 on green: on white, in the middle of a square of 40."""
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:] = (0, 255, 0)
+    pixels[10:50, 60:80] = (255, 0, 0)
+    mask = np.zeros((64, 96), np.uint8)
+    mask[10:50, 60:80] = 255
+    image = Image.fromarray(pixels)
+    if by == "alpha":
+        image.putalpha(Image.fromarray(mask))
+    stored = record(image, mask if by == "mask" else None)
+    low, high, mirrored = prepare_reference(Decoded(stored), 40, CENTRED, rng())
+    assert not mirrored
+    assert (low[:, 10:30] == (255, 0, 0)).all()
+    assert (low[:, :10] == 255).all()
+    assert (low[:, 30:] == 255).all()
+    assert high.shape == (4, 40, 40, 3)
+    assert (high[0, :, 22:] == (255, 0, 0)).all()  # top left
+    assert (high[3, :, :18] == (255, 0, 0)).all()  # bottom right
+
+    starts = set()
+    for n in range(20):
+        low, _, _ = prepare_reference(Decoded(stored), 40, Augment(flip=0), rng(n))
+        columns = np.flatnonzero((low[20] != 255).any(axis=1))
+        assert len(columns) == 20
+        starts.add(int(columns[0]))
+    assert len(starts) > 5
+
+
+def test_reference_without_a_mask_is_the_whole_picture_mirrored_as_told():
+    image = picture(3)
+    same, _, mirrored = prepare_reference(Decoded(record(image)), 64, CENTRED, rng())
+    np.testing.assert_array_equal(same, np.asarray(image))
+    assert not mirrored
+    always = Augment(flip=1.0)
+    flipped, _, mirrored = prepare_reference(Decoded(record(image)), 64, always, rng())
+    np.testing.assert_array_equal(flipped, np.asarray(image)[:, ::-1])
+    assert mirrored
+    turned, _, _ = prepare_reference(Decoded(record(image)), 64, Augment(rotation=45), rng())
+    assert (turned[0, 0] == 255).all()
+    with pytest.raises(ValueError, match="flip 2"):
+        Augment(flip=2)

@@ -1,0 +1,197 @@
+"""Plans: every target once per epoch, pairs never alone, the same from any step on."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from train.data import stream
+from train.data.buckets import buckets, covering, nearest
+from train.data.characters import held_out
+from train.data.errors import DataError
+from train.data.plan import Plan
+
+
+class Index(SimpleNamespace):
+    """A data set's index alone: plans read no record."""
+
+    def __len__(self) -> int:
+        return len(self.character)
+
+
+def drawn_index(records: int = 500, characters: int = 150, seed: int = 0) -> Index:
+    rng = np.random.default_rng(seed)
+    shapes = np.array([(512, 512), (512, 768), (768, 512), (1024, 512), (600, 700)], np.int32)
+    shape = shapes[rng.choice(5, records, p=[0.5, 0.2, 0.2, 0.02, 0.08])]
+    character = rng.integers(0, characters, records).astype(np.int32)
+    character[:characters] = np.arange(characters)  # none without a picture
+    return Index(
+        path="data",
+        character=character,
+        width=shape[:, 0],
+        height=shape[:, 1],
+        characters=[f"c{n}" for n in range(characters)],
+    )
+
+
+@pytest.fixture(params=[0.0, 0.3, 1.0])
+def paired(request) -> float:
+    return request.param
+
+
+@pytest.fixture
+def index() -> Index:
+    return drawn_index()
+
+
+def plan(index: Index, paired: float, **changes) -> Plan:
+    return Plan(index, **({"batch": 16, "resolution": 512, "seed": 3} | changes), paired=paired)
+
+
+def equal(a, b) -> None:
+    assert a.size == b.size
+    for x, y in zip(a[1:], b[1:], strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_same_from_any_step_on_and_in_any_order(index, paired):
+    one, other = plan(index, paired), plan(index, paired)
+    forwards = [one.rows(step) for step in range(60)]
+    for step in reversed(range(60)):
+        equal(other.rows(step), forwards[step])
+    equal(plan(index, paired).rows(1000), one.rows(1000))
+    different = plan(index, paired, seed=4).rows(0)
+    assert (different.target != forwards[0].target).any()
+
+
+def test_every_target_once_per_epoch(index, paired):
+    """Never twice in one, and epochs are complete but for the newest, whose rest still waits."""
+    made = plan(index, paired)
+    seen: Counter = Counter()
+    for step in range(400):
+        rows = made.rows(step)
+        assert len(rows.target) == 16
+        seen.update(
+            zip(rows.paired.tolist(), rows.epoch.tolist(), rows.target.tolist(), strict=True)
+        )
+    assert max(seen.values()) == 1
+    for kind, targets in ((False, made.targets), (True, made.pairs)):
+        epochs = Counter(epoch for is_pair, epoch, _ in seen if is_pair == kind)
+        if not epochs:
+            assert paired == (0.0 if kind else 1.0)
+            continue
+        assert all(epochs[epoch] == targets for epoch in range(max(epochs) - 2))
+
+
+def test_nothing_is_left_out_of_the_sequence(index):
+    """The steps up to any one hold all targets dealt so far but an unfinished batch a bucket."""
+    made = plan(index, 0.0)
+    total = sum(len(made.rows(step).target) for step in range(200))
+    newest = max(made.rows(199).epoch)
+    assert total >= newest * made.targets - len(made.sizes) * 16
+
+
+def test_pairs(index):
+    made = plan(index, 1.0)
+    drawn = {}
+    for step in range(200):
+        rows = made.rows(step)
+        assert rows.paired.all()
+        assert (rows.target != rows.reference).all()
+        same = index.character[rows.target] == index.character[rows.reference]
+        assert same.all()
+        for target, reference in zip(rows.target.tolist(), rows.reference.tolist(), strict=True):
+            drawn.setdefault(target, set()).add(reference)
+    views = np.bincount(index.character)
+    many = [t for t in drawn if views[index.character[t]] >= 5]
+    assert np.mean([len(drawn[t]) for t in many]) > 2.5  # anew every epoch
+
+
+def test_unpaired_are_their_own_reference_and_shares_hold(index):
+    made = plan(index, 0.3)
+    rows = [made.rows(step) for step in range(300)]
+    paired = np.concatenate([r.paired for r in rows])
+    target = np.concatenate([r.target for r in rows])
+    reference = np.concatenate([r.reference for r in rows])
+    np.testing.assert_array_equal(target == reference, ~paired)
+    assert abs(paired.mean() - 0.3) < 0.01
+    assert any(0 < r.paired.sum() < 16 for r in rows[:3])  # mixed within a batch
+    seeds = np.concatenate([r.seed for r in rows])
+    assert len(np.unique(seeds)) == len(seeds)
+
+
+def test_one_bucket_a_batch_and_few_are_joined(index):
+    made = plan(index, 0.0)
+    sizes = set(made.sizes)
+    assert (512, 512) in sizes
+    assert (352, 720) not in sizes  # 1:2, 2% of the pictures: 10, less than a batch
+    own = nearest(index.width, index.height, made.sizes)
+    for step in range(50):
+        rows = made.rows(step)
+        assert {made.sizes[b] for b in own[rows.target]} == {rows.size}
+    assert len(plan(index, 0.0, batch=1000).sizes) == 1
+    assert len(np.unique(plan(index, 0.0, batch=1000).rows(0).target)) == 500
+
+
+def test_blocks_of_counts_do_not_show(index, paired, monkeypatch):
+    expected = [plan(index, paired).rows(step) for step in (0, 7, 40, 99)]
+    monkeypatch.setattr(stream, "_BLOCK", 7)
+    made = plan(index, paired)
+    for step, rows in zip((0, 7, 40, 99), expected, strict=True):
+        equal(made.rows(step), rows)
+
+
+def test_buckets():
+    for resolution in (64, 256, 512, 1024):
+        sizes = buckets(resolution)
+        assert all(h % 16 == 0 and w % 16 == 0 for h, w in sizes)
+        assert all(0.8 < h * w / resolution**2 < 1.2 for h, w in sizes)
+        assert (resolution, resolution) in sizes
+    sizes = buckets(512)
+    chosen = nearest(np.array([100, 100, 300, 5]), np.array([100, 200, 100, 500]), sizes)
+    assert [sizes[b] for b in chosen] == [(512, 512), sizes[-1], sizes[0], sizes[-1]]
+    assert covering(1000, 1000, 512) == (512, 512)
+    assert covering(512, 300, 512) == (512, 300)  # never larger
+    width, height = covering(3000, 2000, 512)
+    assert (width, height) == (630, 420) or min(width / 624, height / 416) >= 1
+
+
+@pytest.mark.parametrize("resolution", [0, -16, 100])
+def test_wrong_resolution(resolution):
+    with pytest.raises(ValueError, match="multiple of 16"):
+        buckets(resolution)
+
+
+def test_held_out_characters_stay_out(index):
+    held = held_out(index, share=0.2, characters=["c7"])
+    assert held[7]
+    assert 0.1 < held.mean() < 0.3
+    again = held_out(drawn_index(seed=9), share=0.2)
+    np.testing.assert_array_equal(np.delete(again, 7), np.delete(held, 7))  # by the id alone
+    training, evaluation = (plan(index, 0.5, characters=who) for who in (~held, held))
+    for step in range(100):
+        for made, inside in ((training, False), (evaluation, True)):
+            rows = made.rows(step)
+            for records in (rows.target, rows.reference):
+                assert (held[index.character[records]] == inside).all()
+    with pytest.raises(DataError, match="'nobody'"):
+        held_out(index, characters=["nobody"])
+
+
+def test_small_pictures_are_no_targets_at_high_resolution(index):
+    made = plan(index, 0.0, min_side=600)
+    area = index.width.astype(int) * index.height
+    assert made.targets == (area >= 600**2).sum()
+    assert all((area[made.rows(step).target] >= 600**2).all() for step in range(20))
+
+
+def test_what_cannot_be_planned(index):
+    with pytest.raises(DataError, match="no picture is left"):
+        plan(index, 0.0, characters=np.zeros(150, bool))
+    index.character = np.arange(500, dtype=np.int32)
+    with pytest.raises(DataError, match="no pairs"):
+        plan(index, 0.5)
+    for wrong in ({"batch": 0}, {"paired": 1.5}):
+        with pytest.raises(ValueError, match="expected"):
+            plan(index, **({"paired": 0.0} | wrong))
