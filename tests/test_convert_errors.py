@@ -409,15 +409,20 @@ def test_a_killed_conversion_leaves_nothing_that_is_taken_for_a_model(tmp_path, 
 
 
 def test_ctrl_c_and_sigterm_remove_what_was_written(tmp_path):
-    command = [sys.executable, "-m", "convert", "from-torch", "--flux", str(TINY / "flux")]
+    script = (  # as `python -m convert`, but it stays at its first tensors until the signal
+        "import runpy, sys, time\n"
+        "from ic_jax import safetensors\n"
+        "safetensors.write_tensors = lambda *a: time.sleep(60)\n"
+        f"sys.argv[1:] = ['from-torch', '--flux', '{TINY / 'flux'}', '--out', "
+        f"'{tmp_path / 'MODEL'}']\n"
+        "runpy.run_module('convert', run_name='__main__')"
+    )
+    written = tmp_path / "MODEL.partial" / "transformer" / "config.json"
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         process = subprocess.Popen(
-            [*command, "--out", str(tmp_path / "MODEL")],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
-        while process.poll() is None and not (tmp_path / "MODEL.partial").exists():
+        while process.poll() is None and not written.exists():
             time.sleep(0.005)
         process.send_signal(number)
         _, err = process.communicate()

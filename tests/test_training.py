@@ -1,0 +1,125 @@
+"""The training step against PyTorch: loss, gradients and parameters over three steps."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ic_jax.flow import position_ids
+from ic_jax.models.flux import rope_table
+from tests.conftest import GOLDENS
+from tests.golden import Golden
+from tests.oracle import relative
+from train.objective import Examples
+from train.optimizer import optimizer
+from train.recipe import Stage
+from train.step import State, apply_gradient, gradient_of, mean_gradient
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes():
+    """Adam's count is an integer that optax raises its decay to."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory):
+    return Golden(GOLDENS / "training.safetensors", tmp_path_factory.mktemp("golden"))
+
+
+def stage(golden, **changes):
+    settings = golden.config["optimizer"]
+    return Stage(
+        steps=golden.config["steps"],
+        b1=settings["b1"],
+        b2=settings["b2"],
+        weight_decay=settings["weight_decay"],
+        clip=golden.config["clip_global_norm"],
+        **changes,
+    )
+
+
+def examples(golden, step):
+    at = f"step/{step}/in/"
+    return Examples(
+        latents=golden[at + "latents"],
+        noise=golden[at + "noise"],
+        sigma=golden[at + "sigma"],
+        prompt_embeds=golden[at + "prompt_embeds"],
+        pooled=golden[at + "pooled"],
+        features=golden.features(at),
+        subject_scale=golden[at + "subject_scale"],
+        guidance=jnp.full(len(golden[at + "sigma"]), golden.config["guidance"]),
+    )
+
+
+update = jax.jit(apply_gradient, static_argnames="rule")
+
+
+def worst(ours, theirs):
+    return max(jax.tree.leaves(jax.tree.map(relative, ours, theirs)))
+
+
+def test_three_steps_equal_pytorch(golden):
+    rule = optimizer(stage(golden))
+    rope = rope_table(position_ids(7, *golden.config["grid"]), golden.flux.config)
+    state = State.start(golden.adapter, rule, average=True)
+    rate = jnp.float32(golden.config["optimizer"]["learning_rate"])
+    gradient_fn = jax.jit(gradient_of)
+    for step in range(golden.config["steps"]):
+        out = f"step/{step}/out/"
+        (loss, velocity), gradient = gradient_fn(
+            state.adapter, golden.flux, examples(golden, step), rope
+        )
+        assert relative(loss, golden[out + "loss"]) < 1e-5
+        assert relative(velocity, golden[out + "velocity"]) < 1e-5
+        assert relative(optax.tree.norm(gradient), golden[out + "grad_norm"]) < 1e-4
+        if step == 0:
+            clip = optax.clip_by_global_norm(golden.config["clip_global_norm"])
+            clipped, _ = clip.update(gradient, clip.init(state.adapter))
+            assert worst(clipped, golden.adapter_at("step/0/grad_after_clip/")) < 1e-4
+        state, _ = update(state, loss, gradient, rate, jnp.float32(0.9), rule=rule)
+    assert worst(state.adapter, golden.adapter_at("after/")) < 1e-4
+    assert int(state.step) == golden.config["steps"]
+
+
+@pytest.mark.parametrize(("devices", "parts"), [(8, 1), (1, 3), (8, 3)])
+def test_sharded_and_accumulated_gradients_are_the_same(golden, devices, parts):
+    """Each example eight times over has the gradient of each once."""
+    rope = rope_table(position_ids(7, *golden.config["grid"]), golden.flux.config)
+    once = examples(golden, 0)
+    (loss, _), gradient = jax.jit(gradient_of)(golden.adapter, golden.flux, once, rope)
+
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    batch = jax.tree.map(lambda x: jnp.repeat(x, 8, axis=0), once)
+    batch = jax.device_put(batch, NamedSharding(mesh, P("data")))
+    models = jax.device_put((golden.adapter, golden.flux, rope), NamedSharding(mesh, P()))
+    spread = jax.jit(lambda a, f, r, b: mean_gradient(a, f, r, lambda e: e, b, parts))
+    value, ours, row_loss, sigma = spread(*models, batch)
+    assert len(value.sharding.device_set) == devices
+    assert relative(value, loss) < 1e-5
+    assert worst(ours, gradient) < 1e-5
+    assert relative(row_loss.mean(), loss) < 1e-5
+    assert relative(sigma, batch.sigma) == 0
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_counts(golden):
+    rule = optimizer(stage(golden))
+    state = State.start(golden.adapter, rule, average=True)
+    gradient = jax.tree.map(jnp.ones_like, golden.adapter)
+    rate = jnp.float32(1e-3)
+    for bad_loss, bad_gradient in ((jnp.nan, 1.0), (1.0, jnp.inf), (1.0, jnp.nan)):
+        broken = jax.tree.map(lambda x, bad=bad_gradient: x * bad, gradient)
+        after, _ = update(state, jnp.float32(bad_loss), broken, rate, rate, rule=rule)
+        for field in ("adapter", "average", "optimizer"):
+            before = jax.tree.leaves(getattr(state, field))
+            for a, b in zip(jax.tree.leaves(getattr(after, field)), before, strict=True):
+                assert (a == b).all()
+        assert (int(after.bad), int(after.step)) == (int(state.bad) + 1, int(state.step) + 1)
+        state = after
+    healed, _ = update(state, jnp.float32(1.0), gradient, rate, rate, rule=rule)
+    assert int(healed.bad) == 0
+    assert worst(healed.adapter, state.adapter) > 0

@@ -1,0 +1,166 @@
+"""Training state on disk: saved asynchronously by Orbax, trusted only with a checksum.
+
+Orbax commits a step atomically, but loads flipped bits in silence and takes an empty directory
+for the newest step. So a step counts only once its manifest, the SHA-256 of every file, stands
+beside it; whatever has none, or differs, is set aside and never deleted or counted.
+
+    RUN/checkpoints/1500/...     Orbax's
+    RUN/manifests/1500.json      written after it
+    RUN/set-aside/               what could not be trusted
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from ic_jax.config import ConfigError
+from ic_jax.weights import WeightsError
+from train.recipe import Saving
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, run: Path, saving: Saving):
+        self._steps, self._manifests = run / "checkpoints", run / "manifests"
+        self._aside = run / "set-aside"
+        for folder in (self._steps, self._manifests):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._set_aside_untrusted()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=saving.keep,
+            keep_period=saving.keep_every or None,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )
+        self._manager = ocp.CheckpointManager(self._steps.absolute(), options=options)
+        self._committer = ThreadPoolExecutor(1)
+        self._pending: Future | None = None
+
+    @property
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
+        """Start saving; the arrays are copied before this returns.
+
+        Args:
+            facts: JSON values that a resumed run is compared with (sizes, seed, data).
+
+        Raises:
+            OSError: the save before this one failed.
+        """
+        self.wait()
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_flat(state)), facts=ocp.args.JsonSave(facts)
+            ),
+            force=True,
+        )
+        self._pending = self._committer.submit(self._commit, step)
+
+    def wait(self) -> None:
+        """Return when everything is committed; raises what went wrong, OSError as a rule."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def restore(self, abstract: Any, facts: dict[str, Any]) -> Any:
+        """The newest state, laid out as `abstract` (shapes, dtypes, shardings).
+
+        Raises:
+            ConfigError: the run was started with other sizes, seed or data; names the field.
+        """
+        step = self.latest
+        assert step is not None
+        saved = self._manager.restore(
+            step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
+        ).facts
+        for name in facts:
+            if saved.get(name) != facts[name]:
+                raise ConfigError(
+                    f"{self._steps / str(step)}: {name} was {saved.get(name)} and is now "
+                    f"{facts[name]}; go on with the old one, or start another run"
+                )
+        flat = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_flat(abstract)))
+        ).state
+        leaves, structure = jax.tree.flatten(abstract)
+        values = [flat[name] for name in _names(abstract)]
+        for name, old, new in zip(_names(abstract), leaves, values, strict=True):
+            if (old.shape, old.dtype) != (new.shape, new.dtype):
+                raise WeightsError(f"{name}: saved as {new.dtype}{list(new.shape)}")
+        return jax.tree.unflatten(structure, values)
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._committer.shutdown()
+            self._manager.close()
+
+    def _commit(self, step: int) -> None:
+        self._manager.wait_until_finished()
+        text = json.dumps(_digests(self._steps / str(step)), indent=1)
+        part = self._manifests / f".{step}.part"
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self._manifest(step))
+        kept = set(self._manager.all_steps())
+        for manifest in self._manifests.glob("*.json"):
+            if int(manifest.stem) not in kept:
+                manifest.unlink()
+
+    def _manifest(self, step: int) -> Path:
+        return self._manifests / f"{step}.json"
+
+    def _set_aside_untrusted(self) -> None:
+        for folder in sorted(self._steps.iterdir()):
+            if not folder.name.isdecimal() or self._trusted(folder):
+                continue
+            self._aside.mkdir(exist_ok=True)
+            numbers = (f"{folder.name}.{n}" for n in range(1000))
+            place = next(
+                self._aside / name for name in numbers if not (self._aside / name).exists()
+            )
+            folder.rename(place)
+            warnings.warn(
+                f"{folder}: checkpoint is incomplete or damaged; set aside as {place}",
+                stacklevel=3,
+            )
+
+    def _trusted(self, folder: Path) -> bool:
+        try:
+            expected = json.loads(self._manifest(int(folder.name)).read_text())
+        except (OSError, ValueError):
+            return False
+        return expected == _digests(folder)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with file.open("rb") as stream:
+            digests[str(file.relative_to(folder))] = hashlib.file_digest(
+                stream, "sha256"
+            ).hexdigest()
+    return digests
+
+
+def _names(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Leaves by path: what is on disk does not depend on classes of this program."""
+    return dict(zip(_names(tree), jax.tree.leaves(tree), strict=True))

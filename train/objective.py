@@ -1,0 +1,57 @@
+"""The flow-matching loss of FLUX with the adapter in it.
+
+x_s = (1 - s) x0 + s noise; the target is the velocity noise - x0; the loss is the mean squared
+error (black-forest-labs/flux; SPEC of this project, "Training"). Only the adapter is
+differentiated: the base is an argument like the batch.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ic_jax.features import SubjectFeatures
+from ic_jax.models.adapter import Adapter
+from ic_jax.models.flux import Flux, Rope
+from ic_jax.models.image_prompt import ImagePrompt
+
+
+class Examples(NamedTuple):
+    """Encoded examples with their noise: all that the loss depends on beside the models."""
+
+    latents: Float[Array, "b n c"]  # packed, of the target pictures
+    noise: Float[Array, "b n c"]
+    sigma: Float[Array, "b"]  # noise level in 0..1
+    prompt_embeds: Float[Array, "b t e"]
+    pooled: Float[Array, "b p"]
+    features: SubjectFeatures  # of the reference pictures
+    subject_scale: Float[Array, "b"]  # 0 drops the subject
+    guidance: Float[Array, "b"]
+
+
+def velocity(adapter: Adapter, flux: Flux, examples: Examples, rope: Rope) -> Float[Array, "b n c"]:
+    """The model's velocity at each example's noise level, float32."""
+    e, dtype = examples, examples.prompt_embeds.dtype
+    sigma = e.sigma[:, None, None]
+    noisy = ((1 - sigma) * e.latents + sigma * e.noise).astype(dtype)
+    projector = adapter.image_proj
+    tokens = projector.resample(projector.gather(e.features), 1000.0 * e.sigma)
+    prompt = ImagePrompt(adapter.ip_adapter, tokens, e.subject_scale)
+    return flux(noisy, e.prompt_embeds, e.pooled, e.sigma, e.guidance, rope, prompt).astype(
+        jnp.float32
+    )
+
+
+def loss(
+    adapter: Adapter, flux: Flux, examples: Examples, rope: Rope
+) -> tuple[Float[Array, ""], Float[Array, "b n c"]]:
+    """Mean squared error over all elements, and the velocity.
+
+    The adapter's parameters, float32 masters, are cast to the base's dtype inside, so that
+    gradients arrive in float32.
+    """
+    dtype = examples.prompt_embeds.dtype
+    half = jax.tree.map(lambda x: x.astype(dtype), adapter)
+    predicted = velocity(half, flux, examples, rope)
+    return jnp.square(predicted - (examples.noise - examples.latents)).mean(), predicted

@@ -1,0 +1,201 @@
+"""Recipes: one TOML file with a table per stage; every default names its source.
+
+Sources of defaults: [paper] InstantCharacter, arXiv 2504.12395, section on training; [WithAnyone]
+the nearest open kin, an image-prompt adapter on FLUX; [UNO], [EasyControl], [x-flux] other open
+adapters' training code; [flux] black-forest-labs/flux; [ours] a choice of this project.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ic_jax.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the training; those of a recipe follow on each other."""
+
+    steps: int  # optimiser steps
+    batch: int = 32  # samples of an optimiser step, over all devices [x-flux: 32 to 48]
+    resolution: int = 512  # pixels; buckets have about its square as area [paper: 512, then high]
+    paired: float = 0.0  # share of samples whose reference is another picture [paper: 0, 1, mixed]
+    learning_rate: float = 1e-4  # [WithAnyone, OminiControl, EasyControl]
+    warmup: int = 100  # steps [WithAnyone]
+    b1: float = 0.9  # Adam's [all]
+    b2: float = 0.999  # [all]
+    weight_decay: float = 0.0  # [WithAnyone]
+    clip: float = 1.0  # global gradient norm [WithAnyone, UNO, x-flux]
+    accumulate: int = 1  # parts that a batch is computed in
+    timesteps: str = "logit-normal"  # or "uniform" [flux; OminiControl]
+    shifted: bool = True  # by FLUX's schedule for the picture's length [WithAnyone, UNO]
+    guidance: float = 1.0  # of the distilled embedding [all]
+    text_dropout: float = 0.1  # empty prompt [WithAnyone, UNO, OminiControl]
+    early_text_dropout: float = 0.0  # instead, during `early_steps` [WithAnyone: 1.0 for 20 000]
+    early_steps: int = 0
+    subject_dropout: float = 0.05  # subject scale 0 [x-flux]
+    ema: float = 0.999  # decay of the averaged parameters; 0 is off [ours]
+    remat: bool = True  # recompute blocks backwards: memory for a third more time [ours]
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 1, "steps", self.steps, "at least 1")
+        _check(self.batch >= 1, "batch", self.batch, "at least 1")
+        divides = self.accumulate >= 1 and self.batch % self.accumulate == 0
+        _check(divides, "accumulate", self.accumulate, f"a divisor of batch {self.batch}")
+        _check(self.resolution % 16 == 0, "resolution", self.resolution, "a multiple of 16")
+        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+        choices = ("logit-normal", "uniform")
+        _check(self.timesteps in choices, "timesteps", self.timesteps, " or ".join(choices))
+        for name in ("paired", "text_dropout", "early_text_dropout", "subject_dropout", "ema"):
+            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Saving:
+    every: int = 500  # steps between checkpoints [ours]
+    keep: int = 3  # newest ones [ours]
+    keep_every: int = 0  # and every one at a multiple of this; 0 is none [ours]
+
+
+@dataclass(frozen=True)
+class Reporting:
+    every: int = 10  # steps between log lines [ours]
+    effect_every: int = 250  # steps between measurements of the reference effect [ours]
+    effect_batches: int = 4  # held-out batches in each [ours]
+    preview_every: int = 500  # steps between contact sheets; 0 is none [ours]
+    preview_prompts: tuple[str, ...] = ("",)
+    preview_references: int = 4  # held-out characters on the sheet [ours]
+    preview_steps: int = 28  # sampling steps [flux]
+    wandb: str = ""  # project name; empty is off
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run."""
+
+    model: Path  # MODEL folder: the frozen base, and the adapter to start from if it has one
+    data: Path  # DATASET folder
+    out: Path  # RUN folder
+    stages: Mapping[str, Stage]
+    seed: int = 0
+    dtype: str = "bfloat16"  # of the base and of computing; masters are float32
+    holdout: float = 0.02  # share of characters kept from training, for measuring [ours]
+    stop_after_bad: int = 10  # steps in a row whose loss or gradient is not finite [ours]
+    saving: Saving = field(default_factory=Saving)
+    reporting: Reporting = field(default_factory=Reporting)
+
+    @property
+    def total_steps(self) -> int:
+        return sum(stage.steps for stage in self.stages.values())
+
+    def at(self, step: int) -> tuple[str, Stage, int]:
+        """The stage that holds global step `step`: its name, itself, its first step."""
+        first = 0
+        for name, stage in self.stages.items():
+            if step < first + stage.steps:
+                return name, stage, first
+            first += stage.steps
+        raise IndexError(step)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {k: str(getattr(self, k)) for k in ("model", "data", "out")}
+
+
+def read_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read a TOML recipe and apply changes such as "stage1.steps=2000".
+
+    Raises:
+        ConfigError: names the key, what was found and what was expected.
+    """
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from None
+    for change in changes:
+        _apply(values, change)
+    try:
+        return _recipe(values)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    path, equals, text = change.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {change}: write KEY=VALUE, such as stage1.steps=2000")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is text
+    *tables, key = path.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+    values[key] = value
+
+
+def _recipe(values: dict[str, Any]) -> Recipe:
+    tables = {"saving": Saving, "reporting": Reporting}
+    stages = {k: v for k, v in values.items() if isinstance(v, dict) and k not in tables}
+    rest = {k: v for k, v in values.items() if k not in stages}
+    known = [f.name for f in fields(Recipe) if f.name != "stages"]
+    for name in stages:
+        if not name.startswith("stage"):
+            raise ConfigError(f"unknown table [{name}]{_near(name, [*tables, 'stage1'])}")
+    if not stages:
+        raise ConfigError("has no stage; write a table [stage1] with steps = 1000")
+    for name, cls in tables.items():
+        rest[name] = _build(cls, rest.get(name, {}), f"{name}.")
+    _refuse_unknown(rest, known, "")
+    for name in ("model", "data", "out"):
+        if not isinstance(rest.get(name), str):
+            raise ConfigError(f'{name} is missing; write {name} = "FOLDER"')
+        rest[name] = Path(rest[name])
+    built = {name: _build(Stage, stages[name], f"{name}.") for name in sorted(stages)}
+    return Recipe(**rest, stages=built)
+
+
+def _build(cls: Any, values: Any, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix.rstrip('.')} is {values!r}; it must be a table")
+    types = {f.name: f.type for f in fields(cls)}
+    _refuse_unknown(values, list(types), prefix)
+    for name, value in values.items():
+        values[name] = _typed(types[name], value, prefix + name)
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from None
+    except TypeError:
+        missing = [
+            f.name for f in fields(cls) if f.name not in values and f.default is f.default_factory
+        ]
+        raise ConfigError(f"{prefix}{', '.join(missing) or 'steps'} is missing") from None
+
+
+def _typed(kind: Any, value: Any, name: str) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind == tuple[str, ...] and isinstance(value, list):
+        return tuple(value)
+    if kind in (int, float, str, bool) and type(value) is not kind:
+        raise ConfigError(f"{name} is {value!r}; it must be of type {kind.__name__}")
+    return value
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: Sequence[str], prefix: str) -> None:
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"unknown key {prefix}{name}{_near(name, known)}")
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def _check(holds: bool, name: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {value!r}; it must be {expected}")

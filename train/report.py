@@ -1,0 +1,75 @@
+"""What a run reports: JSON lines, TensorBoard files and, if asked for, wandb."""
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+SIGMA_BINS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class Report:
+    """Scalars by global step, appended to RUN/metrics.jsonl and RUN/tensorboard.
+
+    A resumed run goes on from its checkpoint: later lines of the run before it are dropped, so
+    that every step stands there once.
+    """
+
+    def __init__(self, run: Path, first_step: int, wandb_project: str, settings: dict[str, Any]):
+        self._file = run / "metrics.jsonl"
+        self._keep_before(first_step)
+        self._lines = self._file.open("a")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+        self._wandb = None
+        if wandb_project:
+            import wandb  # an extra: nobody else pays for importing it
+
+            self._wandb = wandb.init(
+                project=wandb_project, dir=str(run), config=settings, resume="allow"
+            )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """pixels: uint8 [h, w, 3]."""
+        self._board.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._lines.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _keep_before(self, first_step: int) -> None:
+        if not self._file.exists():
+            return
+        kept = []
+        for line in self._file.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] < first_step:
+                    kept.append(line + "\n")
+            except ValueError:  # cut by a kill
+                continue
+        part = self._file.with_name(".metrics.part")
+        part.write_text("".join(kept))
+        part.replace(self._file)
+
+
+def by_sigma(row_loss: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
+    """Mean loss of the rows in each bin of noise levels; bins without rows are left out."""
+    found = {}
+    for low, high in pairwise(SIGMA_BINS):
+        rows = (sigma >= low) & ((sigma < high) | (high == 1.0))
+        if rows.any():
+            found[f"loss/sigma {low:.2f}-{high:.2f}"] = float(row_loss[rows].mean())
+    return found

@@ -1,0 +1,58 @@
+"""A RUN folder: one owner at a time, the recipe it was started with, and how it is stopped."""
+
+import fcntl
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class Stopped(Exception):
+    """Stopped on request, after saving; the command exits with 75 and resumes when run again."""
+
+
+@contextmanager
+def owned(run: Path) -> Iterator[None]:
+    """Hold the folder; FileExistsError if another process trains in it."""
+    run.mkdir(parents=True, exist_ok=True)
+    lock = os.open(run / "lock", os.O_CREAT | os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process
+        except BlockingIOError:
+            raise FileExistsError(
+                f"{run}: another process is training in it; wait for it, or name another out"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+class StopRequest:
+    """Set by the first SIGTERM or SIGINT; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+
+    def __enter__(self) -> "StopRequest":
+        kinds = (signal.SIGTERM, signal.SIGINT)
+        self._before = {kind: signal.signal(kind, self._ask) for kind in kinds}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+    def _ask(self, number: int, _frame: object) -> None:
+        self.wanted = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(json.dumps(values, indent=2) + "\n")
+    part.replace(file)
