@@ -23,7 +23,7 @@ def schedule(
     Args:
         steps: how many, for levels 1, (n-1)/n, ... 1/n; or the levels themselves, falling,
             in 0..1 (0 excluded), as diffusers' `sigmas` argument takes them.
-        image_tokens: packed image tokens; dynamic shifting keeps larger pictures noisy longer.
+        image_tokens: packed image tokens, which dynamic shifting goes by.
         config: the model's schedule (diffusers FlowMatchEulerDiscreteScheduler).
 
     Raises:
@@ -38,19 +38,22 @@ def schedule(
         falling = levels.ndim == 1 and levels.size and np.all(np.diff(levels) < 0)
         if not (falling and levels[-1] > 0 and levels[0] <= 1):
             raise ValueError(f"sigmas {list(steps)} must fall strictly, within (0, 1]")
-    return np.append(_shift(levels, image_tokens, config), 0.0).astype(np.float32)
+    factor = shift(image_tokens, config)
+    levels = factor / (factor + 1.0 / levels - 1.0)
+    return np.append(levels, 0.0).astype(np.float32)
 
 
-def _shift(levels: np.ndarray, image_tokens: int, config: SchedulerConfig) -> np.ndarray:
-    if config.use_dynamic_shifting:
-        slope = (config.max_shift - config.base_shift) / (
-            config.max_image_seq_len - config.base_image_seq_len
-        )
-        mu = config.base_shift + slope * (image_tokens - config.base_image_seq_len)
-        shift = math.exp(mu)
-    else:
-        shift = config.shift
-    return shift / (shift + 1.0 / levels - 1.0)
+def shift(image_tokens: int, config: SchedulerConfig) -> float:
+    """How the schedule is bent towards noise, s' = shift / (shift + 1 / s - 1).
+
+    Dynamic shifting keeps larger pictures noisy longer: e^mu, mu a line in the image tokens.
+    """
+    if not config.use_dynamic_shifting:
+        return config.shift
+    slope = (config.max_shift - config.base_shift) / (
+        config.max_image_seq_len - config.base_image_seq_len
+    )
+    return math.exp(config.base_shift + slope * (image_tokens - config.base_image_seq_len))
 
 
 def pack(latents: Float[Array, "b h w c"]) -> Float[Array, "b n p"]:

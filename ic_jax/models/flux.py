@@ -268,8 +268,13 @@ class Flux(nnx.Module):
         modulation: Modulation,
         rope: Rope,
         image_prompt: ImagePrompt | None = None,
+        *,
+        remat: bool = False,
     ) -> Float[Array, "b n c"]:
-        """Velocity of packed `latents`, given what the other methods computed."""
+        """Velocity of packed `latents`, given what the other methods computed.
+
+        With `remat`, differentiating it keeps no more than each block's input.
+        """
         img, t = self.x_embedder(latents), txt.shape[1]
         double_ip = single_ip = None
         if image_prompt is not None:
@@ -288,10 +293,13 @@ class Flux(nnx.Module):
             return block(joint, mod, rope, t, block_prompt(ip)), None
 
         (img, txt), _ = self.transformer_blocks.scan(
-            double, (img, txt), (modulation.img, modulation.txt, double_ip)
+            double, (img, txt), (modulation.img, modulation.txt, double_ip), remat=remat
         )
         joint, _ = self.single_transformer_blocks.scan(
-            single, jnp.concatenate([txt, img], axis=1), (modulation.single, single_ip)
+            single,
+            jnp.concatenate([txt, img], axis=1),
+            (modulation.single, single_ip),
+            remat=remat,
         )
         scale, shift = modulation.out[:, 0], modulation.out[:, 1]
         return self.proj_out(modulate(joint[:, t:], shift, scale))
@@ -305,7 +313,10 @@ class Flux(nnx.Module):
         guidance: Float[Array, "b"],
         rope: Rope,
         image_prompt: ImagePrompt | None = None,
+        *,
+        remat: bool = False,
     ) -> Float[Array, "b n c"]:
         """Velocity noise - image at time t, as one call (training; parity)."""
         modulation = self.modulation(t, guidance, pooled)
-        return self.denoise(latents, self.embed_text(prompt_embeds), modulation, rope, image_prompt)
+        txt = self.embed_text(prompt_embeds)
+        return self.denoise(latents, txt, modulation, rope, image_prompt, remat=remat)

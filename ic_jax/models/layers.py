@@ -191,9 +191,20 @@ class Stack(nnx.Module):
         """The block with a leading axis on every parameter."""
         return getattr(self, "*")
 
-    def scan(self, step: Callable, carry: Any, xs: Any = None) -> tuple[Any, Any]:
-        """carry, y = step(block, carry, x) through the blocks in order; returns (carry, ys)."""
-        return jax.lax.scan(lambda c, bx: step(bx[0], c, bx[1]), carry, (self.blocks, xs))
+    def scan(
+        self, step: Callable, carry: Any, xs: Any = None, *, remat: bool = False
+    ) -> tuple[Any, Any]:
+        """carry, y = step(block, carry, x) through the blocks in order; returns (carry, ys).
+
+        With `remat` a block's inside is computed again on the way back instead of being kept.
+        """
+
+        def body(carry: Any, block_and_x: tuple) -> tuple[Any, Any]:
+            return step(block_and_x[0], carry, block_and_x[1])
+
+        # Within a scan nothing could be merged with the first pass: no barrier is needed.
+        body = jax.checkpoint(body, prevent_cse=False) if remat else body
+        return jax.lax.scan(body, carry, (self.blocks, xs))
 
 
 def _is_variable(x: Any) -> bool:
