@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         default=WITHOUT_IDENTITY,
         help="without for the adapter, with for a base model (default: %(default)s)",
     )
-    top.add_argument("--workers", metavar="N", type=int, default=len(os.sched_getaffinity(0)))
+    top.add_argument("--workers", metavar="N", type=int, default=os.cpu_count() or 1)
     top.add_argument("--overwrite", action="store_true")
     top.add_argument("--debug", action="store_true", help="show tracebacks")
     return top

@@ -28,7 +28,7 @@ CREDIT = {
     "author": "Pablo Stanley",
     "address": "https://www.openpeeps.com",
     "licence": "CC0-1.0",
-    "package": "react-peeps 0.1.10 by Emre Çakır, https://github.com/CeamKrier/react-peeps",
+    "package": "react-peeps 0.1.10 by Emre Çakır, https://github.com/CeamKrier/react-peeps",  # noqa: RUF001
     "package_licence": "MIT",
 }
 
@@ -45,7 +45,8 @@ def svg(source: str) -> str:
     """One compiled component as SVG text; ValueError if it holds anything but `g` and `path`."""
     body = source[source.rindex("return") :]
     calls = body.count("createElement(")
-    text, open_tags = [], []
+    text: list[str] = []
+    open_tags: list[str | None] = []
     for match in ELEMENT.finditer(body):
         if match["end"]:
             if not open_tags:  # the parenthesis around the whole

@@ -104,7 +104,10 @@ BODIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("pointing up with one finger", "raising a finger", "holding up a finger"),
         ("a black sweater with {c} squiggles", "a black top with squiggly {c} lines"),
     ),
-    "PoloSweater": (STILL, ("a black sweater with a {c} collar", "a black sweater over a {c} polo")),
+    "PoloSweater": (
+        STILL,
+        ("a black sweater with a {c} collar", "a black sweater over a {c} polo"),
+    ),
     "Selena": (
         STILL,
         ('a black T-shirt with "Selena" in {c}', 'a black T-shirt that says "Selena" in {c}'),
@@ -227,7 +230,7 @@ FACES = {
 HAIR = {
     "Afro": ("a round {h} afro", "{h} hair in an afro"),
     "Bald": ("a bald head outlined in {h}",),
-    "BaldSides": ("a bald head with tufts at the sides, outlined in {h}",),
+    "BaldSides": ("a bald head outlined in {h} with tufts at the sides",),
     "BaldTop": ("a bald head with a few {h} hairs on top",),
     "Bangs": ("long hair with bangs drawn in {h} lines",),
     "BangsFilled": ("a {h} bob with bangs", "straight {h} hair with bangs"),

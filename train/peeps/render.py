@@ -29,11 +29,12 @@ HEAD, FACE, FACIAL_HAIR, ACCESSORY = (225, 0), (159, 186), (123, 338), (47, 241)
 HEAD_BOX = (70, -125, 945, 710)
 
 
+@dataclass(frozen=True)
 class Names:
     """One name for all fields, fit for files and ids: "Afro.None.Eyepatch.tan.ginger"."""
 
     def __str__(self) -> str:
-        return ".".join(astuple(self))  # type: ignore[call-overload]
+        return ".".join(astuple(self))
 
     @classmethod
     def parse(cls, name: str) -> Self:
@@ -50,8 +51,6 @@ class Identity(Names):
     skin: str
     hair_colour: str
 
-    __str__ = Names.__str__
-
 
 @dataclass(frozen=True)
 class View(Names):
@@ -61,8 +60,6 @@ class View(Names):
     face: str
     clothing: str
     ground: str
-
-    __str__ = Names.__str__
 
 
 @cache
@@ -101,9 +98,7 @@ def _part(kind: str, name: str, at: tuple[int, int], ink: str, paper: str) -> st
     return f'<g transform="translate({at[0]} {at[1]})">{drawing}</g>'
 
 
-def render(
-    identity: Identity, view: View, size: int, background: str | None = None
-) -> np.ndarray:
+def render(identity: Identity, view: View, size: int, background: str | None = None) -> np.ndarray:
     """uint8 [size, size, 4], alpha the mask; or [size, size, 3] over `background` (#rrggbb).
 
     The view's own ground is not drawn: see `picture`.
