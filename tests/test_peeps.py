@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from train.data.sources import read_source
 from train.peeps import captions, dataset, extract, phrases
 from train.peeps.measure import Score, rates, read, score
 from train.peeps.palette import CLOTHING, GROUND, HAIR_COLOUR, SKIN
@@ -206,9 +207,11 @@ def test_the_data_set_repeats_byte_for_byte(tmp_path):
     assert len(lines) == 9
     assert [line["view"] for line in lines].count("reference") == 3
     assert len(first) == 1 + 2 * 9
+    source = read_source(tmp_path / "one")
+    assert (len(source.entries), source.bad) == (9, [])
     for line in lines:
         identity = Identity.parse(line["character"])
-        view = View.parse(line["file"].split("/")[1].removesuffix(".png").split(".", 1)[1])
+        view = View.parse(line["file"].removesuffix(".picture.png").split("-", 2)[2])
         with Image.open(tmp_path / "one" / line["file"]) as image:
             np.testing.assert_array_equal(np.asarray(image), picture(identity, view, 32))
         with Image.open(tmp_path / "one" / line["mask"]) as image:
@@ -251,7 +254,7 @@ def test_exact_renders_are_read_right_and_spoilt_ones_nearly():
     rng = np.random.default_rng(0)
     others = list(islice(SPLITS["held-out"](9), 20))
     scores: dict[str, list[Score]] = {"exact": [], "noisy": [], "blurred": []}
-    for identity, view, reference in cases(10, 1):
+    for identity, view, reference in cases(8, 1):
         exact = picture(identity, view, 64)
         noisy = exact / 255 + rng.normal(0, 0.1, exact.shape)
         blurred = np.asarray(Image.fromarray(exact).filter(ImageFilter.GaussianBlur(0.7))) / 255
@@ -264,20 +267,20 @@ def test_exact_renders_are_read_right_and_spoilt_ones_nearly():
     for kind, least in (("noisy", 0.6), ("blurred", 0.4)):
         found = rates(scores[kind])
         assert found.pop("face") >= least
-        assert found == pytest.approx({name: right[name] for name in found}, abs=0.1), kind
+        assert found == pytest.approx({name: right[name] for name in found}, abs=0.13), kind
 
 
 def test_another_identity_scores_at_chance():
-    people = list(islice(SPLITS["held-out"](2), 22))
-    strangers, candidates = people[:12], people[12:22]
+    people = list(islice(SPLITS["held-out"](2), 18))
+    strangers, candidates = people[:8], people[8:18]
     right = []
-    for (identity, view, _), stranger in zip(cases(12, 3), strangers, strict=True):
+    for (identity, view, _), stranger in zip(cases(8, 3), strangers, strict=True):
         shown = picture(stranger, view, 64)[None]
         [among] = read(shown, identity, view, [stranger, *candidates])
         assert among.identity == stranger
         [apart] = read(shown, identity, view, candidates)
         right.append(apart.identity == identity)
-    assert np.mean(right) <= 0.34  # 1 in 11 by chance
+    assert np.mean(right) <= 0.375  # 1 in 11 by chance
 
 
 def test_a_pasted_reference_is_copying():

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ic_jax import cli
 from ic_jax.folders import written_whole
-from train.peeps.files import WITH_IDENTITY, WITHOUT_IDENTITY, Job, write_character
+from train.peeps.files import MASK, PICTURE, WITH_IDENTITY, WITHOUT_IDENTITY, Job, write_character
 from train.peeps.world import SPLITS
 
 LINES = "metadata.jsonl"
@@ -65,8 +65,7 @@ def write(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--characters is {args.characters}; the split {args.split} has {len(identities)}"
         )
-    names = {LINES, *map(str, identities)}
-    with written_whole(args.out, overwrite=args.overwrite, owns=lambda n: _ours(n, names)) as out:
+    with written_whole(args.out, overwrite=args.overwrite, owns=_ours) as out:
         jobs = [
             Job(out, identity, (args.seed, number), args.views, args.size, args.captions)
             for number, identity in enumerate(identities)
@@ -76,8 +75,8 @@ def write(args: argparse.Namespace) -> None:
                 lines.writelines(json.dumps(line) + "\n" for line in metadata)
 
 
-def _ours(name: str, names: set[str]) -> bool:
-    return name in names or name.count(".") == 4  # an identity that other arguments drew
+def _ours(name: str) -> bool:
+    return name == LINES or name.endswith((PICTURE, MASK))
 
 
 def _drawn(jobs: list[Job], workers: int) -> Iterator[list[dict[str, str]]]:

@@ -15,6 +15,7 @@ from train.peeps.render import Identity, View, over, render
 from train.peeps.world import reference_view, views
 
 REFERENCE = "reference"
+PICTURE, MASK = ".picture.png", ".mask.png"
 WITH_IDENTITY, WITHOUT_IDENTITY = "with-identity", "without-identity"
 
 
@@ -30,10 +31,13 @@ class Job(NamedTuple):
 
 
 def write_character(job: Job) -> list[dict[str, str]]:
-    """Draw the reference and the views into folder/CHARACTER/; returns their metadata."""
+    """Draw the reference and the views into the folder; returns their metadata.
+
+    All lie beside the metadata, none in a folder of its own: so a reader that is given the folder
+    takes what the metadata names, and not the masks for pictures.
+    """
     rng = np.random.default_rng(job.seed)
     reference = reference_view(rng)
-    (job.folder / str(job.identity)).mkdir()
     named = [(REFERENCE, reference)]
     named += [(view.body, view) for view in views(rng, job.views, apart_from=reference.body)]
     return [_write_view(job, number, *one, rng) for number, one in enumerate(named)]
@@ -42,8 +46,8 @@ def write_character(job: Job) -> list[dict[str, str]]:
 def _write_view(
     job: Job, number: int, name: str, view: View, rng: np.random.Generator
 ) -> dict[str, str]:
-    stem = f"{job.identity}/{number:03d}.{view}"
-    file, mask = f"{stem}.png", f"{stem}.mask.png"
+    stem = f"{job.identity}-{number:03d}-{view}"
+    file, mask = f"{stem}{PICTURE}", f"{stem}{MASK}"
     pixels = render(job.identity, view, job.size)
     Image.fromarray(over(pixels, GROUND[view.ground])).save(job.folder / file)
     Image.fromarray(pixels[..., 3]).save(job.folder / mask)
