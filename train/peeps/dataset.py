@@ -4,7 +4,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
@@ -16,6 +15,7 @@ from ic_jax import cli
 from ic_jax.folders import written_whole
 from train.peeps.files import MASK, PICTURE, WITH_IDENTITY, WITHOUT_IDENTITY, Job, write_character
 from train.peeps.world import SPLITS
+from train.workers import follow_parent
 
 LINES = "metadata.jsonl"
 LARGEST = 4096
@@ -84,8 +84,7 @@ def _drawn(jobs: list[Job], workers: int) -> Iterator[list[dict[str, str]]]:
     pool = ProcessPoolExecutor(
         min(workers, len(jobs)),
         multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the parent to handle
+        initializer=follow_parent,
     )
     try:
         yield from tqdm(pool.map(write_character, jobs), total=len(jobs), unit="character")
