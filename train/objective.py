@@ -30,7 +30,9 @@ class Examples(NamedTuple):
     guidance: Float[Array, "b"]
 
 
-def velocity(adapter: Adapter, flux: Flux, examples: Examples, rope: Rope) -> Float[Array, "b n c"]:
+def velocity(
+    adapter: Adapter, flux: Flux, examples: Examples, rope: Rope, *, remat: bool = False
+) -> Float[Array, "b n c"]:
     """The model's velocity at each example's noise level, float32."""
     e, dtype = examples, examples.prompt_embeds.dtype
     sigma = e.sigma[:, None, None]
@@ -38,13 +40,13 @@ def velocity(adapter: Adapter, flux: Flux, examples: Examples, rope: Rope) -> Fl
     projector = adapter.image_proj
     tokens = projector.resample(projector.gather(e.features), 1000.0 * e.sigma)
     prompt = ImagePrompt(adapter.ip_adapter, tokens, e.subject_scale)
-    return flux(noisy, e.prompt_embeds, e.pooled, e.sigma, e.guidance, rope, prompt).astype(
-        jnp.float32
-    )
+    return flux(
+        noisy, e.prompt_embeds, e.pooled, e.sigma, e.guidance, rope, prompt, remat=remat
+    ).astype(jnp.float32)
 
 
 def loss(
-    adapter: Adapter, flux: Flux, examples: Examples, rope: Rope
+    adapter: Adapter, flux: Flux, examples: Examples, rope: Rope, *, remat: bool = False
 ) -> tuple[Float[Array, ""], Float[Array, "b n c"]]:
     """Mean squared error over all elements, and the velocity.
 
@@ -53,5 +55,5 @@ def loss(
     """
     dtype = examples.prompt_embeds.dtype
     half = jax.tree.map(lambda x: x.astype(dtype), adapter)
-    predicted = velocity(half, flux, examples, rope)
+    predicted = velocity(half, flux, examples, rope, remat=remat)
     return jnp.square(predicted - (examples.noise - examples.latents)).mean(), predicted

@@ -81,6 +81,8 @@ class Recipe:
     out: Path  # RUN folder
     stages: Mapping[str, Stage]
     seed: int = 0
+    adapter: str | Mapping[str, Any] = ""  # sizes of a fresh one; empty goes on with the model's
+    text_length: int = 512  # T5 tokens [flux]
     dtype: str = "bfloat16"  # of the base and of computing; masters are float32
     holdout: float = 0.02  # share of characters kept from training, for measuring [ours]
     stop_after_bad: int = 10  # steps in a row whose loss or gradient is not finite [ours]
@@ -91,14 +93,13 @@ class Recipe:
     def total_steps(self) -> int:
         return sum(stage.steps for stage in self.stages.values())
 
-    def at(self, step: int) -> tuple[str, Stage, int]:
-        """The stage that holds global step `step`: its name, itself, its first step."""
-        first = 0
+    def first_steps(self) -> dict[str, int]:
+        """The global step that each stage starts at."""
+        firsts, first = {}, 0
         for name, stage in self.stages.items():
-            if step < first + stage.steps:
-                return name, stage, first
+            firsts[name] = first
             first += stage.steps
-        raise IndexError(step)
+        return firsts
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {k: str(getattr(self, k)) for k in ("model", "data", "out")}
@@ -138,17 +139,21 @@ def _apply(values: dict[str, Any], change: str) -> None:
 
 def _recipe(values: dict[str, Any]) -> Recipe:
     tables = {"saving": Saving, "reporting": Reporting}
-    stages = {k: v for k, v in values.items() if isinstance(v, dict) and k not in tables}
+    others = (*tables, "adapter")
+    stages = {k: v for k, v in values.items() if isinstance(v, dict) and k not in others}
     rest = {k: v for k, v in values.items() if k not in stages}
     known = [f.name for f in fields(Recipe) if f.name != "stages"]
     for name in stages:
         if not name.startswith("stage"):
-            raise ConfigError(f"unknown table [{name}]{_near(name, [*tables, 'stage1'])}")
+            raise ConfigError(f"unknown table [{name}]{_near(name, [*others, 'stage1'])}")
     if not stages:
         raise ConfigError("has no stage; write a table [stage1] with steps = 1000")
     for name, cls in tables.items():
         rest[name] = _build(cls, rest.get(name, {}), f"{name}.")
     _refuse_unknown(rest, known, "")
+    for f in fields(Recipe):
+        if f.name in rest and f.name not in tables:
+            rest[f.name] = _typed(f.type, rest[f.name], f.name)
     for name in ("model", "data", "out"):
         if not isinstance(rest.get(name), str):
             raise ConfigError(f'{name} is missing; write {name} = "FOLDER"')
@@ -168,11 +173,8 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
         return cls(**values)
     except ConfigError as error:
         raise ConfigError(f"{prefix}{error}") from None
-    except TypeError:
-        missing = [
-            f.name for f in fields(cls) if f.name not in values and f.default is f.default_factory
-        ]
-        raise ConfigError(f"{prefix}{', '.join(missing) or 'steps'} is missing") from None
+    except TypeError:  # the one field without a default
+        raise ConfigError(f"{prefix}steps is missing") from None
 
 
 def _typed(kind: Any, value: Any, name: str) -> Any:

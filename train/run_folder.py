@@ -13,6 +13,8 @@ from typing import Any
 class Stopped(Exception):
     """Stopped on request, after saving; the command exits with 75 and resumes when run again."""
 
+    exit_code = 75
+
 
 @contextmanager
 def owned(run: Path) -> Iterator[None]:

@@ -107,6 +107,7 @@ def train_step(
     config: AdapterConfig,
     timesteps: str,
     accumulate: int,
+    remat: bool,
     dtype: DTypeLike,
 ) -> tuple[State, Metrics]:
     """Update the adapter on one batch."""
@@ -116,7 +117,7 @@ def train_step(
 
     keys = row_keys(seed, state.step, batch.target.shape[0])
     value, gradient, row_loss, sigma = mean_gradient(
-        state.adapter, frozen.transformer, rope, examples, (batch, keys), accumulate
+        state.adapter, frozen.transformer, rope, examples, (batch, keys), accumulate, remat=remat
     )
     state, norm = apply_gradient(state, value, gradient, knobs.learning_rate, knobs.ema, rule=rule)
     return state, Metrics(value, norm, row_loss, sigma, state.bad)
@@ -129,6 +130,8 @@ def mean_gradient(
     examples: Callable[[Any], Examples],
     rows: Any,
     parts: int,
+    *,
+    remat: bool = False,
 ) -> tuple[Array, Adapter, Float[Array, "b"], Float[Array, "b"]]:
     """Loss and gradient over a batch computed in equal parts: the mean of the parts'.
 
@@ -141,7 +144,7 @@ def mean_gradient(
 
     def part(sums: tuple, rows: Any) -> tuple[tuple, tuple]:
         e = examples(rows)
-        (value, velocity), gradient = gradient_of(adapter, flux, e, rope)
+        (value, velocity), gradient = gradient_of(adapter, flux, e, rope, remat=remat)
         row_loss = jnp.square(velocity - (e.noise - e.latents)).mean((1, 2))
         sums = jax.tree.map(lambda s, x: s + x / parts, sums, (value, gradient))
         return sums, (row_loss, e.sigma)
@@ -157,10 +160,10 @@ def mean_gradient(
 
 
 def gradient_of(
-    adapter: Adapter, flux: Flux, examples: Examples, rope: Rope
+    adapter: Adapter, flux: Flux, examples: Examples, rope: Rope, *, remat: bool = False
 ) -> tuple[tuple[Array, Array], Adapter]:
     """((loss, velocity), gradient with respect to the adapter alone)."""
-    return jax.value_and_grad(loss, has_aux=True)(adapter, flux, examples, rope)
+    return jax.value_and_grad(loss, has_aux=True)(adapter, flux, examples, rope, remat=remat)
 
 
 def apply_gradient(

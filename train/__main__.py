@@ -1,0 +1,49 @@
+"""python -m train RECIPE | prepare | export."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ic_jax import cli
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # Each command imports what it needs: preparing data must not wait for JAX.
+    match arguments[:1]:
+        case ["prepare"]:
+            from train.data.prepare import main as prepare
+
+            return prepare(arguments[1:])
+        case ["peeps"]:
+            from train.peeps.dataset import main as peeps
+
+            return peeps(arguments[1:])
+        case ["export"]:
+            from train.export import main as export
+
+            return export(arguments[1:])
+    return _train(arguments)
+
+
+def _train(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m train",
+        description="Train the adapter by a recipe; the same command goes on where it stopped. "
+        "Other commands: prepare, peeps, export.",
+    )
+    parser.add_argument("recipe", type=Path, help="TOML file (docs/training.md)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as stage1.steps=2000"
+    )
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    options = parser.parse_args(arguments)
+
+    from train.loop import train
+    from train.recipe import read_recipe
+
+    return cli.run(lambda: train(read_recipe(options.recipe, options.set)), debug=options.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The reference effect: does the adapter look at the reference at all?
+
+The flow-matching loss falls within hundreds of steps and then says nothing. So held-out targets
+are scored twice on the same noise, with their own reference and with another character's; what
+the wrong one costs is the effect. It starts at 0, since the adapter's values start at zero.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from ic_jax.features import SubjectFeatures
+from ic_jax.models.adapter import Adapter
+from ic_jax.models.flux import Flux, Rope
+from train.data.dataset import Dataset
+from train.data.loader import batches
+from train.data.pictures import CENTRED
+from train.data.plan import Plan
+from train.feed import Feed
+from train.models import Models
+from train.objective import Examples, velocity
+from train.recipe import Recipe
+from train.step import Batch, Empty, Frozen, Knobs, encode, row_keys
+
+
+class Effect(NamedTuple):
+    """Mean squared errors of each row."""
+
+    right: Float[Array, "b"]
+    wrong: Float[Array, "b"]
+
+
+def reference_effect(
+    adapter: Adapter, flux: Flux, examples: Examples, rope: Rope, other: Int[Array, "b"]
+) -> Effect:
+    """Errors with each row's own reference, and with that of row `other`."""
+    dtype = examples.prompt_embeds.dtype
+    adapter = jax.tree.map(lambda x: x.astype(dtype), adapter)
+    swapped = examples._replace(features=SubjectFeatures(*(x[other] for x in examples.features)))
+
+    def row_error(e: Examples) -> Float[Array, "b"]:
+        error = velocity(adapter, flux, e, rope) - (e.noise - e.latents)
+        return jnp.square(error).mean((1, 2))
+
+    return Effect(row_error(examples), row_error(swapped))
+
+
+def other_characters(characters: list[str]) -> np.ndarray:
+    """For each row the next one, going round, that shows another character; int32 [b].
+
+    A row without any points at itself: its effect is 0.
+    """
+    n = len(characters)
+    chosen = np.arange(n, dtype=np.int32)
+    for i in range(n):
+        ahead = ((i + k) % n for k in range(1, n))
+        chosen[i] = next((j for j in ahead if characters[j] != characters[i]), i)
+    return chosen
+
+
+class Meter:
+    """Measures the effect on the same held-out batches and noise every time."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        name: str,
+        models: Models,
+        dataset: Dataset,
+        held: Bool[np.ndarray, "characters"],
+        feed: Feed,
+    ):
+        """For the stage called `name`: paired if it is. Nothing is measured if none is held."""
+        self._feed, stage = feed, recipe.stages[name]
+        self._program = jax.jit(
+            partial(
+                _measure,
+                config=models.adapter.config,
+                timesteps=stage.timesteps,
+                dtype=jnp.dtype(recipe.dtype),
+            )
+        )
+        self._batches: list[tuple] = []
+        if not held.any():
+            return
+        plan = Plan(
+            dataset,
+            batch=stage.batch,
+            resolution=stage.resolution,
+            paired=1.0 if stage.paired else 0.0,
+            seed=(0, "effect", name),
+            characters=held,
+        )
+        count = recipe.reporting.effect_batches
+        side = models.frozen.siglip.config.image_size
+        for i, host in enumerate(batches(dataset, plan, CENTRED, start=0, stop=count, side=side)):
+            other = other_characters(host.character)
+            knobs = self._without_dropout(feed.knobs(stage, 0, host))
+            given = (feed.batch(host), feed.rope(host), knobs, *feed.put((other, np.int32(i))))
+            self._batches.append(given)
+
+    def measure(self, adapter: Adapter) -> dict[str, float]:
+        """The effect, and the two mean losses that it is the difference of."""
+        if not self._batches:
+            return {}
+        feed = self._feed
+        found = [self._program(adapter, feed.frozen, feed.empty, *given) for given in self._batches]
+        right, wrong = (np.concatenate(x) for x in zip(*jax.device_get(found), strict=True))
+        return {
+            "reference effect": float((wrong - right).mean()),
+            "loss/right reference": float(right.mean()),
+            "loss/wrong reference": float(wrong.mean()),
+        }
+
+    def _without_dropout(self, knobs: Knobs) -> Knobs:
+        zero = self._feed.put(np.float32(0))
+        return knobs.replace(text_dropout=zero, subject_dropout=zero)  # type: ignore[attr-defined]
+
+
+def _measure(
+    adapter: Adapter,
+    frozen: Frozen,
+    empty: Empty,
+    batch: Batch,
+    rope: Rope,
+    knobs: Knobs,
+    other: Int[Array, "b"],
+    number: Int[Array, ""],
+    *,
+    config: Any,
+    timesteps: str,
+    dtype: DTypeLike,
+) -> Effect:
+    keys = row_keys(jnp.zeros_like(number), number, batch.target.shape[0])
+    examples = encode(frozen, batch, keys, empty, knobs, config, timesteps, dtype)
+    return reference_effect(adapter, frozen.transformer, examples, rope, other)

@@ -1,0 +1,184 @@
+"""The training loop: from a recipe's first step to its last, or on from where its last run
+stopped."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from train import step as steps
+from train.checkpoints import Checkpoints
+from train.data.characters import held_out
+from train.data.dataset import Dataset
+from train.data.loader import batches
+from train.data.pictures import Augment
+from train.data.plan import Plan
+from train.effect import Meter
+from train.feed import Feed
+from train.models import load_models
+from train.optimizer import learning_rate, optimizer
+from train.preview import Preview
+from train.recipe import Recipe, Stage
+from train.report import Report, by_sigma
+from train.run_folder import Stopped, StopRequest, owned, write_json
+
+Log = list[tuple[steps.Metrics, int]]  # metrics and samples of each step
+
+
+def train(recipe: Recipe) -> None:
+    """Run all stages, resuming at the newest checkpoint.
+
+    Raises:
+        Stopped: on SIGTERM or SIGINT, after saving.
+        FloatingPointError: too many steps in a row were not finite.
+    """
+    with owned(recipe.out), StopRequest() as stop:
+        run = Run(recipe, stop)
+        try:
+            for name in recipe.stages:
+                run.stage(name)
+            run.save()
+            run.checkpoints.wait()
+        finally:
+            run.close()
+
+
+class Run:
+    """What lives as long as a run does."""
+
+    def __init__(self, recipe: Recipe, stop: StopRequest):
+        self.recipe, self.stop = recipe, stop
+        self.checkpoints = Checkpoints(recipe.out, recipe.saving)
+        self.models = load_models(recipe)
+        self.dataset = Dataset(recipe.data)
+        self.held = held_out(self.dataset, recipe.holdout)
+        self.feed = Feed(recipe, self.models)
+        self.step = self.saved = self.checkpoints.latest or 0  # global, over all stages
+        self.state = self._start()
+        write_json(recipe.out / "recipe.json", recipe.to_dict())
+        self.report = Report(recipe.out, self.step, recipe.reporting.wandb, recipe.to_dict())
+        self.preview = Preview(recipe, self.models, self.dataset, self.held)
+
+    def stage(self, name: str) -> None:
+        """Train through what is left of a stage."""
+        recipe, feed, stage = self.recipe, self.feed, self.recipe.stages[name]
+        first = recipe.first_steps()[name]
+        start, end = self.step - first, stage.steps
+        if start >= end:
+            return
+        plan = Plan(
+            self.dataset,
+            batch=stage.batch,
+            resolution=stage.resolution,
+            paired=stage.paired,
+            seed=(recipe.seed, name),
+            characters=~self.held,
+        )
+        program = self._program(stage)
+        meter = Meter(recipe, name, self.models, self.dataset, self.held, feed)
+        side = self.models.frozen.siglip.config.image_size
+        found = batches(self.dataset, plan, Augment(), start=start, stop=end, side=side)
+        bar = tqdm(found, desc=name, initial=start, total=end, unit="step", disable=None)
+        seed, log, clock = feed.put(np.int32(recipe.seed)), Log(), time.perf_counter()
+        for at, host in zip(range(start, end), bar, strict=True):
+            given = (feed.batch(host), feed.empty, feed.rope(host), feed.knobs(stage, at, host))
+            with jax.transfer_guard("disallow"):
+                self.state, metrics = program(self.state, feed.frozen, *given, seed)
+            self.step = first + at + 1
+            log.append((metrics, len(host.caption)))
+
+            last = at + 1 == end
+            if self._due(recipe.reporting.every, last):
+                values = self._summary(log, time.perf_counter() - clock)
+                values["learning rate"] = learning_rate(stage, at)
+                self.report.scalars(self.step, values)
+                bar.set_postfix(loss=f"{values['loss']:.4f}")
+            if self._due(recipe.reporting.effect_every, last):
+                self.report.scalars(self.step, meter.measure(self.state.adapter))
+            if self._due(recipe.reporting.preview_every, last):
+                self.report.picture(self.step, "preview", self.preview.draw(self.state, self.step))
+            if self._due(recipe.saving.every, last) or self.stop.wanted:
+                self.save()
+            if self.stop.wanted:
+                self.checkpoints.wait()
+                raise Stopped(f"stopped after step {self.step}; the same command goes on from it")
+            if self._due(recipe.reporting.every, last):
+                log, clock = Log(), time.perf_counter()
+
+    def save(self) -> None:
+        """Start saving the state, unless it is saved already."""
+        if self.saved != self.step:
+            self.checkpoints.save(self.step, self.state, self._facts())
+            self.saved = self.step
+
+    def close(self) -> None:
+        self.report.close()
+        self.checkpoints.close()
+
+    def _facts(self) -> dict[str, Any]:
+        """What must be the same when a run goes on."""
+        recipe, firsts = self.recipe, self.recipe.first_steps()
+        done = {n: s.steps for n, s in recipe.stages.items() if firsts[n] + s.steps <= self.step}
+        return {
+            "seed": recipe.seed,
+            "dtype": recipe.dtype,
+            "holdout": recipe.holdout,
+            "data": [shard["sha256"] for shard in self.dataset.card["shards"]],
+            "adapter": self.models.adapter.config.to_dict(),
+            "finished stages": done,
+        }
+
+    def _start(self) -> steps.State:
+        """A fresh state, or the newest saved one."""
+        stage = next(iter(self.recipe.stages.values()))
+        make = partial(steps.State.start, rule=optimizer(stage), average=stage.ema > 0)
+        if self.checkpoints.latest is None:
+            return jax.jit(make, out_shardings=self.feed.whole)(self.models.adapter)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.feed.whole),
+            jax.eval_shape(make, self.models.adapter),
+        )
+        return self.checkpoints.restore(abstract, self._facts())
+
+    def _program(self, stage: Stage) -> Callable:
+        step = partial(
+            steps.train_step,
+            rule=optimizer(stage),
+            config=self.models.adapter.config,
+            timesteps=stage.timesteps,
+            accumulate=stage.accumulate,
+            remat=stage.remat,
+            dtype=jnp.dtype(self.recipe.dtype),
+        )
+        return jax.jit(step, donate_argnums=0, out_shardings=(self.feed.whole, None))
+
+    def _due(self, every: int, last: bool) -> bool:
+        """At every so many steps, and at the last one of a stage."""
+        return bool(every) and (self.step % every == 0 or last)
+
+    def _summary(self, log: Log, seconds: float) -> dict[str, float]:
+        """Means since the last summary; FloatingPointError after too many bad steps."""
+        found = jax.device_get([metrics for metrics, _ in log])
+        bad = int(found[-1].bad)
+        if bad >= self.recipe.stop_after_bad:
+            raise FloatingPointError(
+                f"{bad} steps in a row up to step {self.step} had a loss or gradient that is not "
+                "finite; lower the learning rate, or look at the data of those steps"
+            )
+        rate = sum(samples for _, samples in log) / seconds
+        good = [m for m in found if m.bad == 0]
+        if not good:
+            return {"loss": float("nan"), "bad": bad, "samples per second": rate}
+        rows, sigma = (np.concatenate([getattr(m, f) for m in good]) for f in ("row_loss", "sigma"))
+        return {
+            "loss": float(np.mean([m.loss for m in good])),
+            "gradient norm": float(np.mean([m.grad_norm for m in good])),
+            "samples per second": rate,
+            "bad": bad,
+            **by_sigma(rows, sigma),
+        }
