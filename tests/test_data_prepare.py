@@ -208,6 +208,7 @@ def test_folder_of_sub_folders(tmp_path):
             (folder / character / f"{n}.txt").write_text(f"{character} {n}\n")
     (folder / "eve" / "deep").mkdir(parents=True)
     picture(5).save(folder / "eve" / "deep" / "x.png")
+    picture(5).save(folder / "eve" / "deep" / "mask.png")
     lines(folder / "eve", {"file": "deep/x.png", "caption": "eve walks"})
     (folder / "eve" / "pictures.jsonl").rename(folder / "eve" / "metadata.jsonl")
     picture(6).save(folder / "lone.jpg")

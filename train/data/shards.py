@@ -5,9 +5,8 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -16,6 +15,7 @@ from ic_jax.images import ImageError
 from train.data.admit import admit, fingerprint
 from train.data.records import encode
 from train.data.sources import Bad, Entry
+from train.workers import follow_parent
 
 WORK = "work"  # folder of what is known of finished shards
 # Encoded pictures do not compress further; random access wants every record on its own.
@@ -61,7 +61,7 @@ def write_shards(jobs: list[Job], workers: int) -> Iterator[Shard]:
         yield from map(write_shard, jobs)
         return
     # Not forked: the parent has imported jax, whose threads a fork would lose.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), follow_parent) as pool:
         try:
             for future in as_completed([pool.submit(write_shard, job) for job in jobs]):
                 yield future.result()
@@ -128,15 +128,3 @@ def _write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot stop its workers, and they would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()

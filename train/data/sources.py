@@ -45,8 +45,8 @@ def read_source(path: Path) -> Source:
         path: JSON Lines with the fields of `Entry`, `file`, `caption` and `character` required,
             others ignored; or a folder. In a folder, the first sub-folder is the character, a
             picture at the top is a character of its own, and the caption is in a .txt of the
-            same stem. A `metadata.jsonl` names the pictures of the folder that it lies in; there
-            `character` may be left out, and further pictures in that folder are not taken.
+            same stem. A `metadata.jsonl` names the pictures below the folder that it lies in,
+            all that are taken there; in a sub-folder it may leave out `character`.
 
     Raises:
         FileNotFoundError: there is no such path.
@@ -76,7 +76,7 @@ def _in_folder(root: Path) -> Iterator[Entry | Bad]:
         yield from _in_lines(path, root, _character(path, root))
     named = {path.parent for path in lines}
     for path in sorted(root.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or path.parent in named:
+        if path.suffix.lower() not in SUFFIXES or not named.isdisjoint(path.parents):
             continue
         file = path.relative_to(root).as_posix()
         caption = path.with_suffix(".txt")
