@@ -1,5 +1,6 @@
 """The attention backends against plain float64, at shapes that make them split their work."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,10 +18,41 @@ def exact(q, k, v):
 
 
 @pytest.mark.parametrize("backend", ["xla", "blocked", None])
-@pytest.mark.parametrize("block", [4096, 5])
+@pytest.mark.parametrize("block", [4096, 4, 5])
 def test_backends_agree(backend, block, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", block)  # 12 queries: in one block, or in three of four
+    monkeypatch.setattr(module, "BLOCK", block)  # 13 queries: in one block, or with one over
     rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal((2, n, 3, 8), np.float32) for n in (12, 7, 7))
+    q, k, v = (rng.standard_normal((2, n, 3, 8), np.float32) for n in (13, 7, 7))
     ours = attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), backend)
     assert relative(ours, exact(q, k, v)) < 1e-6
+
+
+class Device:
+    def __init__(self, capability):
+        self.compute_capability = capability
+
+
+HALF, FULL = jnp.bfloat16, jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype", "tokens", "head_dim", "backend"),
+    [
+        ("cpu", "", HALF, 4608, 128, "blocked"),
+        ("gpu", "9.0", HALF, 4608, 128, "cudnn"),
+        ("gpu", "8.0", HALF, 729, 72, "cudnn"),  # SigLIP so400m's heads
+        ("gpu", "10.0", HALF, 729, 64, "cudnn"),
+        ("gpu", "9.0", HALF, 64, 12, "xla"),  # not a multiple of 8
+        ("gpu", "9.0", FULL, 4608, 128, "xla"),
+        ("gpu", "7.5", HALF, 4608, 128, "xla"),  # Turing
+        ("gpu", "gfx942", HALF, 4608, 128, "xla"),  # AMD
+        ("gpu", "9.0", HALF, 16384, 512, "xla"),  # the VAE at 1024 x 1024
+        ("gpu", "9.0", HALF, 65536, 512, "blocked"),  # and at 2048 x 2048
+        ("tpu", "", HALF, 4608, 128, "xla"),
+    ],
+)
+def test_default_backend(platform, capability, dtype, tokens, head_dim, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "devices", lambda: [Device(capability)])
+    q = jax.ShapeDtypeStruct((1, tokens, 1 if head_dim == 512 else 24, head_dim), dtype)
+    assert module._default_backend(q, q) == backend

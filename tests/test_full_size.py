@@ -1,5 +1,7 @@
 """The published sizes, without an array: counts, and every parameter's name, shape and axes."""
 
+import functools
+
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -98,3 +100,16 @@ def test_sampling_at_full_size():
     latents = jax.eval_shape(sampler.sample, flux, adapter, request)
     assert latents.shape == (1, 4096, 64)
     assert latents.dtype == jnp.float32
+
+
+def test_preparing_makes_no_copy_of_the_weights():
+    """As one product over all blocks, modulation would copy 6.5 GB of kernels, transposed."""
+    flux = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), parameters.full_size("flux-dev")
+    )
+    number = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    arguments = (number((28,)), number((1,)), number((1, 768)))
+    memory = jax.jit(sampler._modulation).lower(flux, *arguments).compile().memory_analysis()
+    outputs = 28 * (2 * 19 * 6 + 38 * 3 + 2) * 3072 * 4
+    assert memory.output_size_in_bytes == pytest.approx(outputs, rel=1e-3)
+    assert memory.temp_size_in_bytes < 1e9

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Backend = Literal["cudnn", "xla", "blocked"]
+Shaped = Array | jax.ShapeDtypeStruct
 
-CUDNN_HEAD_DIM = 128
 BLOCK = 4096  # queries
 MAX_SCORES = 4 * 2**30  # bytes that scores may take at once off the CPU
 
@@ -45,12 +45,24 @@ def attention(
             raise ValueError(f"attention backend {other!r} is none of 'cudnn', 'xla', 'blocked'")
 
 
-def _default_backend(q: Array, k: Array) -> Backend:
-    (b, n, h, d), m, platform = q.shape, k.shape[1], jax.default_backend()
-    if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and d <= CUDNN_HEAD_DIM:
+def _default_backend(q: Shaped, k: Shaped) -> Backend:
+    (b, n, h, _), m = q.shape, k.shape[1]
+    if _cudnn_takes(q):
         return "cudnn"
     scores = 4 * b * h * n * m  # bytes
-    return "blocked" if platform == "cpu" or scores > MAX_SCORES else "xla"
+    on_cpu = jax.default_backend() == "cpu"
+    return "blocked" if on_cpu or scores > MAX_SCORES else "xla"
+
+
+def _cudnn_takes(q: Shaped) -> bool:
+    """NVIDIA from Ampere on, half precision, head sizes that are multiples of 8 up to 128."""
+    head_dim = q.shape[-1]
+    fits = q.dtype in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
+    if not fits or jax.default_backend() != "gpu":
+        return False
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", "")  # "9.0"; AMD's reads "gfx942"
+    return capability[:1].isdigit() and float(capability) >= 8.0
 
 
 def _dense(q: Array, k: Array, v: Array) -> Array:
@@ -61,23 +73,21 @@ def _dense(q: Array, k: Array, v: Array) -> Array:
 
 def _blocked(q: Array, k: Array, v: Array) -> Array:
     b, n, h, d = q.shape
-    rows = next(r for r in range(min(n, BLOCK), 0, -1) if n % r == 0)
 
     def one_head(qkv: tuple[Array, Array, Array]) -> Array:
-        q, k, v = qkv  # blocks rows d, m d, m d
+        q, k, v = qkv  # n d, m d, m d
 
-        def one_block(q: Array) -> Array:
+        def rows(q: Array) -> Array:  # one row of queries, or a matrix of them
             scores = jnp.dot(q, k.T, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(scores / math.sqrt(d), axis=-1).astype(v.dtype)
             return weights @ v
 
-        return one_block(q[0])[None] if n == rows else jax.lax.map(one_block, q)
+        return rows(q) if n <= BLOCK else jax.lax.map(rows, q, batch_size=BLOCK)
 
     def heads_first(x: Array) -> Array:
         return x.swapaxes(1, 2).reshape(b * h, x.shape[1], -1)  # b h, n, d
 
-    queries = heads_first(q).reshape(b * h, n // rows, rows, d)
-    out = jax.lax.map(one_head, (queries, heads_first(k), heads_first(v)))
+    out = jax.lax.map(one_head, (heads_first(q), heads_first(k), heads_first(v)))
     return out.reshape(b, h, n, -1).swapaxes(1, 2)  # b n h d
 
 

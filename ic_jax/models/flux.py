@@ -248,7 +248,8 @@ class Flux(nnx.Module):
         double, single = self.transformer_blocks.blocks, self.single_transformer_blocks.blocks
 
         def every_block(linear: ModulationLinear) -> Array:
-            return jax.vmap(lambda one: one(vec))(linear)
+            # Block by block: as one product, all the blocks' kernels would be copied, transposed.
+            return jax.lax.map(lambda one: one(vec), linear)
 
         return Modulation(
             img=every_block(double.norm1),
