@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from data_source import contents, picture, prepared, source
 from PIL import Image
 
+from train.data import shards
 from train.data.dataset import Dataset
 from train.data.decode import decode_image
 from train.data.errors import DataError
@@ -250,6 +251,30 @@ def test_wrong_options(tmp_path, capsys, wrong, word):
     assert main([str(found), "--out", str(tmp_path / "out"), *SMALL, *wrong]) == 2
     assert word in capsys.readouterr().err
     assert main([str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+
+
+def test_full_disk(tmp_path, capsys, monkeypatch):
+    class Full:
+        """array_record's writer on a full disk, as measured: the last call fails."""
+
+        def __init__(self, path, options):
+            self.path = path
+
+        def write(self, data):
+            Path(self.path).write_bytes(data)
+
+        def close(self):
+            raise RuntimeError("write() failed: No space left on device")
+
+    found = source(tmp_path / "source")
+    command = [str(found), "--out", str(tmp_path / "out"), *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "ArrayRecordWriter", Full)
+        assert main(command) == 74
+    assert "No space left" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(command) == 0
+    assert contents(tmp_path / "out") == contents(prepared(tmp_path / "fresh"))
 
 
 def test_damaged_data_set_is_named(tmp_path):

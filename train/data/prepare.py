@@ -116,9 +116,9 @@ def _jobs(found: Source, out: Path, options: Options) -> list[Job]:
 def _remove_strays(out: Path, jobs: list[Job]) -> None:
     """What an interrupted run over another source, or into shards of another size, left."""
     wanted = {job.file for job in jobs} | {WORK}
-    for path in out.iterdir():
-        if path.name not in wanted:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    half = [path for path in (out / WORK).iterdir() if path.suffix != ".json"]
+    for path in half + [path for path in out.iterdir() if path.name not in wanted]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _written(jobs: list[Job], found: Source, options: Options, workers: int) -> list[Shard]:

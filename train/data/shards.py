@@ -1,10 +1,12 @@
 """Shards: written each by one process, found finished or not at all."""
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -86,8 +88,7 @@ def _write(job: Job, path: Path, key: str) -> Shard:
     partial = job.out / WORK / f"{job.number:05d}.{os.getpid()}"
     shard = Shard(job.file, key, "", 0, [], [], [], [], [], [], 0, [])
     masked = 0
-    writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
-    try:
+    with _writer(partial) as writer:
         for entry in job.entries:
             try:
                 record = admit(job.root, entry, job.resolution)
@@ -102,13 +103,21 @@ def _write(job: Job, path: Path, key: str) -> Shard:
             shard.captions.append(len(record.caption))
             shard.views.append(record.view)
             shard.styles.append(record.style)
-    finally:
-        writer.close()
     with partial.open("rb+") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     partial.replace(path)
     return shard._replace(sha256=sha256, size=path.stat().st_size, masked=masked)
+
+
+@contextmanager
+def _writer(path: Path) -> Iterator[ArrayRecordWriter]:
+    writer = ArrayRecordWriter(str(path), WRITER_OPTIONS)
+    try:
+        yield writer
+        writer.close()
+    except RuntimeError as error:  # its kind for a full disk
+        raise OSError(errno.EIO, " ".join(str(error).split()), str(path)) from None
 
 
 def _finished(path: Path, notes: Path, key: str) -> Shard | None:
