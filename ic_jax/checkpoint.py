@@ -13,6 +13,7 @@ from flax import nnx
 from ic_jax.config import (
     AdapterConfig,
     ClipConfig,
+    ConfigError,
     Dinov2Config,
     FluxConfig,
     SchedulerConfig,
@@ -20,7 +21,7 @@ from ic_jax.config import (
     T5Config,
     VaeConfig,
 )
-from ic_jax.model_folder import ModelFolder
+from ic_jax.model_folder import CONFIG, ModelFolder
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.clip import ClipText
 from ic_jax.models.dinov2 import Dinov2
@@ -58,8 +59,14 @@ def parameters(module: Any) -> dict[str, Any]:
 
 
 def read_config(folder: ModelFolder, kind: str) -> Any:
+    """A component's config; WeightsError if it is absent, or is none."""
     cls = SchedulerConfig if kind == "scheduler" else COMPONENTS[kind][0]
-    return cls.from_dict(folder.json(kind))
+    try:
+        return cls.from_dict(folder.json(kind))
+    except ConfigError as error:
+        raise WeightsError(
+            f"{folder.path / kind / CONFIG}: {error}; convert the model again"
+        ) from None
 
 
 def load_component(
@@ -81,11 +88,11 @@ def load_component(
     """
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(folder)
-    config = read_config(folder, kind)
-    flux = read_config(folder, "transformer") if kind == "adapter" else None
-    if verify:
+    kinds = [kind, "transformer"] if kind == "adapter" else [kind]
+    if verify and kind in folder.components:
         folder.verify([kind])
-    module, tensors = abstract(kind, config, flux), folder.tensors(kind)
+    config, *flux = (read_config(folder, k) for k in kinds)
+    module, tensors = abstract(kind, config, *flux), folder.tensors(kind)
     variables = parameters(module)
     if wrong := Mismatch.between({path: v.shape for path, v in variables.items()}, tensors):
         raise WeightsError(f"{folder.path / kind}: {wrong}; convert the model again")

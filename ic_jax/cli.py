@@ -28,7 +28,8 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
     """Run a command; returns its exit code.
 
     0 done; 2 bad usage or input; 3 bad weights; 4 bad data set; 5 not a finite number; 74 input
-    or output failed; 130 interrupted; 1 out of the device's memory. `debug` shows tracebacks.
+    or output failed; 130 interrupted; 141 the output's reader has gone; 1 out of memory.
+    `debug` shows tracebacks.
     """
     try:
         with warnings.catch_warnings():
@@ -36,8 +37,8 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
             command()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has gone: nothing to tell anyone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        _drop_output()
+        return 141
     except BaseException as error:
         code = _exit_code(error)
         if code is None:
@@ -47,6 +48,18 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
         print(f"error: {_message(error)}", file=sys.stderr)
         return code
     return 0
+
+
+def say(text: str) -> None:
+    """Print a line for whoever reads on; work whose product is a file goes on without them."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_code(error: BaseException) -> int | None:
@@ -61,8 +74,8 @@ def _message(error: BaseException) -> str:
         return "interrupted"
     if _out_of_memory(error):
         return (
-            "out of the device's memory; draw smaller (--height, --width), with --dtype bfloat16, "
-            "or on a device with more memory (the README has a table)"
+            "out of memory; make pictures or batches smaller, compute in bfloat16, or take a "
+            "device with more (the README has a table of what each part needs)"
         )
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
@@ -71,6 +84,8 @@ def _message(error: BaseException) -> str:
 
 
 def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 

@@ -70,10 +70,6 @@ class FluxConfig(_Config):
     def hidden_size(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
-    @property
-    def num_blocks(self) -> int:
-        return self.num_layers + self.num_single_layers
-
 
 @dataclass(frozen=True)
 class AdapterConfig(_Config):

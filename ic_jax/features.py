@@ -41,9 +41,9 @@ def subject_features(
         high: its four tiles.
         dtype: to compute in; the pixels are normalised in float32 before.
     """
-    b, s = low.shape[:2]
+    count, s = low.shape[:2]
     # One batch of five pictures per subject, so that each encoder is compiled and run once.
-    pixels = jnp.concatenate([low[:, None], high], axis=1).reshape(5 * b, s, s, 3)
+    pixels = jnp.concatenate([low[:, None], high], axis=1).reshape(5 * count, s, s, 3)
     last_a, kept_a = siglip(_normalize(pixels, *SIGLIP_SCALE, dtype), config.siglip_layers)
     last_b, kept_b = dinov2(_normalize(pixels, *IMAGENET_SCALE, dtype), config.dinov2_layers)
 
@@ -56,7 +56,7 @@ def subject_features(
     return SubjectFeatures(
         low_res_deep=deep[:, 0],
         low_res_shallow=jnp.concatenate(shallow, axis=1),
-        high_res_deep=deep[:, 1:].reshape(b, -1, deep.shape[-1]),
+        high_res_deep=deep[:, 1:].reshape(count, -1, deep.shape[-1]),
     )
 
 

@@ -1,6 +1,5 @@
 """Writing a folder whole or not at all."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,6 +25,8 @@ def written_whole(
     Raises:
         FileExistsError: `out` is in the way, or another process is writing it.
     """
+    import fcntl  # which Windows has not: reading models must work there
+
     out = out.absolute()
     _check_replaceable(out, overwrite, owns)
     partial, old = (out.with_name(out.name + suffix) for suffix in (".partial", ".old"))

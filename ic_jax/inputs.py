@@ -1,17 +1,58 @@
 """Checks of what a caller asks for: each failure is one line with the value and the remedy."""
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Real
 from typing import Any
+
+import numpy as np
 
 MAX_SIDE = 4096  # pixels; FLUX was trained up to about 2 megapixels
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The numbers and choices of a request that can be checked without a model."""
+
+    height: int
+    width: int
+    num_inference_steps: int
+    sigmas: Sequence[float] | None
+    guidance_scale: float
+    true_cfg_scale: float
+    num_images_per_prompt: int
+    subject_scale: float
+    subject_fit: str
+    max_sequence_length: int
+    output_type: str
+
+    def __post_init__(self) -> None:
+        """Bring every field to its plain type; ValueError names the first that has none."""
+        checked: dict[str, Any] = {
+            name: check_finite(name, getattr(self, name))
+            for name in ("guidance_scale", "true_cfg_scale", "subject_scale")
+        }
+        for name in ("height", "width", "num_inference_steps", "num_images_per_prompt"):
+            checked[name] = check_count(name, getattr(self, name))
+        checked["max_sequence_length"] = check_count(
+            "max_sequence_length", self.max_sequence_length, 512
+        )
+        if self.sigmas is not None:
+            checked["sigmas"] = check_levels(self.sigmas)
+        check_choice("subject_fit", self.subject_fit, ("pad", "stretch"))
+        check_choice("output_type", self.output_type, ("pil", "np", "latent"))
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def check_size(self, multiple: int) -> None:
+        """Sides that the VAE and the 2 x 2 packing divide: `multiple` pixels to a token."""
+        check_size(self.height, self.width, multiple)
+
+
 def check_size(height: int, width: int, multiple: int) -> None:
-    """Sides in pixels that the VAE and the 2 x 2 packing divide."""
     for name, side in (("height", height), ("width", width)):
-        if not isinstance(side, int) or isinstance(side, bool):
-            raise ValueError(f"{name} is {side!r}; it must be a whole number of pixels")
         if side % multiple or not 0 < side <= MAX_SIDE:
             nearest = min(max(round(side / multiple), 1) * multiple, MAX_SIDE)
             raise ValueError(
@@ -20,18 +61,38 @@ def check_size(height: int, width: int, multiple: int) -> None:
             )
 
 
-def check_finite(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+def check_levels(sigmas: Any) -> tuple[float, ...]:
+    """Noise levels as diffusers takes them: falling, in 0..1, 0 excluded."""
+    levels = np.asarray(sigmas, np.float64)
+    falling = levels.ndim == 1 and levels.size and np.all(np.diff(levels) < 0)
+    if not (falling and levels[-1] > 0 and levels[0] <= 1):
+        raise ValueError(f"sigmas {sigmas} must be a list that falls strictly, within (0, 1]")
+    return tuple(map(float, levels))
+
+
+def check_finite(name: str, value: Any) -> float:
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}; it must be a finite number")
     return float(value)
 
 
-def check_count(name: str, value: int, most: int | None = None) -> int:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < 1 or (most is not None and value > most):
+def check_count(name: str, value: Any, most: int | None = None) -> int:
+    count = _whole(value)
+    if count is None or count < 1 or (most is not None and count > most):
         limits = "at least 1" if most is None else f"from 1 to {most}"
         raise ValueError(f"{name} is {value!r}; it must be a whole number {limits}")
-    return value
+    return count
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of any type as an int; None for anything else, True and False too."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -41,7 +102,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 def check_shape(name: str, array: Any, shape: tuple[int | None, ...]) -> None:
     """None stands for any size."""
-    found = tuple(array.shape)
+    found = np.shape(array)
     fits = len(found) == len(shape) and all(
         want in (None, have) for want, have in zip(shape, found, strict=True)
     )
@@ -60,25 +121,28 @@ def common_count(**counts: int | None) -> int:
     return most
 
 
-def as_list(name: str, value: str | Sequence[str]) -> list[str]:
-    """One prompt or several, as a list; what is in it, the tokenizer checks."""
-    values = list(value) if isinstance(value, list | tuple) else [value]
+def as_list(name: str, value: Any) -> list:
+    """One thing or several, as a list that is not empty."""
+    values = list(value) if type(value) in (list, tuple) else [value]
     if not values:
-        raise ValueError(f"{name} is an empty list; give at least one text")
-    return values  # type: ignore[return-value]
+        raise ValueError(f"{name} is an empty list; give at least one")
+    return values
 
 
-def seeds(value: int | Sequence[int], prompts: int, images_each: int) -> list[int]:
+def seeds(value: Any, prompts: int, images_each: int) -> list[int]:
     """Each picture's seed: seed, seed + 1, ... for every prompt, or as listed."""
-    if isinstance(value, int):
-        values = [value + i for i in range(images_each)] * prompts
-    else:
+    first = _whole(value)
+    if first is not None:
+        values = [first + i for i in range(images_each)] * prompts
+    elif isinstance(value, Iterable):
         values = list(value)
         if len(values) != prompts * images_each:
             raise ValueError(
                 f"{len(values)} seeds for {prompts * images_each} pictures; give one for each"
             )
+    else:
+        values = [value]
     for seed in values:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        if _whole(seed) is None or not 0 <= seed < 2**32:
             raise ValueError(f"seed {seed!r} is not a whole number from 0 to {2**32 - 1}")
-    return values
+    return [int(seed) for seed in values]

@@ -5,9 +5,11 @@ weights as they were loaded, whatever was applied before, and the base is put ba
 adding and subtracting in bfloat16 would change a tenth of all weights by rounding.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ic_jax.checkpoint import parameters
-from ic_jax.safetensors import read_tensors
+from ic_jax.inputs import check_finite
+from ic_jax.safetensors import read_metadata, read_tensors
 from ic_jax.weights import WeightsError
 
 # The peft layout that diffusers writes: which of our models each prefix speaks of.
@@ -47,12 +50,15 @@ class Lora:
 def read_lora(file: Path | str, weight: float = 1.0, trigger: str | None = None) -> Lora:
     """Read a LoRA in the peft layout, as diffusers writes it.
 
+    Alpha comes from the tensor `<module>.alpha`, or from the settings that diffusers keeps in
+    the file's header; without either it is the rank.
+
     Raises:
-        WeightsError: another layout, or pairs that are incomplete, misshapen or not finite.
+        WeightsError: another layout or kind, or pairs that are incomplete, misshapen or not
+            finite.
     """
     file = Path(file)
-    if not np.isfinite(weight):
-        raise ValueError(f"LoRA weight is {weight}; it must be a finite number")
+    weight = check_finite("LoRA weight", weight)
     parts: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     unknown = []
     for key, tensor in read_tensors(file).items():
@@ -61,18 +67,44 @@ def read_lora(file: Path | str, weight: float = 1.0, trigger: str | None = None)
         if prefix is None or match is None:
             unknown.append(key)
             continue
-        module = parts.setdefault((PREFIXES[prefix], match["module"]), {})
+        module = parts.setdefault((prefix, match["module"]), {})
         module[match["part"]] = np.asarray(tensor.array(), np.float32)
     if unknown or not parts:
         raise WeightsError(
             f"{file}: not a LoRA in the peft layout (transformer.*.lora_A.weight): "
             f"{len(unknown)} other keys, such as {unknown[:3]}"
         )
-    changes = {key: _low_rank(file, key[1], found) for key, found in parts.items()}
+    alphas = _Alphas(file)
+    changes = {
+        (PREFIXES[prefix], module): _low_rank(file, module, found, alphas.of(prefix, module))
+        for (prefix, module), found in parts.items()
+    }
     return Lora(file.name, changes, weight, trigger)
 
 
-def _low_rank(file: Path, module: str, found: dict[str, np.ndarray]) -> LowRank:
+class _Alphas:
+    """Alphas by peft's settings in a file's header, {"transformer.lora_alpha": 16, ...}."""
+
+    def __init__(self, file: Path):
+        try:
+            self._settings = json.loads(read_metadata(file).get("lora_adapter_metadata", "{}"))
+        except ValueError:
+            raise WeightsError(f"{file}: lora_adapter_metadata in its header is not JSON") from None
+        for prefix in PREFIXES:
+            for kind in ("use_rslora", "use_dora"):
+                if self._settings.get(prefix + kind):
+                    raise WeightsError(f"{file}: {kind} is set: this kind of LoRA is not supported")
+
+    def of(self, prefix: str, module: str) -> float | None:
+        patterns = self._settings.get(f"{prefix}alpha_pattern") or {}
+        # As peft does: a pattern is a regular expression for the end of a module's name.
+        own = (v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", module))
+        return next(own, self._settings.get(f"{prefix}lora_alpha"))
+
+
+def _low_rank(
+    file: Path, module: str, found: dict[str, np.ndarray], alpha: float | None
+) -> LowRank:
     def fail(problem: str) -> WeightsError:
         return WeightsError(f"{file}: {module}: {problem}")
 
@@ -82,10 +114,13 @@ def _low_rank(file: Path, module: str, found: dict[str, np.ndarray]) -> LowRank:
     a, b = found["lora_A.weight"], found["lora_B.weight"]
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise fail(f"lora_A {a.shape} and lora_B {b.shape} do not share a rank")
-    alpha = float(found["alpha"]) if "alpha" in found else float(a.shape[0])
+    rank = a.shape[0]
+    if "alpha" in found:
+        alpha = float(found["alpha"])
+    alpha = float(rank) if alpha is None else float(alpha)
     if not (np.isfinite(alpha) and np.isfinite(a).all() and np.isfinite(b).all()):
         raise fail("holds numbers that are not finite")
-    return LowRank(a, b, alpha / a.shape[0])
+    return LowRank(a, b, alpha / rank)
 
 
 class LoraSet:
@@ -134,11 +169,13 @@ class LoraSet:
                 entry.append((lora.weight * change.scale, change))
         for key in set(changes) | set(self._base):
             variable = self._parameters[key[0]][key[1]]
+            where = variable[...].sharding
             base = self._base.setdefault(key, jax.device_get(variable[...]))
-            value = jnp.asarray(base)
+            # The old value goes before its successor comes: a stack of blocks is gigabytes.
+            variable.set_value(base)
+            value = jax.device_put(base, where)
             if key in changes:
-                a, b = _stacked(changes[key], base.shape)
-                value = _merge(value, a, b)
+                value = _merge(value, *_stacked(changes[key], base.shape))
             variable.set_value(value)
 
 
@@ -168,13 +205,14 @@ def _stacked(
     return a, b
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=0)
 def _merge(
     kernel: Float[Array, "*l i o"], a: Float[Array, "*l r i"], b: Float[Array, "*l r o"]
 ) -> Float[Array, "*l i o"]:
     def one(x: tuple[Array, Array, Array]) -> Array:
         kernel, a, b = x
-        return (kernel.astype(jnp.float32) + a.T @ b).astype(kernel.dtype)
+        change = jnp.dot(a.T, b, precision=jax.lax.Precision.HIGHEST)  # not in TF32
+        return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
 
     # Block by block: a whole stack of float32 sums would be several gigabytes.
     return one((kernel, a, b)) if kernel.ndim == 2 else jax.lax.map(one, (kernel, a, b))

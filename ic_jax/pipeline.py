@@ -25,7 +25,8 @@ from ic_jax.models.vae import Vae
 from ic_jax.text import PromptTokenizer, check_prompt
 
 OutputType = Literal["pil", "np", "latent"]
-Subjects = Picture | Sequence[Picture] | SubjectFeatures
+Subject = Picture | SubjectFeatures
+Subjects = Subject | Sequence[Subject]
 StepCallback = Callable[[Any, int, float, dict[str, Array]], Mapping[str, Array] | None]
 
 
@@ -47,12 +48,11 @@ class InstantCharacterPipeline:
     seeds, guidance and scales are arguments of the compiled programs.
     """
 
-    def __init__(self, model: checkpoint.Model, dtype: DTypeLike = jnp.float32):
-        """From models in memory; `from_pretrained` is the usual way.
+    def __init__(self, model: checkpoint.Model):
+        """From models in memory, all of one dtype, which is computed in.
 
         Args:
-            model: at least the transformer and the VAE.
-            dtype: to compute in; the models' parameters should have it too.
+            model: at least the transformer and the VAE; `from_pretrained` is the usual way.
         """
         if model.transformer is None or model.vae is None:
             raise ValueError(
@@ -60,7 +60,7 @@ class InstantCharacterPipeline:
             )
         self.model = model
         self.transformer, self.vae = model.transformer, model.vae
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = self.transformer.proj_out.kernel.dtype
         self.scheduler = model.scheduler or SchedulerConfig()
         self._tokenizer = None
         if model.tokenizer is not None and model.tokenizer_2 is not None:
@@ -69,13 +69,22 @@ class InstantCharacterPipeline:
         self._loras = LoraSet({kind: m for kind, m in loaded.items() if m is not None})
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, dtype: DTypeLike = "bfloat16") -> Self:
+    def from_pretrained(
+        cls, folder: Path | str, dtype: DTypeLike = "bfloat16", *, verify: bool = True
+    ) -> Self:
         """Load a converted model folder (`python -m convert from-torch`).
+
+        Args:
+            dtype: bfloat16 or float32, of all parameters and of computing. float16 is too
+                narrow for T5.
+            verify: compare the files' SHA-256, which takes about as long as reading them.
 
         Raises:
             WeightsError: the folder is no model, incomplete or damaged.
         """
-        return cls(checkpoint.load(Path(folder), dtype=jnp.dtype(dtype)), dtype)
+        if dtype not in ("bfloat16", "float32", jnp.bfloat16, jnp.float32):
+            raise ValueError(f"dtype is {dtype!r}; it must be 'bfloat16' or 'float32'")
+        return cls(checkpoint.load(Path(folder), dtype=jnp.dtype(dtype), verify=verify))
 
     def __call__(
         self,
@@ -132,68 +141,40 @@ class InstantCharacterPipeline:
             ValueError: an argument that cannot be used, in one line.
             FloatingPointError: the model produced numbers that are not finite.
         """
-        inputs.check_size(height, width, self._pixels_per_token)
-        inputs.check_choice("output_type", output_type, ("pil", "np", "latent"))
-        inputs.check_choice("subject_fit", subject_fit, ("pad", "stretch"))
-        guidance = inputs.check_finite("guidance_scale", guidance_scale)
-        true_scale = inputs.check_finite("true_cfg_scale", true_cfg_scale)
-        subject_scale = inputs.check_finite("subject_scale", subject_scale)
-        max_length = inputs.check_count("max_sequence_length", max_sequence_length, 512)
-        images_each = inputs.check_count("num_images_per_prompt", num_images_per_prompt)
-
+        settings = inputs.Settings(
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale,
+            num_images_per_prompt=num_images_per_prompt,
+            subject_scale=subject_scale,
+            subject_fit=subject_fit,
+            max_sequence_length=max_sequence_length,
+            output_type=output_type,
+        )
+        settings.check_size(self._pixels_per_token)
         texts = self._encode_given(prompt_embeds, pooled_prompt_embeds)
         if texts is None:
             prompt = "" if prompt is None else prompt
             prompt_2 = prompt if prompt_2 is None else prompt_2
             texts = self._encode(
-                self._with_triggers(prompt), self._with_triggers(prompt_2), max_length
+                self._with_triggers("prompt", prompt),
+                self._with_triggers("prompt_2", prompt_2),
+                settings.max_sequence_length,
             )
-        subjects = self._subjects(subject_image, subject_fit)
-        count = inputs.common_count(
-            prompts=len(texts.embeds),
-            subjects=None if subjects is None else len(subjects.low_res_deep),
-        )
-        total = count * images_each
-
-        def rows(x: Array) -> Array:  # per prompt, or one for all -> per picture
-            return jnp.repeat(x, total // len(x), axis=0)
-
-        def filled(value: float) -> Array:
-            return jnp.full(total, value, jnp.float32)
-
-        subject = true_guidance = None
-        if subjects is not None:
-            subject = sampler.Subject(subjects, filled(subject_scale))
-        if true_scale != 1.0:
-            length = texts.embeds.shape[1]
+        negative = None
+        if settings.true_cfg_scale != 1.0:
             unwanted = inputs.as_list("negative_prompt", negative_prompt or "")
-            negative = self._encode(unwanted, unwanted, length)
-            inputs.common_count(prompts=count, negatives=len(negative.embeds))
-            true_guidance = sampler.Guidance(
-                sampler.Prompt(*map(rows, negative)), filled(true_scale)
-            )
-
-        grid = (height // self._pixels_per_token, width // self._pixels_per_token)
-        seeds, start = self._start(seed, latents, grid, count, images_each)
-        levels = flow.schedule(
-            num_inference_steps if sigmas is None else sigmas, grid[0] * grid[1], self.scheduler
-        )
-        request = sampler.Request(
-            latents=start,
-            prompt=sampler.Prompt(*map(rows, texts)),
-            guidance_scale=filled(guidance),
-            sigmas=jnp.asarray(levels),
-            rope=rope_table(
-                flow.position_ids(texts.embeds.shape[1], *grid), self.transformer.config
-            ),
-            subject=subject,
-            true_guidance=true_guidance,
-        )
+            negative = self._encode(unwanted, unwanted, texts.embeds.shape[1])
+        subjects = self._subjects(subject_image, subject_fit)
+        request, seeds = self._request(settings, texts, negative, subjects, seed, latents)
         if callback_on_step_end is None:
             final = _sample(self.transformer, self.model.adapter, request)
         else:
             final = self._sample_stepwise(request, callback_on_step_end)
-        return PipelineResult(self._output(final, grid, output_type), seeds)
+        return PipelineResult(self._output(final, settings), seeds)
 
     def encode_subject(
         self, image: Picture | Sequence[Picture], fit: Fit = "pad"
@@ -210,9 +191,8 @@ class InstantCharacterPipeline:
                 "a subject needs the adapter, SigLIP and DINOv2; convert the model with "
                 "--adapter, --siglip and --dinov2"
             )
-        pictures = image if isinstance(image, Sequence) and not isinstance(image, str) else [image]
-        if not pictures:
-            raise ValueError("subject_image is an empty list; give at least one picture")
+        inputs.check_choice("fit", fit, ("pad", "stretch"))
+        pictures = inputs.as_list("subject_image", image)
         size = model.siglip.config.image_size
         cut = [tiles(to_square(read_rgb(picture), fit), size) for picture in pictures]
         low, high = (np.stack(part) for part in zip(*cut, strict=True))
@@ -238,8 +218,57 @@ class InstantCharacterPipeline:
     def _pixels_per_token(self) -> int:
         return self.vae.config.downscale * flow.PATCH
 
-    def _with_triggers(self, prompt: str | Sequence[str]) -> list[str]:
-        prompts = map(check_prompt, inputs.as_list("prompt", prompt))
+    def _request(
+        self,
+        settings: inputs.Settings,
+        texts: sampler.Prompt,
+        negative: sampler.Prompt | None,
+        subjects: SubjectFeatures | None,
+        seed: Any,
+        latents: Any,
+    ) -> tuple[sampler.Request, list[int] | None]:
+        """What is sampled, and each picture's seed."""
+        count = inputs.common_count(
+            prompts=len(texts.embeds),
+            negatives=None if negative is None else len(negative.embeds),
+            subjects=None if subjects is None else len(subjects.low_res_deep),
+        )
+        total = count * settings.num_images_per_prompt
+
+        def rows(prompt: sampler.Prompt) -> sampler.Prompt:  # one for each picture
+            return sampler.Prompt(*(jnp.repeat(x, total // len(x), axis=0) for x in prompt))
+
+        def filled(value: float) -> Array:
+            return jnp.full(total, value, jnp.float32)
+
+        subject = true_guidance = None
+        if subjects is not None:
+            subject = sampler.Subject(subjects, filled(settings.subject_scale))
+        if negative is not None:
+            true_guidance = sampler.Guidance(rows(negative), filled(settings.true_cfg_scale))
+        height, width = self._grid(settings)
+        seeds, start = self._start(seed, latents, (height, width), total, settings)
+        ids = flow.position_ids(texts.embeds.shape[1], height, width)
+        levels = flow.schedule(
+            settings.sigmas or settings.num_inference_steps, height * width, self.scheduler
+        )
+        request = sampler.Request(
+            latents=start,
+            prompt=rows(texts),
+            guidance_scale=filled(settings.guidance_scale),
+            sigmas=jnp.asarray(levels),
+            rope=rope_table(ids, self.transformer.config),
+            subject=subject,
+            true_guidance=true_guidance,
+        )
+        return request, seeds
+
+    def _grid(self, settings: inputs.Settings) -> tuple[int, int]:
+        """Height and width in tokens."""
+        return settings.height // self._pixels_per_token, settings.width // self._pixels_per_token
+
+    def _with_triggers(self, name: str, prompt: str | Sequence[str]) -> list[str]:
+        prompts = map(check_prompt, inputs.as_list(name, prompt))
         return [", ".join(filter(None, [*self._loras.triggers, p])) for p in prompts]
 
     def _encode(self, prompts: list[str], prompts_2: list[str], length: int) -> sampler.Prompt:
@@ -269,21 +298,55 @@ class InstantCharacterPipeline:
         )
         return sampler.Prompt(jnp.asarray(embeds, self.dtype), jnp.asarray(pooled, self.dtype))
 
-    def _subjects(self, subject: Subjects | None, fit: Fit) -> SubjectFeatures | None:
-        if subject is None or isinstance(subject, SubjectFeatures):
-            return subject
-        return self.encode_subject(subject, fit)
+    def _subjects(self, subjects: Subjects | None, fit: Fit) -> SubjectFeatures | None:
+        """Features of all subjects in order, encoding what is not encoded yet."""
+        if subjects is None:
+            return None
+        given = inputs.as_list("subject_image", subjects)
+        pictures = [x for x in given if not isinstance(x, SubjectFeatures)]
+        if len(pictures) == len(given):
+            return self.encode_subject(pictures, fit)
+        encoded = self.encode_subject(pictures, fit) if pictures else None
+        parts, fresh = [], iter(range(len(pictures)))
+        for x in given:
+            if not isinstance(x, SubjectFeatures):
+                assert encoded is not None
+                i = next(fresh)
+                x = SubjectFeatures(*(field[i : i + 1] for field in encoded))
+            parts.append(self._checked(x))
+        return SubjectFeatures(*(jnp.concatenate(field) for field in zip(*parts, strict=True)))
+
+    def _checked(self, features: SubjectFeatures) -> SubjectFeatures:
+        """Features that fit this model's adapter, in its dtype."""
+        if self.model.adapter is None:
+            raise ValueError("a subject needs the adapter; convert the model with --adapter")
+        config = self.model.adapter.config
+        u, n = np.shape(features.low_res_deep)[:2]
+        for name, parts in (
+            ("low_res_deep", 1),
+            ("low_res_shallow", len(config.siglip_layers)),
+            ("high_res_deep", 4),
+        ):
+            inputs.check_shape(
+                f"subject_image's {name}", getattr(features, name), (u, parts * n, config.inner_dim)
+            )
+        return SubjectFeatures(*(jnp.asarray(field, self.dtype) for field in features))
 
     def _start(
-        self, seed: Any, latents: Any, grid: tuple[int, int], count: int, images_each: int
+        self,
+        seed: Any,
+        latents: Any,
+        grid: tuple[int, int],
+        total: int,
+        settings: inputs.Settings,
     ) -> tuple[list[int] | None, Array]:
         """Each picture's seed, and its packed noise."""
-        total = count * images_each
         if latents is not None:
             channels = self.transformer.config.in_channels
             inputs.check_shape("latents", latents, (total, grid[0] * grid[1], channels))
             return None, jnp.asarray(latents, jnp.float32)
-        seeds = inputs.seeds(seed, count, images_each)
+        each = settings.num_images_per_prompt
+        seeds = inputs.seeds(seed, total // each, each)
         return seeds, _noise(
             np.asarray(seeds, np.uint32),
             grid[0] * flow.PATCH,
@@ -297,23 +360,29 @@ class InstantCharacterPipeline:
         for i, sigma in enumerate(np.asarray(request.sigmas[:-1])):
             latents = _step(flux, adapter, conditioning, latents, np.int32(i))
             changed = callback(self, i, 1000.0 * float(sigma), {"latents": latents})
-            latents = (changed or {}).get("latents", latents)
+            if changed is not None and "latents" in changed:
+                inputs.check_shape("the callback's latents", changed["latents"], latents.shape)
+                latents = jnp.asarray(changed["latents"], jnp.float32)
         return latents
 
     def _output(
-        self, latents: Array, grid: tuple[int, int], output_type: OutputType
+        self, latents: Array, settings: inputs.Settings
     ) -> list[Image.Image] | np.ndarray | Array:
-        if not bool(_all_finite(latents)):
+        if settings.output_type == "latent":
+            self._refuse_not_finite(latents)
+            return latents
+        pixels = np.asarray(_decode(self.vae, latents.astype(self.dtype), self._grid(settings)))
+        self._refuse_not_finite(pixels)
+        if settings.output_type == "np":
+            return pixels
+        return [Image.fromarray(np.round(255 * image).astype(np.uint8)) for image in pixels]
+
+    def _refuse_not_finite(self, values: Array | np.ndarray) -> None:
+        if not bool(_all_finite(values)):
             raise FloatingPointError(
                 f"the model produced numbers that are not finite in {self.dtype}; "
                 "try dtype='float32', or a smaller guidance_scale, subject_scale or LoRA weight"
             )
-        if output_type == "latent":
-            return latents
-        pixels = np.asarray(_decode(self.vae, latents.astype(self.dtype), grid))
-        if output_type == "np":
-            return pixels
-        return [Image.fromarray(np.round(255 * image).astype(np.uint8)) for image in pixels]
 
 
 _sample = jax.jit(sampler.sample)
@@ -344,5 +413,5 @@ def _decode(
 
 
 @jax.jit
-def _all_finite(latents: Array) -> Array:
-    return jnp.isfinite(latents).all()
+def _all_finite(values: Array) -> Array:
+    return jnp.isfinite(values).all()

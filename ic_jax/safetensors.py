@@ -38,6 +38,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is not a whole and well-formed safetensors file.
     """
+    header, data = _header(path)
+    return _tensors(path, header, data, size=path.stat().st_size)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free text that a safetensors file's header holds; errors as `read_tensors`."""
+    return _header(path)[0].get("__metadata__", {})
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and where the tensors' bytes begin."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(64)
@@ -53,8 +64,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if 8 + length > size:
             raise WeightsError(f"{path}: is truncated within its header; {AGAIN}")
         file.seek(8)
-        header = _parse(path, file.read(length))
-    return _tensors(path, header, data=8 + length, size=size)
+        return _parse(path, file.read(length)), 8 + length
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:

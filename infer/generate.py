@@ -1,10 +1,9 @@
 """`python -m infer`: draw pictures and say what was drawn and how long it took."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from ic_jax import InstantCharacterPipeline, cli
+from ic_jax.cli import say
 from ic_jax.features import SubjectFeatures
 from ic_jax.pipeline import StepCallback
 from ic_jax.version import __version__
-from infer import demo, options, output
+from infer import compiled, demo, options, output
 from infer.timing import Stopwatch
+
+DEFAULT_OUT = Path("out.png")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,27 +30,36 @@ def main(arguments: list[str] | None = None) -> int:
 def generate(o: argparse.Namespace) -> None:
     if o.model is None:
         demo.fill(o)
+    o.height, o.width = (options.SIDE if x is None else x for x in (o.height, o.width))
     prompts, seeds, loras = options.prompts(o), options.seeds(o), options.loras(o)
-    files = output.names(o.out, prompts, seeds)
-    if not o.overwrite:
-        output.refuse_existing(files)
-    if not o.no_compile_cache:
-        _keep_compiled_programs()
+    options.check(o)
+    files = output.names(o.out or DEFAULT_OUT, prompts, seeds)
+    output.prepare(files, overwrite=o.overwrite or o.out is None)
+    with nullcontext() if o.no_compile_cache else compiled.kept():
+        _generate(o, prompts, seeds, loras, files)
 
+
+def _generate(
+    o: argparse.Namespace,
+    prompts: list[str],
+    seeds: list[int],
+    loras: list[tuple[Path, float, str | None]],
+    files: list[list[Path]],
+) -> None:
     watch = Stopwatch()
-    pipe = InstantCharacterPipeline.from_pretrained(o.model, dtype=o.dtype)
+    pipe = InstantCharacterPipeline.from_pretrained(o.model, o.dtype, verify=not o.no_verify)
     for file, weight, trigger in loras:
         pipe.load_lora(file, weight, trigger)
-    print(f"loaded {o.model}: {watch.lap()}")
+    say(f"loaded {o.model}: {watch.lap()}")
     subject = None
     if o.subject is not None:
         subject = jax.block_until_ready(pipe.encode_subject(o.subject, o.subject_fit))
-        print(f"encoded {o.subject}: {watch.lap()}")
+        say(f"encoded {o.subject}: {watch.lap()}")
     for prompt, row in zip(prompts, files, strict=True):
         for seed, file in zip(seeds, row, strict=True):
             image = _draw(pipe, o, prompt, seed, subject)
             output.save(image, file, _metadata(o, prompt, seed))
-            print(f"drew {file}: {watch.lap()}")
+            say(f"drew {file}: {watch.lap()}")
 
 
 def _draw(
@@ -106,10 +117,3 @@ def _metadata(o: argparse.Namespace, prompt: str, seed: int) -> dict[str, Any]:
         "lora": o.lora,
         "trigger": o.trigger,
     }
-
-
-def _keep_compiled_programs() -> None:
-    """Keep compiled programs between runs, under the user's cache directory."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(root / "ic_jax" / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

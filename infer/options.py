@@ -4,13 +4,16 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from ic_jax.images import Fit
+from ic_jax import inputs
+from ic_jax.checkpoint import read_config
+from ic_jax.flow import PATCH
+from ic_jax.images import Fit, read_rgb
+from ic_jax.model_folder import ModelFolder
 
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float32")
+SIDE = 1024  # pixels
 # Options that the pipeline takes under the same name.
-PASSED_ON = (
-    "prompt_2",
-    "negative_prompt",
+SETTINGS = (
     "true_cfg_scale",
     "height",
     "width",
@@ -20,6 +23,15 @@ PASSED_ON = (
     "subject_scale",
     "max_sequence_length",
 )
+PASSED_ON = ("prompt_2", "negative_prompt", *SETTINGS)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the defaults that there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default in (None, False) or action.help is None
+        return action.help if silent else super()._get_help_string(action)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m infer",
         description="Draw a character from one picture of it in the scene that a prompt describes. "
         "Without --model, a toy model with random weights shows that everything runs.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     what = p.add_argument_group("what to draw")
     what.add_argument("--model", type=Path, help="model folder from python -m convert from-torch")
@@ -41,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
         "--num-images-per-prompt", type=int, default=1, help="with seeds counting up from --seed"
     )
     how = p.add_argument_group("how to draw it")
-    how.add_argument("--height", type=int, default=1024, help="pixels, a multiple of 16")
-    how.add_argument("--width", type=int, default=1024, help="pixels, a multiple of 16")
+    how.add_argument("--height", type=int, help=f"pixels, a multiple of 16 (default: {SIDE})")
+    how.add_argument("--width", type=int, help=f"pixels, a multiple of 16 (default: {SIDE})")
     how.add_argument("--num-inference-steps", "--steps", type=int, default=28)
     how.add_argument("--sigmas", type=float, nargs="+", help="noise levels instead of --steps")
     how.add_argument("--guidance-scale", type=float, default=3.5)
@@ -55,10 +67,13 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--lora", action="append", metavar="FILE[=WEIGHT]", help="style LoRA, peft")
     how.add_argument("--trigger", action="append", help="the LoRA's trigger words, one per --lora")
     run = p.add_argument_group("running")
-    run.add_argument("--out", type=Path, default=Path("out.png"), help="PNG file, or folder")
+    run.add_argument(
+        "--out", type=Path, help="PNG file, or folder (default: out.png, replaced if it exists)"
+    )
     run.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
     run.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="to compute in")
     run.add_argument("--no-progress", action="store_true", help="one program for all steps")
+    run.add_argument("--no-verify", action="store_true", help="trust the model's files unread")
     run.add_argument("--no-compile-cache", action="store_true", help="compile everything anew")
     run.add_argument("--debug", action="store_true", help="show where an error came from")
     return p
@@ -68,7 +83,10 @@ def prompts(options: argparse.Namespace) -> list[str]:
     """All prompts, in order; an empty one where only a subject is given."""
     given = list(options.prompt or [])
     if options.prompts is not None:
-        lines = options.prompts.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = options.prompts.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{options.prompts}: byte {error.start} is not UTF-8") from None
         found = [line.strip() for line in lines if line.strip()]
         if not found:
             raise ValueError(f"{options.prompts} holds no prompt; write one a line")
@@ -77,7 +95,26 @@ def prompts(options: argparse.Namespace) -> list[str]:
 
 
 def seeds(options: argparse.Namespace) -> list[int]:
-    return [seed + i for seed in options.seed for i in range(options.num_images_per_prompt)]
+    """Every seed once, in order."""
+    each = inputs.check_count("num_images_per_prompt", options.num_images_per_prompt)
+    counted = [seed + i for seed in options.seed for i in range(each)]
+    return inputs.seeds(list(dict.fromkeys(counted)), prompts=1, images_each=len(set(counted)))
+
+
+def check(options: argparse.Namespace) -> None:
+    """Everything that can be known to be wrong before gigabytes of weights are read."""
+    settings = inputs.Settings(
+        num_images_per_prompt=1,
+        subject_fit=options.subject_fit,
+        output_type="pil",
+        **{name: getattr(options, name) for name in SETTINGS},
+    )
+    vae = read_config(ModelFolder.open(options.model), "vae")
+    settings.check_size(vae.downscale * PATCH)
+    if options.negative_prompt is not None and options.true_cfg_scale == 1.0:
+        raise ValueError("--negative-prompt does nothing at --true-cfg-scale 1; give more, say 2")
+    if options.subject is not None:
+        read_rgb(options.subject)
 
 
 def loras(options: argparse.Namespace) -> list[tuple[Path, float, str | None]]:

@@ -32,12 +32,6 @@ def test_given_levels_are_shifted_too():
     np.testing.assert_allclose(flow.schedule(levels, 1024, DYNAMIC), theirs.sigmas, rtol=1e-6)
 
 
-@pytest.mark.parametrize("levels", [0, -3, [], [0.5, 0.7], [1.2, 0.5], [0.5, 0.0], [np.nan]])
-def test_impossible_schedules(levels):
-    with pytest.raises(ValueError, match=r"num_inference_steps is|sigmas \[.*\] must fall"):
-        flow.schedule(levels, 1024, DYNAMIC)
-
-
 def test_packing():
     latents = np.random.default_rng(0).standard_normal((2, 6, 8, 4), np.float32)
     theirs = diffusers.FluxPipeline._pack_latents(

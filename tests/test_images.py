@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from conftest import GOLDENS
 from PIL import Image
 
 from ic_jax.images import MAX_SIDE, ImageError, read_rgb, tiles, to_square
+from tests.conftest import GOLDENS
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 

@@ -1,17 +1,27 @@
 """`python -m infer` as a person uses it: files, metadata, errors in one line, exit codes."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from itertools import pairwise
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from ic_jax import InstantCharacterPipeline, cli
 from ic_jax.model_folder import ModelFolder
+from ic_jax.weights import WeightsError
 from infer.demo import MODEL
 from infer.generate import main
 from tests.conftest import GOLDENS, from_torch
 
+ROOT = Path(__file__).parent.parent
 REFERENCE = str(GOLDENS / "tiny_instantcharacter" / "reference.png")
 STYLE = GOLDENS / "tiny_instantcharacter" / "style_lora.safetensors"
 SMALL = ["--height=64", "--width=64", "--steps=2", "--max-sequence-length=32", "--dtype=float32"]
@@ -101,6 +111,12 @@ def test_without_a_model_the_toy_draws_and_says_so(infer, tmp_path):
         (["--model", "nowhere"], 2, "nowhere"),
         (["--model", "."], 3, "is not an ic_jax model"),
         (["--out", "there.png"], 2, "there.png exists"),
+        (["--out", "there.jpg"], 2, "pictures are written as PNG"),
+        (["--out", "there.png/x.png"], 2, "there.png"),
+        (["--out", "/proc/x.png"], 74, "/proc: cannot be written to"),
+        (["--negative-prompt", "dark"], 2, "--negative-prompt does nothing"),
+        (["--seed", "-1"], 2, "seed -1 is not"),
+        (["--num-images-per-prompt", "0"], 2, "num_images_per_prompt is 0"),
     ],
 )
 def test_errors_are_one_line_and_leave_no_file(infer, tmp_path, arguments, code, message):
@@ -112,6 +128,99 @@ def test_errors_are_one_line_and_leave_no_file(infer, tmp_path, arguments, code,
     assert message in line
     assert [p.name for p in tmp_path.iterdir()] == ["there.png"]
     assert (tmp_path / "there.png").read_bytes() == b"precious"
+
+
+def test_a_prompts_file_that_is_not_utf8_is_named(infer, tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"caf\xe9")
+    code, _, err = infer("--prompts", "prompts.txt")
+    assert (code, "prompts.txt: byte 3 is not UTF-8" in err) == (2, True)
+    (tmp_path / "prompts.txt").write_text("\ufeffa girl")
+    assert infer("--prompts", "prompts.txt", "--out", "girl.png")[0] == 0
+    assert json.loads(Image.open(tmp_path / "girl.png").text["ic_jax"])["prompt"] == "a girl"
+
+
+def test_wrong_settings_are_found_before_the_model_is_loaded(infer, monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(InstantCharacterPipeline, "from_pretrained", load)
+    for wrong in (["--steps", "0"], ["--height", "100"], ["--subject", "x.png"], ["--seed", "-1"]):
+        assert infer("--prompt", "a girl", *wrong)[0] == 2
+
+
+def command(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "infer", *arguments], cwd=ROOT, text=True, **options
+    )
+
+
+def test_pictures_are_drawn_though_nobody_reads_the_output(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    prompts = ["--prompt", "a", "--prompt", "b", "--out", str(tmp_path / "drawn")]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(tmp_path)}
+    process = command(*prompts, *SMALL, stdout=write, stderr=subprocess.PIPE, env=environment)
+    os.close(write)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert len([*(tmp_path / "drawn").iterdir()]) == 2
+
+
+def test_ctrl_c_while_compiling(tmp_path):
+    process = command(
+        *SMALL,
+        "--no-compile-cache",
+        "--out",
+        str(tmp_path / "x.png"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    while not process.stdout.readline().startswith("encoded"):
+        assert process.poll() is None
+    time.sleep(1.0)  # the sampler compiles for several seconds
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert (process.returncode, err.strip()) == (130, "error: interrupted")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_damaged_compilation_cache_heals(tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    arguments = [*SMALL, "--prompt", "a girl", "--out", str(tmp_path / "x.png"), "--overwrite"]
+
+    def run():
+        return command(*arguments, stderr=subprocess.PIPE, env=environment).communicate()[1]
+
+    assert run() == ""
+    entries = [p for p in (tmp_path / "ic_jax" / "compiled").iterdir() if p.name[-6:] == "-cache"]
+    assert entries
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[:100])
+    warned = run().splitlines()
+    assert warned
+    assert all(w.endswith("was damaged; it is removed and made anew") for w in warned)
+    assert run() == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (WeightsError("x"), 3),
+        (FloatingPointError("x"), 5),
+        (ValueError("x"), 2),
+        (OSError(28, "No space left on device"), 74),
+        (MemoryError(), 1),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(error, code, capsys):
+    def command():
+        raise error
+
+    assert cli.run(command) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
 
 
 def test_the_toy_model_is_the_golden_one_converted(tmp_path):

@@ -1,10 +1,14 @@
 """Style LoRAs: what they change, and that nothing of them stays."""
 
+import json
+
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
 
 from ic_jax import checkpoint
 from ic_jax.lora import LoraSet, read_lora
@@ -76,6 +80,34 @@ def test_alpha_scales(flux, loras, tmp_path):
     loras.clear()
     loras.add(read_lora(STYLE, 0.5))
     jax.tree.map(np.testing.assert_array_equal, halved, values(flux))
+
+
+def test_settings_that_diffusers_keeps_in_the_header(flux, loras, tmp_path):
+    """As FluxPipeline.save_lora_weights writes them: alpha 16 at rank 4, one module its own."""
+    layers = {k.removeprefix("transformer."): v for k, v in load_torch_file(STYLE).items()}
+    settings = {
+        "r": 4,
+        "lora_alpha": 16,
+        "alpha_pattern": {"proj_mlp": 2},
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    diffusers.FluxPipeline.save_lora_weights(
+        tmp_path, layers, transformer_lora_adapter_metadata=settings
+    )
+    lora = read_lora(tmp_path / "pytorch_lora_weights.safetensors")
+    scales = {module: change.scale for (_, module), change in lora.changes.items()}
+    assert {s for m, s in scales.items() if m.endswith("proj_mlp")} == {0.5}
+    assert {s for m, s in scales.items() if not m.endswith("proj_mlp")} == {4.0}
+
+
+def test_kinds_that_header_settings_name_are_refused(tmp_path):
+    file = tmp_path / "lora.safetensors"
+    for kind in ("use_rslora", "use_dora"):
+        header = {"lora_adapter_metadata": json.dumps({f"transformer.{kind}": True})}
+        save_file(load_file(STYLE), file, metadata=header)
+        with pytest.raises(WeightsError, match=f"{kind} is set"):
+            read_lora(file)
 
 
 def test_triggers_are_remembered_in_order(loras):

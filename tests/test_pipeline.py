@@ -1,14 +1,18 @@
 """The pipeline against the published one, and what its users rely on."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from safetensors import safe_open
 
-from ic_jax import InstantCharacterPipeline
+from ic_jax import InstantCharacterPipeline, checkpoint
+from ic_jax.config import SchedulerConfig
+from ic_jax.models.flux import Flux
 from tests.conftest import GOLDENS
 from tests.oracle import relative
 
@@ -145,6 +149,77 @@ def test_one_subject_or_one_prompt_serves_for_all(pipe, portraits, subjects):
     assert relative(shared[1:], pipe("a", **SMALL, subject_image=subjects[1]).images) < 1e-5
 
 
+def test_encoded_subjects_and_pictures_form_a_batch(pipe, portraits, subjects):
+    pictures = pipe(["a", "b"], **SMALL, subject_image=portraits).images
+    encoded = pipe(["a", "b"], **SMALL, subject_image=subjects).images
+    mixed = pipe(["a", "b"], **SMALL, subject_image=[subjects[0], portraits[1]]).images
+    assert relative(encoded, pictures) < 1e-5
+    assert relative(mixed, pictures) < 1e-5
+
+
+def test_everything_at_once_equals_single_calls(pipe, portraits, subjects):
+    """2 prompts x 2 pictures, own subjects and negatives, true guidance, not square."""
+    prompts, negatives = ["a girl in the rain", "a boy on a bike"], ["blurry", "dark"]
+    wide = SMALL | {"width": 96, "true_cfg_scale": 2.5}
+    batch = pipe(
+        prompts,
+        negative_prompt=negatives,
+        **wide,
+        subject_image=portraits,
+        num_images_per_prompt=2,
+        seed=[5, 6, 7, 8],
+    ).images
+    singles = [
+        pipe(p, negative_prompt=n, **wide, subject_image=s, seed=seed).images[0]
+        for p, n, s, pair in zip(prompts, negatives, subjects, ((5, 6), (7, 8)), strict=True)
+        for seed in pair
+    ]
+    assert relative(batch, np.stack(singles)) < 1e-5
+
+
+def test_features_of_another_dtype_are_cast_and_of_another_model_refused(pipe, subjects):
+    half = jax.tree.map(lambda x: x.astype("bfloat16"), subjects[0])
+    exact = pipe("a", **SMALL, subject_image=subjects[0]).images
+    assert relative(pipe("a", **SMALL, subject_image=half).images, exact) < 0.03
+    short = subjects[0]._replace(high_res_deep=subjects[0].high_res_deep[:, :10])
+    with pytest.raises(ValueError, match=r"high_res_deep has shape \[1, 10, 48\]"):
+        pipe("a", **SMALL, subject_image=short)
+
+
+def test_callback_latents_of_another_shape_are_refused(pipe):
+    with pytest.raises(ValueError, match="the callback's latents has shape"):
+        pipe("a", **SMALL, callback_on_step_end=lambda *_: {"latents": np.zeros((1, 2, 3))})
+
+
+def test_numpy_numbers_are_numbers(pipe):
+    plain = pipe("a", **SMALL, seed=3, guidance_scale=3.5).images
+    numbers = SMALL | {"height": np.int64(64), "num_inference_steps": np.int32(2)}
+    same = pipe("a", **numbers, seed=np.int64(3), guidance_scale=np.float32(3.5)).images
+    np.testing.assert_array_equal(plain, same)
+
+
+def test_schnell_draws_and_guidance_does_nothing(tiny_model, subjects):
+    """The golden model with FLUX.1-schnell's transformer and static schedule."""
+    model = checkpoint.load(tiny_model)
+    config = dataclasses.replace(model.transformer.config, guidance_embeds=False)
+    schnell = Flux(config, rngs=nnx.Rngs(0))
+    scheduler = SchedulerConfig(use_dynamic_shifting=False, shift=1.0)
+    pipe = InstantCharacterPipeline(
+        dataclasses.replace(model, transformer=schnell, scheduler=scheduler)
+    )
+    drawn = [
+        pipe("a", **SMALL, guidance_scale=g, subject_image=subjects[0]).images for g in (0.0, 3.5)
+    ]
+    np.testing.assert_array_equal(*drawn)
+    assert relative(drawn[0], pipe("b", **SMALL, subject_image=subjects[0]).images) > 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "bf16"])
+def test_other_dtypes_are_refused_before_loading(dtype):
+    with pytest.raises(ValueError, match=f"dtype is '{dtype}'"):
+        InstantCharacterPipeline.from_pretrained("nowhere", dtype)
+
+
 def test_prompt_alone_is_plain_flux_and_subject_alone_draws(pipe, subjects):
     plain = pipe("a girl", **SMALL).images
     silent = pipe("a girl", **SMALL, subject_image=subjects[0], subject_scale=0.0).images
@@ -183,6 +258,24 @@ def test_another_request_compiles_nothing(pipe, portraits, compilations):
     assert relative(first, second) > 1e-2
 
 
+def test_neither_true_guidance_nor_callbacks_compile_twice(pipe, subjects, compilations):
+    def draw(prompt, scale, seed):
+        pipe(
+            prompt,
+            **SMALL,
+            negative_prompt="dark",
+            true_cfg_scale=scale,
+            subject_image=subjects[0],
+            seed=seed,
+            callback_on_step_end=lambda *_: None,
+        )
+
+    draw("a girl", 2.0, 1)
+    before = len(compilations)
+    draw("a boy on a bike", 3.0, 2)
+    assert len(compilations) == before
+
+
 def test_the_count_of_compilations_counts(compilations):
     jax.jit(lambda x: x * 3 + 1)(np.arange(17.0, dtype=np.float32))
     assert compilations
@@ -211,10 +304,17 @@ def test_given_sigmas(pipe):
         ({"height": 100}, "height is 100; it must be a multiple of 16 .* such as 96"),
         ({"width": 0}, "width is 0"),
         ({"width": -16}, "width is -16"),
-        ({"height": 10**9}, "height is 1000000000"),
-        ({"height": 64.0}, "whole number of pixels"),
+        ({"height": 16 * 10**8}, "height is 1600000000"),
+        ({"height": 64.0}, "height is 64.0; it must be a whole number"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
+        ({"sigmas": 0.5}, "sigmas"),
+        ({"sigmas": [1.2, 0.5]}, "must be a list that falls strictly"),
+        ({"sigmas": [0.5, 0.0]}, "must be a list that falls strictly"),
+        ({"sigmas": []}, "must be a list that falls strictly"),
+        ({"seed": None}, "seed None is not"),
+        ({"latents": [[0.0]]}, r"latents has shape \[1, 1\]"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
-        ({"sigmas": [0.5, 0.9]}, "must fall strictly"),
+        ({"sigmas": [0.5, 0.9]}, "must be a list that falls strictly"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"subject_scale": float("inf")}, "subject_scale is inf"),
         ({"seed": -1}, "seed -1 is not"),
@@ -225,6 +325,10 @@ def test_given_sigmas(pipe):
         ({"prompt": []}, "prompt is an empty list"),
         ({"prompt": 3}, "prompt: expected text, got int"),
         ({"prompt": ["a", "b"], "prompt_2": ["a"] * 3}, "2 prompts and 3 prompts_2"),
+        (
+            {"prompt": ["a", "b"], "negative_prompt": ["c"] * 3, "true_cfg_scale": 2.0},
+            "2 prompts and 3 negatives",
+        ),
         ({"prompt": ["a", "b"], "subject_image": [REFERENCE] * 3}, "2 prompts and 3 subjects"),
         ({"subject_image": []}, "subject_image is an empty list"),
         ({"subject_image": "nowhere.png"}, "nowhere.png"),

@@ -35,9 +35,7 @@ class Preview:
         dtype = jnp.dtype(self._recipe.dtype)
         weights = state.adapter if state.average is None else state.average
         adapter = jax.device_put(jax.tree.map(lambda x: x.astype(dtype), weights), jax.devices()[0])
-        pipe = InstantCharacterPipeline(
-            dataclasses.replace(self._models.model, adapter=adapter), dtype
-        )
+        pipe = InstantCharacterPipeline(dataclasses.replace(self._models.model, adapter=adapter))
         rows = []
         for reference in self._references:
             drawn = pipe(
