@@ -10,18 +10,15 @@ Writes convert_memory.json beside this script.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.origin import origin
 from convert.configs import to_published
 from convert.names import published_shapes, slots
 from ic_jax.config import CONFIGS, FLUX_DEV, T5Config
@@ -92,12 +89,6 @@ def measure(*arguments: str) -> dict[str, float]:
     }
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scratch", help="folder with 10 GB free")
@@ -115,15 +106,7 @@ def main() -> None:
         "model_bytes": size,
         "limit_bytes": int(LIMIT),
         "runs": runs,
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        ).stdout.strip(),
-        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("jax", "flax", "numpy", "ml_dtypes")},
-        },
+        **origin("jax", "flax", "numpy", "ml_dtypes"),
     }
     Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

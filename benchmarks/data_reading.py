@@ -12,19 +12,17 @@ benchmarks/data_reading.json.
 import argparse
 import json
 import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.origin import origin
 from train.data.dataset import Dataset
 from train.data.loader import Batch, batches
 from train.data.pictures import Augment, Decoded, prepare_reference, prepare_target
@@ -162,27 +160,9 @@ def main() -> None:
             "read": found,
             "milliseconds_of_a_sample": parts(dataset),
         }
-    results |= {"plan": planning(), "machine": machine()}
+    results |= {"plan": planning(), **origin(*PACKAGES)}
     given.out.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
-
-
-def machine() -> dict[str, Any]:
-    model = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "processor": model[0].split(":")[1].strip() if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-    }
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ HALF, FULL = jnp.bfloat16, jnp.float32
     ],
 )
 def test_default_backend(platform, capability, dtype, tokens, head_dim, backend, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "devices", lambda: [Device(capability)])
     q = jax.ShapeDtypeStruct((1, tokens, 1 if head_dim == 512 else 24, head_dim), dtype)
-    assert module._default_backend(q, q) == backend
+    with module.compiling_for(platform):
+        assert module._default_backend(q, q) == backend

@@ -5,6 +5,9 @@ the fast kernels. The text encoders, which need one, keep a few lines of their o
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import jax
@@ -45,20 +48,36 @@ def attention(
             raise ValueError(f"attention backend {other!r} is none of 'cudnn', 'xla', 'blocked'")
 
 
+_target: ContextVar[str | None] = ContextVar("target", default=None)
+
+
+@contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Choose backends for "tpu", "gpu" or "cpu" though JAX runs on another one here."""
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def _platform() -> str:
+    return _target.get() or jax.default_backend()
+
+
 def _default_backend(q: Shaped, k: Shaped) -> Backend:
     (b, n, h, _), m = q.shape, k.shape[1]
     if _cudnn_takes(q):
         return "cudnn"
     scores = 4 * b * h * n * m  # bytes
-    on_cpu = jax.default_backend() == "cpu"
-    return "blocked" if on_cpu or scores > MAX_SCORES else "xla"
+    return "blocked" if _platform() == "cpu" or scores > MAX_SCORES else "xla"
 
 
 def _cudnn_takes(q: Shaped) -> bool:
     """NVIDIA from Ampere on, half precision, head sizes that are multiples of 8 up to 128."""
     head_dim = q.shape[-1]
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
-    if not fits or jax.default_backend() != "gpu":
+    if not fits or _platform() != "gpu":
         return False
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", "")  # "9.0"; AMD's reads "gfx942"
