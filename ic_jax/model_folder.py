@@ -12,6 +12,8 @@ Any component may be absent.
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -177,6 +179,17 @@ class ModelWriter:
 
     def add_config(self, kind: str, values: dict[str, Any]) -> None:
         self.add_file(kind, CONFIG, as_json(values))
+
+    def add_from(self, model: ModelFolder, kind: str) -> None:
+        """A component of another model as it is: the same files where the disk allows it."""
+        folder = self._component(kind)
+        for _, name, entry in model.files([kind]):
+            source = model.path / kind / name
+            try:
+                os.link(source, folder / name)
+            except OSError:  # another disk
+                shutil.copyfile(source, folder / name)
+            self.components[kind][name] = entry
 
     def _component(self, kind: str) -> Path:
         self.components.setdefault(kind, {})

@@ -21,7 +21,6 @@ import jax
 import orbax.checkpoint as ocp
 
 from ic_jax.config import ConfigError
-from ic_jax.weights import WeightsError
 from train.recipe import Saving
 
 
@@ -61,7 +60,8 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_flat(state)), facts=ocp.args.JsonSave(facts)
+                state=ocp.args.StandardSave(_flat(state)),
+                facts=ocp.args.JsonSave(facts | {"arrays": _arrays(state)}),
             ),
             force=True,
         )
@@ -77,28 +77,37 @@ class Checkpoints:
         """The newest state, laid out as `abstract` (shapes, dtypes, shardings).
 
         Raises:
-            ConfigError: the run was started with other sizes, seed or data; names the field.
+            ConfigError: the run was started with other sizes, types, seed or data; names it.
         """
         step = self.latest
         assert step is not None
-        saved = self._manager.restore(
-            step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
-        ).facts
+        saved = self.facts(step)
         for name in facts:
             if saved.get(name) != facts[name]:
                 raise ConfigError(
                     f"{self._steps / str(step)}: {name} was {saved.get(name)} and is now "
                     f"{facts[name]}; go on with the old one, or start another run"
                 )
+        # Orbax casts a wrong type in silence, and says of a wrong shape what nobody can read.
+        expected = _arrays(abstract)
+        for name in sorted(expected.keys() | saved["arrays"].keys()):
+            was, now = saved["arrays"].get(name), expected.get(name)
+            if was != now:
+                raise ConfigError(
+                    f"{self._steps / str(step)}: {name} was {was} and is now {now}; go on with "
+                    "the old model and recipe, or start another run"
+                )
         flat = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_flat(abstract)))
         ).state
-        leaves, structure = jax.tree.flatten(abstract)
-        values = [flat[name] for name in _names(abstract)]
-        for name, old, new in zip(_names(abstract), leaves, values, strict=True):
-            if (old.shape, old.dtype) != (new.shape, new.dtype):
-                raise WeightsError(f"{name}: saved as {new.dtype}{list(new.shape)}")
-        return jax.tree.unflatten(structure, values)
+        structure = jax.tree.structure(abstract)
+        return jax.tree.unflatten(structure, [flat[name] for name in expected])
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What was saved as facts with a step."""
+        return self._manager.restore(
+            step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
+        ).facts
 
     def close(self) -> None:
         try:
@@ -159,6 +168,11 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _names(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+    """Each leaf's type and shape, by path."""
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in _flat(tree).items()}
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ adapters' training code; [flux] black-forest-labs/flux; [ours] a choice of this 
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -102,7 +103,15 @@ class Recipe:
         return firsts
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {k: str(getattr(self, k)) for k in ("model", "data", "out")}
+        """As the TOML file has it, so that `recipe_of` reads it back."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "stages"}
+        values |= {name: str(values[name]) for name in ("model", "data", "out")}
+        tables: dict[str, Any] = {
+            "saving": self.saving,
+            "reporting": self.reporting,
+            **self.stages,
+        }
+        return values | {name: asdict(table) for name, table in tables.items()}
 
 
 def read_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
@@ -118,7 +127,7 @@ def read_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
     for change in changes:
         _apply(values, change)
     try:
-        return _recipe(values)
+        return recipe_of(values)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
@@ -137,14 +146,16 @@ def _apply(values: dict[str, Any], change: str) -> None:
     values[key] = value
 
 
-def _recipe(values: dict[str, Any]) -> Recipe:
+def recipe_of(values: dict[str, Any]) -> Recipe:
+    """A recipe from its tables; ConfigError as `read_recipe`."""
+    values = dict(values)
     tables = {"saving": Saving, "reporting": Reporting}
     others = (*tables, "adapter")
     stages = {k: v for k, v in values.items() if isinstance(v, dict) and k not in others}
     rest = {k: v for k, v in values.items() if k not in stages}
     known = [f.name for f in fields(Recipe) if f.name != "stages"]
     for name in stages:
-        if not name.startswith("stage"):
+        if not re.fullmatch(r"stage\d+", name):
             raise ConfigError(f"unknown table [{name}]{_near(name, [*others, 'stage1'])}")
     if not stages:
         raise ConfigError("has no stage; write a table [stage1] with steps = 1000")
@@ -158,7 +169,10 @@ def _recipe(values: dict[str, Any]) -> Recipe:
         if not isinstance(rest.get(name), str):
             raise ConfigError(f'{name} is missing; write {name} = "FOLDER"')
         rest[name] = Path(rest[name])
-    built = {name: _build(Stage, stages[name], f"{name}.") for name in sorted(stages)}
+    built = {
+        name: _build(Stage, stages[name], f"{name}.")
+        for name in sorted(stages, key=lambda name: int(name[5:]))
+    }
     return Recipe(**rest, stages=built)
 
 
@@ -167,10 +181,8 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
         raise ConfigError(f"{prefix.rstrip('.')} is {values!r}; it must be a table")
     types = {f.name: f.type for f in fields(cls)}
     _refuse_unknown(values, list(types), prefix)
-    for name, value in values.items():
-        values[name] = _typed(types[name], value, prefix + name)
     try:
-        return cls(**values)
+        return cls(**{k: _typed(types[k], v, prefix + k) for k, v in values.items()})
     except ConfigError as error:
         raise ConfigError(f"{prefix}{error}") from None
     except TypeError:  # the one field without a default

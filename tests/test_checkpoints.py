@@ -1,0 +1,118 @@
+"""Checkpoints: what is trusted, what is set aside, what must be the same on resume."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ic_jax.config import ConfigError
+from train.checkpoints import Checkpoints
+from train.recipe import Saving
+
+FACTS = {"seed": 1, "adapter": {"dim": 3}}
+
+
+def state(step):
+    return {"w": jnp.arange(6.0).reshape(2, 3) * step, "m": [jnp.full(4, step, jnp.bfloat16)]}
+
+
+def abstract():
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state(1))
+
+
+def saved(run, *steps, **saving):
+    checkpoints = Checkpoints(run, Saving(**saving))
+    for step in steps:
+        checkpoints.save(step, state(step), FACTS)
+    checkpoints.close()
+
+
+def resumed(run):
+    checkpoints = Checkpoints(run, Saving())
+    try:
+        step = checkpoints.latest
+        return step, None if step is None else checkpoints.restore(abstract(), FACTS)
+    finally:
+        checkpoints.close()
+
+
+def test_the_newest_comes_back_bit_for_bit(tmp_path):
+    saved(tmp_path, 5, 10)
+    step, values = resumed(tmp_path)
+    assert step == 10
+    jax.tree.map(np.testing.assert_array_equal, values, state(10))
+
+
+def test_kept_by_count_and_by_interval(tmp_path):
+    saved(tmp_path, 5, 10, 15, 20, 25, keep=2, keep_every=10)
+    names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"10", "20", "25"}
+    assert {p.stem for p in (tmp_path / "manifests").iterdir()} == names
+
+
+def flip_a_bit(folder):
+    file = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
+def remove_a_file(folder):
+    next(p for p in folder.rglob("*") if p.is_file()).unlink()
+
+
+def truncate(folder):
+    for p in folder.rglob("*"):
+        if p.is_file():
+            p.write_bytes(p.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, remove_a_file, truncate])
+def test_a_damaged_newest_step_is_set_aside_for_the_one_before(tmp_path, damage):
+    saved(tmp_path, 5, 10)
+    damage(tmp_path / "checkpoints" / "10")
+    with pytest.warns(UserWarning, match="set aside"):
+        step, values = resumed(tmp_path)
+    assert step == 5
+    jax.tree.map(np.testing.assert_array_equal, values, state(5))
+    assert (tmp_path / "set-aside" / "10.0").is_dir()
+
+
+def test_a_step_without_manifest_or_files_is_not_trusted(tmp_path):
+    saved(tmp_path, 5, 10)
+    (tmp_path / "manifests" / "10.json").unlink()
+    (tmp_path / "checkpoints" / "15").mkdir()  # what a crash of Orbax can leave
+    with pytest.warns(UserWarning, match="set aside"):
+        step, _ = resumed(tmp_path)
+    assert step == 5
+    saved(tmp_path, 12)  # and training goes on from there
+    assert resumed(tmp_path)[0] == 12
+
+
+def test_nothing_saved_is_nothing_to_resume(tmp_path):
+    assert resumed(tmp_path) == (None, None)
+
+
+def test_another_run_is_refused_by_name(tmp_path):
+    saved(tmp_path, 5)
+    checkpoints = Checkpoints(tmp_path, Saving())
+    with pytest.raises(ConfigError, match="seed was 1 and is now 2"):
+        checkpoints.restore(abstract(), FACTS | {"seed": 2})
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"w": jax.ShapeDtypeStruct((2, 4), jnp.float32)}, r"was float32\[2, 3\] and is now"),
+        ({"w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}, r"now bfloat16\[2, 3\]"),
+        ({"x": jax.ShapeDtypeStruct((2, 3), jnp.float32)}, "was None and is now"),
+    ],
+)
+def test_other_shapes_and_types_are_refused(tmp_path, change, message):
+    saved(tmp_path, 5)
+    checkpoints = Checkpoints(tmp_path, Saving())
+    with pytest.raises(ConfigError, match=message):
+        checkpoints.restore(abstract() | change, FACTS)
+    checkpoints.close()

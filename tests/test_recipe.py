@@ -1,0 +1,73 @@
+"""Recipes: what they hold, and what is said of a wrong one."""
+
+import json
+
+import pytest
+
+from ic_jax.config import ConfigError
+from train.recipe import read_recipe, recipe_of
+
+HEAD = 'model = "m"\ndata = "d"\nout = "o"\n'
+
+
+def read(tmp_path, text, *changes):
+    file = tmp_path / "recipe.toml"
+    file.write_text(text)
+    return read_recipe(file, changes)
+
+
+def test_stages_follow_in_the_order_of_their_numbers(tmp_path):
+    tables = "".join(f"[stage{n}]\nsteps = {n}\n" for n in (10, 2, 1))
+    recipe = read(tmp_path, HEAD + tables)
+    assert list(recipe.stages) == ["stage1", "stage2", "stage10"]
+    assert recipe.first_steps() == {"stage1": 0, "stage2": 1, "stage10": 3}
+    assert recipe.total_steps == 13
+
+
+def test_changes_from_the_command_line(tmp_path):
+    changes = ("stage1.steps=2000", "stage1.timesteps=uniform", "seed=7", "saving.keep=1")
+    recipe = read(tmp_path, HEAD + "[stage1]\nsteps = 1\n", *changes)
+    stage = recipe.stages["stage1"]
+    assert (stage.steps, stage.timesteps, recipe.seed, recipe.saving.keep) == (
+        2000,
+        "uniform",
+        7,
+        1,
+    )
+
+
+def test_a_recipe_survives_json(tmp_path):
+    text = HEAD + 'adapter = "instantcharacter"\n[stage1]\nsteps = 3\npaired = 1\n'
+    recipe = read(tmp_path, text + '[reporting]\npreview_prompts = ["a", "b"]\n')
+    assert recipe_of(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = ", "recipe.toml: not TOML"),
+        (HEAD, "has no stage; write a table"),
+        (HEAD + "[stage1]\n", "stage1.steps is missing"),
+        ("data = 'd'\nout = 'o'\n[stage1]\nsteps = 1", 'model is missing; write model = "FOLDER"'),
+        (HEAD + "sede = 1\n[stage1]\nsteps = 1", "unknown key sede; did you mean seed?"),
+        (HEAD + "seed = 'x'\n[stage1]\nsteps = 1", "seed is 'x'; it must be of type int"),
+        (HEAD + "[stage1]\nsteps = 1\nlerning_rate = 1", "did you mean learning_rate?"),
+        (HEAD + "[stage1]\nsteps = 1.5", "stage1.steps is 1.5; it must be of type int"),
+        (HEAD + "[stage1]\nsteps = 0", "stage1.steps is 0; it must be at least 1"),
+        (HEAD + "[stage1]\nsteps = 1\npaired = 2", "stage1.paired is 2.0; it must be from 0 to 1"),
+        (HEAD + "[stage1]\nsteps = 1\nresolution = 100", "must be a multiple of 16"),
+        (HEAD + "[stage1]\nsteps = 1\naccumulate = 3", "must be a divisor of batch 32"),
+        (HEAD + "[stage1]\nsteps = 1\ntimesteps = 'cosine'", "must be logit-normal or uniform"),
+        (HEAD + "[stag1]\nsteps = 1", "unknown table .stag1.; did you mean stage1?"),
+        (HEAD + "[saving]\nevry = 1\n[stage1]\nsteps = 1", "saving.evry; did you mean every?"),
+    ],
+)
+def test_a_wrong_recipe_is_told_in_one_line(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        read(tmp_path, text)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_wrong_change_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="--set steps: write KEY=VALUE"):
+        read(tmp_path, HEAD + "[stage1]\nsteps = 1", "steps")

@@ -1,0 +1,89 @@
+"""`python -m train export`: the adapter of a run as a model folder to draw with and convert."""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ic_jax import checkpoint, cli, model_folder
+from ic_jax.config import AdapterConfig, ConfigError
+from ic_jax.model_folder import ModelFolder
+from ic_jax.models.adapter import Adapter
+from ic_jax.safetensors import Spec
+from train.checkpoints import Checkpoints
+from train.optimizer import optimizer
+from train.recipe import Recipe, recipe_of
+from train.step import State
+
+DTYPES = ("float32", "bfloat16")
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m train export",
+        description="Write a model folder with the base of a run and its newest adapter.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--out", type=Path, required=True, metavar="MODEL")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the adapter")
+    parser.add_argument("--last", action="store_true", help="the last weights, not their average")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    o = parser.parse_args(arguments)
+    return cli.run(
+        lambda: export(o.run, o.out, o.dtype, last=o.last, overwrite=o.overwrite), debug=o.debug
+    )
+
+
+def export(run: Path, out: Path, dtype: str, *, last: bool, overwrite: bool) -> None:
+    """Write `out`: the base's components linked or copied, the adapter written anew."""
+    recipe = recipe_in(run)
+    base = ModelFolder.open(recipe.model)
+    step, adapter = newest_adapter(run, recipe, base, last=last)
+    values = checkpoint.parameters(adapter)
+    specs = {path: Spec(np.dtype(jnp.dtype(dtype)), v.shape) for path, v in values.items()}
+    with model_folder.create(out, overwrite=overwrite) as writer:
+        for kind in base.components:
+            if kind != "adapter":
+                writer.add_from(base, kind)
+        writer.add_config("adapter", adapter.config.to_dict())
+        writer.add_tensors(
+            "adapter", specs, lambda path: [np.asarray(values[path][...].astype(dtype))]
+        )
+    print(f"{out}: the adapter after step {step} of {recipe.total_steps}")
+
+
+def recipe_in(run: Path) -> Recipe:
+    """The recipe that a RUN folder was trained by; ConfigError if it is none."""
+    try:
+        return recipe_of(json.loads((run / "recipe.json").read_text()))
+    except FileNotFoundError:
+        raise ConfigError(f"{run} is no run of `python -m train` (it has no recipe.json)") from None
+
+
+def newest_adapter(
+    run: Path, recipe: Recipe, base: ModelFolder, *, last: bool
+) -> tuple[int, Adapter]:
+    """(step, adapter) of the newest checkpoint: the averaged weights unless `last`."""
+    checkpoints = Checkpoints(run, recipe.saving)
+    try:
+        step = checkpoints.latest
+        if step is None:
+            raise ConfigError(f"{run} has no checkpoint yet; train longer, or save more often")
+        config = AdapterConfig.from_dict(checkpoints.facts(step)["adapter"])
+        flux = checkpoint.read_config(base, "transformer")
+        first = next(iter(recipe.stages.values()))
+        make = partial(State.start, rule=optimizer(first), average=first.ema > 0)
+        where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            jax.eval_shape(make, checkpoint.abstract("adapter", config, flux)),
+        )
+        state = checkpoints.restore(abstract, {})
+    finally:
+        checkpoints.close()
+    return step, state.adapter if last or state.average is None else state.average
