@@ -1,0 +1,1 @@
+"""Small foundations (VAE, text and image encoders, FLUX) trained here from random weights."""

@@ -1,0 +1,130 @@
+"""python -m train foundations OUT: a small MODEL trained from random weights, without adapter."""
+
+import argparse
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ic_jax import checkpoint, cli, model_folder
+from ic_jax.config import SchedulerConfig
+from ic_jax.safetensors import Spec
+from train.foundations import words
+from train.foundations.autoencoder import encode_all, train_vae
+from train.foundations.base import train_base
+from train.foundations.encoders import dinov2, siglip, text_encoders
+from train.foundations.fit import Fit
+from train.foundations.pictures import Drawn, draw
+from train.foundations.settings import Settings, change
+
+FACTS = "foundations.json"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; returns its exit code, see `ic_jax.cli.run`."""
+    parser = argparse.ArgumentParser(prog="python -m train foundations", description=__doc__)
+    parser.add_argument("out", metavar="OUT", type=Path, help="MODEL folder to write")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    given = parser.parse_args(arguments)
+    return cli.run(
+        lambda: foundations(given.out, change(Settings(), given.set), overwrite=given.overwrite),
+        debug=given.debug,
+    )
+
+
+def foundations(
+    out: Path, settings: Settings, *, overwrite: bool = False, workers: int | None = None
+) -> dict[str, Any]:
+    """Train and write everything; returns losses and seconds, which OUT.parts/ keeps as well.
+
+    Each trained part is kept in OUT.parts/ as a MODEL of its own, and not trained again.
+
+    Args:
+        workers: processes that draw pictures; by default one per core.
+    """
+    parts = out.with_name(out.name + ".parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    facts = _facts(parts, settings)
+    tokenizers, t5_words, clip_words = words.tokenizers()
+    t5, clip = text_encoders(settings.t5(t5_words), settings.clip(clip_words), settings.seed)
+
+    @cache  # drawn when they are first needed
+    def pictures() -> Drawn:
+        return draw(settings.pictures, settings.side, settings.seed, workers)
+
+    def vae_part() -> tuple[Any, dict[str, Any]]:
+        fit = Fit(settings.vae_steps, settings.vae_batch, settings.vae_rate, settings.seed)
+        return train_vae(settings.vae, pictures().pixels, settings.kl_weight, fit)
+
+    vae = _trained(parts, "vae", vae_part, facts)
+
+    def base_part() -> tuple[Any, dict[str, Any]]:
+        fit = Fit(settings.base_steps, settings.base_batch, settings.base_rate, settings.seed)
+        found = pictures()
+        latents = encode_all(vae, found.pixels)
+        return train_base(settings, found, vae, latents, (t5, clip), tokenizers, fit)
+
+    transformer = _trained(parts, "transformer", base_part, facts)
+
+    with model_folder.create(out, overwrite=overwrite) as writer:
+        modules = {"transformer": transformer, "vae": vae, "t5": t5, "clip": clip}
+        modules |= {"siglip": siglip(settings.siglip, settings.seed)}
+        modules |= {"dinov2": dinov2(settings.dinov2, settings.seed)}
+        configs = {
+            "transformer": settings.flux,
+            "vae": vae.config,
+            "t5": settings.t5(t5_words),
+            "clip": settings.clip(clip_words),
+            "siglip": settings.siglip,
+            "dinov2": settings.dinov2,
+        }
+        for kind, module in modules.items():
+            _add(writer, kind, module, configs[kind])
+        writer.add_config("scheduler", SchedulerConfig().to_dict())
+        for kind, text in tokenizers.items():
+            writer.add_file(kind, "tokenizer.json", text.encode())
+    return facts
+
+
+def _trained(parts: Path, kind: str, train: Callable[[], tuple], facts: dict[str, Any]) -> Any:
+    """A part from an earlier run, or trained now and kept."""
+    if (parts / kind).exists():
+        return checkpoint.load_component(parts / kind, kind)
+    start = time.perf_counter()
+    module, found = train()
+    facts[kind] = found | {
+        "seconds": round(time.perf_counter() - start),
+        "parameters": sum(x.size for x in jax.tree.leaves(module)),
+    }
+    with model_folder.create(parts / kind) as writer:
+        _add(writer, kind, module, module.config)
+    (parts / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+    return module
+
+
+def _add(writer: model_folder.ModelWriter, kind: str, module: Any, config: Any) -> None:
+    arrays = {
+        path: np.asarray(variable[...]) for path, variable in checkpoint.parameters(module).items()
+    }
+    writer.add_config(kind, config.to_dict())
+    specs = {path: Spec(array.dtype, array.shape) for path, array in arrays.items()}
+    writer.add_tensors(kind, specs, lambda path: [arrays[path]])
+
+
+def _facts(parts: Path, settings: Settings) -> dict[str, Any]:
+    if (parts / FACTS).exists():
+        return json.loads((parts / FACTS).read_text())
+    return {
+        "settings": dataclasses.asdict(settings),
+        "jax": jax.__version__,
+        "processor": f"{platform.machine()}, {platform.system()}",
+    }

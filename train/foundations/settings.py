@@ -1,0 +1,105 @@
+"""Sizes and lengths of the small foundations, all of them settings."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ic_jax.config import (
+    ClipConfig,
+    ConfigError,
+    Dinov2Config,
+    FluxConfig,
+    SiglipConfig,
+    T5Config,
+    VaeConfig,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Chosen for two CPU cores and half an hour in all."""
+
+    seed: int = 0
+    pictures: int = 12000  # drawn once
+    side: int = 64  # pixels
+    text_length: int = 16  # T5 tokens; the longest caption has 12 words and the end
+    vae_widths: tuple[int, ...] = (12, 24, 48, 64)  # pixels / 8, as FLUX's
+    vae_steps: int = 2400
+    vae_batch: int = 8
+    vae_rate: float = 2e-3
+    kl_weight: float = 1e-3
+    width: int = 160  # of FLUX
+    heads: int = 5
+    double_blocks: int = 2
+    single_blocks: int = 4
+    base_steps: int = 4000
+    base_batch: int = 32
+    base_rate: float = 1e-3
+    encoder_width: int = 64  # of each of the two image encoders
+    text_width: int = 128  # of both text encoders
+
+    @property
+    def vae(self) -> VaeConfig:
+        return VaeConfig(block_out_channels=self.vae_widths, layers_per_block=1, norm_num_groups=4)
+
+    @property
+    def flux(self) -> FluxConfig:
+        head = self.width // self.heads
+        spatial = head * 3 // 8 // 2 * 2
+        return FluxConfig(
+            num_layers=self.double_blocks,
+            num_single_layers=self.single_blocks,
+            num_attention_heads=self.heads,
+            attention_head_dim=head,
+            joint_attention_dim=self.text_width,
+            pooled_projection_dim=self.text_width,
+            axes_dims_rope=(head - 2 * spatial, spatial, spatial),
+            # Nothing here is distilled: one model, and true guidance for whoever wants it.
+            guidance_embeds=False,
+        )
+
+    def t5(self, words: int) -> T5Config:
+        d = self.text_width
+        return T5Config(words, d_model=d, d_kv=d // 4, d_ff=2 * d, num_layers=1, num_heads=4)
+
+    def clip(self, words: int) -> ClipConfig:
+        d = self.text_width
+        return ClipConfig(words, d, 2 * d, num_hidden_layers=1, num_attention_heads=4)
+
+    @property
+    def siglip(self) -> SiglipConfig:
+        d = self.encoder_width
+        return SiglipConfig(d, 2 * d, 3, 4, image_size=self.side, patch_size=self.side // 4)
+
+    @property
+    def dinov2(self) -> Dinov2Config:
+        return Dinov2Config(
+            self.encoder_width, 3, 4, image_size=self.side, patch_size=self.side // 4, mlp_ratio=2
+        )
+
+
+def change(settings: Settings, changes: Sequence[str]) -> Settings:
+    """Settings with changes such as "vae_steps=100"; ConfigError for what there is not."""
+    names = [f.name for f in fields(Settings)]
+    for text in changes:
+        name, equals, value = text.partition("=")
+        if not equals or name not in names:
+            raise ConfigError(f"--set {text}: write KEY=VALUE with a KEY of {', '.join(names)}")
+        settings = replace(settings, **{name: _typed(settings, name, value)})
+    return settings
+
+
+def _typed(settings: Settings, name: str, text: str) -> Any:
+    kind = type(getattr(settings, name))
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    if isinstance(value, list):
+        value = tuple(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"--set {name}={text}: must be of type {kind.__name__}")
+    return value

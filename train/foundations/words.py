@@ -1,0 +1,47 @@
+"""Tokenizers of one id per word, as tokenizer.json files that `ic_jax.text` reads."""
+
+import numpy as np
+from jaxtyping import Int
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+
+from ic_jax.text import PromptTokenizer, TextTokenizer
+from train.foundations.world import vocabulary
+
+T5_ENDS = ("<pad>", "</s>", "<unk>")  # the ids 0, 1, 2, as T5's
+CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # the largest ids, as CLIP's
+
+
+def tokenizers() -> tuple[dict[str, str], int, int]:
+    """{component: tokenizer.json}, and how many ids T5 and CLIP have."""
+    words = vocabulary()
+    t5 = _tokenizer([*T5_ENDS, *words], "<unk>", "$A </s>")
+    # CLIP has no id for what is unknown: its end token stands for it.
+    clip = _tokenizer([*words, *CLIP_ENDS], CLIP_ENDS[1], " $A ".join(CLIP_ENDS))
+    files = {"tokenizer": clip.to_str(), "tokenizer_2": t5.to_str()}
+    return files, t5.get_vocab_size(), clip.get_vocab_size()
+
+
+def _tokenizer(ids: list[str], unknown: str, template: str) -> Tokenizer:
+    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(ids)}, unk_token=unknown))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex("[,.]"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = [word for word in (*T5_ENDS, *CLIP_ENDS) if word in ids]
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template,
+        special_tokens=[(s, tokenizer.token_to_id(s)) for s in special if s in template.split()],
+    )
+    return tokenizer
+
+
+def prompt_ids(
+    files: dict[str, str], texts: list[str], length: int
+) -> tuple[Int[np.ndarray, "b n"], Int[np.ndarray, "b m"]]:
+    """CLIP's and T5's ids of texts, as `ic_jax.text.PromptTokenizer` gives them."""
+    clip, t5 = (Tokenizer.from_str(files[kind]) for kind in ("tokenizer", "tokenizer_2"))
+    ends = clip.token_to_id(CLIP_ENDS[1]), t5.token_to_id(T5_ENDS[0])
+    prompts = PromptTokenizer(TextTokenizer(clip, ends[0]), TextTokenizer(t5, ends[1]))
+    return prompts(texts, max_sequence_length=length)
