@@ -36,7 +36,7 @@ from train.recipe import Recipe, read_recipe
 from train.run_folder import StopRequest, owned
 
 HERE = Path(__file__).parent
-SIDE, STEPS = 64, 20  # pixels; of sampling
+SIDE, STEPS, TEXT_LENGTH = 64, 20, 16  # pixels; of sampling; tokens
 CANDIDATES = 50  # of the identity question; chance is 2%
 STAGES = ("stage1", "stage2")
 
@@ -80,47 +80,51 @@ def main() -> None:
 
 def trained(recipe: Recipe, asked: list[Triple]) -> tuple[dict[str, Pictures], dict[str, Any]]:
     """Train stage after stage and draw after each; what an earlier call drew is taken as it is."""
-    kept = recipe.out / "drawn.npz"
-    if not kept.exists():
-        drawn, seconds = {}, {}
+    kept = {name: recipe.out / f"{name}.npz" for name in STAGES}
+    ends = {n: first + recipe.stages[n].steps for n, first in recipe.first_steps().items()}
+    if not all(file.exists() for file in kept.values()):
         with owned(recipe.out), StopRequest() as stop:
             run = Run(recipe, stop)
             try:
                 for name in STAGES:
                     start = time.perf_counter()
                     run.stage(name)
-                    seconds[f"{name}/seconds"] = round(time.perf_counter() - start)
-                    model = replace(run.models.model, adapter=run.state.average)
-                    drawn[name] = pictures_of(InstantCharacterPipeline(model, recipe.dtype), asked)
+                    if run.step == ends[name]:  # else it went on from a later one, and is drawn
+                        seconds = round(time.perf_counter() - start)
+                        model = replace(run.models.model, adapter=run.state.average)
+                        pictures = pictures_of(InstantCharacterPipeline(model), asked)
+                        np.savez(kept[name], pictures=pictures, seconds=seconds)
                 run.save()
             finally:
                 run.close()
-        np.savez(kept, **drawn, **seconds)
-    found, firsts = np.load(kept), recipe.first_steps()
+    drawn = {name: np.load(file) for name, file in kept.items()}
     facts = {
-        name: _effect(recipe, firsts[name] + recipe.stages[name].steps)
-        | {"seconds": int(found[f"{name}/seconds"])}
+        name: _effect(recipe, ends[name]) | {"seconds": int(drawn[name]["seconds"])}
         for name in STAGES
     }
-    return {name: found[name] for name in STAGES}, facts
+    return {name: file["pictures"] for name, file in drawn.items()}, facts
 
 
-def pictures_of(pipe: InstantCharacterPipeline, asked: list[Triple], **changes: Any) -> Pictures:
+def pictures_of(
+    pipe: InstantCharacterPipeline,
+    asked: list[Triple],
+    prompts: list[str] | None = None,
+    *,
+    subject: bool = True,
+) -> Pictures:
     """Draw what every triple asks for, each from noise of its own."""
-    settings = {"subject_image": [one.reference for one in asked], "subject_scale": 1.0} | changes
-    prompts = settings.pop("prompts", [caption(one.view) for one in asked])
-    return np.asarray(
-        pipe(
-            prompts,
-            height=SIDE,
-            width=SIDE,
-            num_inference_steps=STEPS,
-            seed=list(range(len(asked))),
-            max_sequence_length=16,
-            output_type="np",
-            **settings,
-        ).images
+    drawn = pipe(
+        prompts or [caption(one.view) for one in asked],
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=STEPS,
+        seed=list(range(len(asked))),
+        subject_image=[one.reference for one in asked] if subject else None,
+        subject_scale=1.0,
+        max_sequence_length=TEXT_LENGTH,
+        output_type="np",
     )
+    return np.asarray(drawn.images)
 
 
 def controls(model: Path, asked: list[Triple]) -> dict[str, Pictures]:
@@ -133,8 +137,8 @@ def controls(model: Path, asked: list[Triple]) -> dict[str, Pictures]:
     pixels = true.astype(np.float32) / 127.5 - 1
     back = jax.jit(lambda vae, x: vae.decode(vae.encode(x)[0]))(vae, pixels)
     return {
-        "no subject": pictures_of(pipe, asked, subject_image=None),
-        "identity in words": pictures_of(pipe, asked, subject_image=None, prompts=full),
+        "no subject": pictures_of(pipe, asked, subject=False),
+        "identity in words": pictures_of(pipe, asked, full, subject=False),
         "true picture through the VAE": np.clip(np.asarray(back) / 2 + 0.5, 0, 1),
         "the reference itself": np.stack(
             [picture(one.identity, one.seen, SIDE) / np.float32(255) for one in asked]

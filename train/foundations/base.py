@@ -17,6 +17,7 @@ from ic_jax.models.clip import ClipText
 from ic_jax.models.flux import Flux, Rope, rope_table
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
+from train.foundations.autoencoder import encode_all
 from train.foundations.fit import Fit, fit
 from train.foundations.pictures import Drawn
 from train.foundations.settings import Settings
@@ -63,18 +64,14 @@ def train_base(
     settings: Settings,
     drawn: Drawn,
     vae: Vae,
-    latents: tuple[np.ndarray, np.ndarray],
     encoders: tuple[T5Encoder, ClipText],
     tokenizers: dict[str, str],
     options: Fit,
 ) -> tuple[Flux, dict[str, Any]]:
-    """The trained transformer and its figures.
-
-    Args:
-        latents: mean and log-variance of the pictures' raw latents.
-    """
-    data = {"mean": np.asarray(vae.to_latents(jnp.asarray(latents[0])))}
-    data["std"] = np.exp(latents[1] / 2) * vae.config.scaling_factor
+    """The trained transformer and its figures."""
+    raw, logvar = encode_all(vae, drawn.pixels)
+    data = {"mean": np.asarray(vae.to_latents(jnp.asarray(raw)))}
+    data["std"] = np.exp(logvar / 2) * vae.config.scaling_factor
     captions = {
         "full": [caption(v, i) for i, v in zip(drawn.identities, drawn.views, strict=True)],
         "scene": [caption(v) for v in drawn.views],

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from ic_jax import checkpoint, cli, model_folder
-from ic_jax.config import SchedulerConfig
+from ic_jax.config import ConfigError, SchedulerConfig
 from ic_jax.safetensors import Spec
 from train.foundations import words
-from train.foundations.autoencoder import encode_all, train_vae
+from train.foundations.autoencoder import train_vae
 from train.foundations.base import train_base
 from train.foundations.encoders import dinov2, siglip, text_encoders
 from train.foundations.fit import Fit
@@ -53,44 +53,39 @@ def foundations(
     """
     parts = out.with_name(out.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
-    facts = _facts(parts, settings)
-    tokenizers, t5_words, clip_words = words.tokenizers()
-    t5, clip = text_encoders(settings.t5(t5_words), settings.clip(clip_words), settings.seed)
+    facts, seed = _facts(parts, settings), settings.seed
+    files, *counts = words.tokenizers()
+    t5_config, clip_config = settings.t5(counts[0]), settings.clip(counts[1])
+    t5, clip = text_encoders(t5_config, clip_config, seed)
 
     @cache  # drawn when they are first needed
     def pictures() -> Drawn:
-        return draw(settings.pictures, settings.side, settings.seed, workers)
+        return draw(settings.pictures, settings.side, seed, workers)
 
     def vae_part() -> tuple[Any, dict[str, Any]]:
-        fit = Fit(settings.vae_steps, settings.vae_batch, settings.vae_rate, settings.seed)
+        fit = Fit(settings.vae_steps, settings.vae_batch, settings.vae_rate, seed)
         return train_vae(settings.vae, pictures().pixels, settings.kl_weight, fit)
 
     vae = _trained(parts, "vae", vae_part, facts)
 
     def base_part() -> tuple[Any, dict[str, Any]]:
-        fit = Fit(settings.base_steps, settings.base_batch, settings.base_rate, settings.seed)
-        found = pictures()
-        latents = encode_all(vae, found.pixels)
-        return train_base(settings, found, vae, latents, (t5, clip), tokenizers, fit)
+        fit = Fit(settings.base_steps, settings.base_batch, settings.base_rate, seed)
+        return train_base(settings, pictures(), vae, (t5, clip), files, fit)
 
     transformer = _trained(parts, "transformer", base_part, facts)
-
+    modules = {
+        "transformer": (transformer, settings.flux),
+        "vae": (vae, vae.config),
+        "t5": (t5, t5_config),
+        "clip": (clip, clip_config),
+        "siglip": (siglip(settings.siglip, seed), settings.siglip),
+        "dinov2": (dinov2(settings.dinov2, seed), settings.dinov2),
+    }
     with model_folder.create(out, overwrite=overwrite) as writer:
-        modules = {"transformer": transformer, "vae": vae, "t5": t5, "clip": clip}
-        modules |= {"siglip": siglip(settings.siglip, settings.seed)}
-        modules |= {"dinov2": dinov2(settings.dinov2, settings.seed)}
-        configs = {
-            "transformer": settings.flux,
-            "vae": vae.config,
-            "t5": settings.t5(t5_words),
-            "clip": settings.clip(clip_words),
-            "siglip": settings.siglip,
-            "dinov2": settings.dinov2,
-        }
-        for kind, module in modules.items():
-            _add(writer, kind, module, configs[kind])
+        for kind, (module, config) in modules.items():
+            _add(writer, kind, module, config)
         writer.add_config("scheduler", SchedulerConfig().to_dict())
-        for kind, text in tokenizers.items():
+        for kind, text in files.items():
             writer.add_file(kind, "tokenizer.json", text.encode())
     return facts
 
@@ -121,10 +116,16 @@ def _add(writer: model_folder.ModelWriter, kind: str, module: Any, config: Any) 
 
 
 def _facts(parts: Path, settings: Settings) -> dict[str, Any]:
-    if (parts / FACTS).exists():
-        return json.loads((parts / FACTS).read_text())
-    return {
-        "settings": dataclasses.asdict(settings),
-        "jax": jax.__version__,
-        "processor": f"{platform.machine()}, {platform.system()}",
-    }
+    """What is known of the parts so far; ConfigError if they were made with other settings."""
+    # As JSON has it, where a tuple is a list.
+    values = json.loads(json.dumps(dataclasses.asdict(settings)))
+    if not (parts / FACTS).exists():
+        return {"settings": values, "jax": jax.__version__, "processor": platform.machine()}
+    facts = json.loads((parts / FACTS).read_text())
+    for name, value in values.items():
+        if facts["settings"].get(name) != value:
+            raise ConfigError(
+                f"{parts}: was made with {name} {facts['settings'].get(name)}, now it is {value}; "
+                "remove that folder, or name another OUT"
+            )
+    return facts

@@ -41,7 +41,12 @@ def prompt_ids(
     files: dict[str, str], texts: list[str], length: int
 ) -> tuple[Int[np.ndarray, "b n"], Int[np.ndarray, "b m"]]:
     """CLIP's and T5's ids of texts, as `ic_jax.text.PromptTokenizer` gives them."""
-    clip, t5 = (Tokenizer.from_str(files[kind]) for kind in ("tokenizer", "tokenizer_2"))
-    ends = clip.token_to_id(CLIP_ENDS[1]), t5.token_to_id(T5_ENDS[0])
-    prompts = PromptTokenizer(TextTokenizer(clip, ends[0]), TextTokenizer(t5, ends[1]))
-    return prompts(texts, max_sequence_length=length)
+    clip, t5 = (
+        _with_padding(Tokenizer.from_str(files[kind]), pad)
+        for kind, pad in (("tokenizer", CLIP_ENDS[1]), ("tokenizer_2", T5_ENDS[0]))
+    )
+    return PromptTokenizer(clip, t5)(texts, max_sequence_length=length)
+
+
+def _with_padding(tokenizer: Tokenizer, pad: str) -> TextTokenizer:
+    return TextTokenizer(tokenizer, tokenizer.get_vocab()[pad])
