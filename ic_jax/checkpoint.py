@@ -21,7 +21,7 @@ from ic_jax.config import (
     T5Config,
     VaeConfig,
 )
-from ic_jax.model_folder import CONFIG, ModelFolder
+from ic_jax.model_folder import CONFIG, ModelFolder, ModelWriter
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.clip import ClipText
 from ic_jax.models.dinov2 import Dinov2
@@ -29,6 +29,7 @@ from ic_jax.models.flux import Flux
 from ic_jax.models.siglip import SiglipVision
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
+from ic_jax.safetensors import Spec
 from ic_jax.weights import Mismatch, WeightsError
 
 COMPONENTS: dict[str, tuple[Any, Any]] = {
@@ -141,3 +142,15 @@ def load(
             part = read_config(folder, kind) if kind == "scheduler" else folder.path / kind
         setattr(model, kind, part)
     return model
+
+
+def write_component(writer: ModelWriter, kind: str, module: Any, dtype: Any = None) -> None:
+    """Write a module as a component of a new MODEL folder, in `dtype` or as it is."""
+    values = parameters(module)
+    kinds = {path: np.dtype(dtype or v.dtype) for path, v in values.items()}
+    writer.add_config(kind, module.config.to_dict())
+    writer.add_tensors(
+        kind,
+        {path: Spec(kinds[path], v.shape) for path, v in values.items()},
+        lambda path: [np.asarray(values[path][...].astype(kinds[path]))],
+    )

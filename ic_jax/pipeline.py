@@ -6,23 +6,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from PIL import Image
 
 from ic_jax import checkpoint, flow, inputs, sampler
 from ic_jax.config import SchedulerConfig
-from ic_jax.features import SubjectFeatures, subject_features
-from ic_jax.images import Fit, Picture, read_rgb, tiles, to_square
+from ic_jax.features import SubjectFeatures
+from ic_jax.images import Fit, Picture
 from ic_jax.lora import LoraSet, read_lora
-from ic_jax.models.clip import ClipText
 from ic_jax.models.flux import rope_table
-from ic_jax.models.t5 import T5Encoder
-from ic_jax.models.vae import Vae
-from ic_jax.text import PromptTokenizer, check_prompt
+from ic_jax.runner import Grid, Runner
+from ic_jax.text import check_prompt
 
 OutputType = Literal["pil", "np", "latent"]
 Subject = Picture | SubjectFeatures
@@ -44,8 +41,8 @@ class PipelineResult:
 class InstantCharacterPipeline:
     """Draws a character from one picture of it in the scene that a prompt describes.
 
-    Every model runs jitted and compiles once per shape and number of steps; prompts, subjects,
-    seeds, guidance and scales are arguments of the compiled programs.
+    Every model compiles once per shape and number of steps; prompts, subjects, seeds, guidance
+    and scales are arguments of the compiled programs.
     """
 
     def __init__(self, model: checkpoint.Model):
@@ -54,17 +51,8 @@ class InstantCharacterPipeline:
         Args:
             model: at least the transformer and the VAE; `from_pretrained` is the usual way.
         """
-        if model.transformer is None or model.vae is None:
-            raise ValueError(
-                "drawing needs the transformer and the VAE; convert with --flux and --vae"
-            )
-        self.model = model
-        self.transformer, self.vae = model.transformer, model.vae
-        self.dtype = self.transformer.proj_out.kernel.dtype
+        self._runner = Runner(model)
         self.scheduler = model.scheduler or SchedulerConfig()
-        self._tokenizer = None
-        if model.tokenizer is not None and model.tokenizer_2 is not None:
-            self._tokenizer = PromptTokenizer.from_folders(model.tokenizer, model.tokenizer_2)
         loaded = {"transformer": model.transformer, "clip": model.clip}
         self._loras = LoraSet({kind: m for kind, m in loaded.items() if m is not None})
 
@@ -154,12 +142,12 @@ class InstantCharacterPipeline:
             max_sequence_length=max_sequence_length,
             output_type=output_type,
         )
-        settings.check_size(self._pixels_per_token)
+        settings.check_size(self._runner.pixels_per_token)
         texts = self._encode_given(prompt_embeds, pooled_prompt_embeds)
         if texts is None:
             prompt = "" if prompt is None else prompt
             prompt_2 = prompt if prompt_2 is None else prompt_2
-            texts = self._encode(
+            texts = self._runner.encode_prompts(
                 self._with_triggers("prompt", prompt),
                 self._with_triggers("prompt_2", prompt_2),
                 settings.max_sequence_length,
@@ -167,13 +155,14 @@ class InstantCharacterPipeline:
         negative = None
         if settings.true_cfg_scale != 1.0:
             unwanted = inputs.as_list("negative_prompt", negative_prompt or "")
-            negative = self._encode(unwanted, unwanted, texts.embeds.shape[1])
+            length = texts.embeds.shape[1]
+            negative = self._runner.encode_prompts(unwanted, unwanted, length)
         subjects = self._subjects(subject_image, subject_fit)
         request, seeds = self._request(settings, texts, negative, subjects, seed, latents)
         if callback_on_step_end is None:
-            final = _sample(self.transformer, self.model.adapter, request)
+            final = self._runner.sample(request)
         else:
-            final = self._sample_stepwise(request, callback_on_step_end)
+            final = self._runner.sample_stepwise(request, partial(callback_on_step_end, self))
         return PipelineResult(self._output(final, settings), seeds)
 
     def encode_subject(
@@ -185,20 +174,8 @@ class InstantCharacterPipeline:
             ImageError: a picture that cannot be read.
             ValueError: the model has no adapter, or no image encoders.
         """
-        model = self.model
-        if model.adapter is None or model.siglip is None or model.dinov2 is None:
-            raise ValueError(
-                "a subject needs the adapter, SigLIP and DINOv2; convert the model with "
-                "--adapter, --siglip and --dinov2"
-            )
         inputs.check_choice("fit", fit, ("pad", "stretch"))
-        pictures = inputs.as_list("subject_image", image)
-        size = model.siglip.config.image_size
-        cut = [tiles(to_square(read_rgb(picture), fit), size) for picture in pictures]
-        low, high = (np.stack(part) for part in zip(*cut, strict=True))
-        return _encode_subject(
-            model.siglip, model.dinov2, model.adapter.config, low, high, self.dtype
-        )
+        return self._runner.encode_pictures(inputs.as_list("subject_image", image), fit)
 
     def load_lora(self, file: Path | str, weight: float = 1.0, trigger: str | None = None) -> None:
         """Merge a style LoRA (peft layout) at `weight`; `trigger` goes before every prompt.
@@ -213,10 +190,6 @@ class InstantCharacterPipeline:
     def unload_loras(self) -> None:
         """Take every LoRA out; the weights are again what they were, bit for bit."""
         self._loras.clear()
-
-    @property
-    def _pixels_per_token(self) -> int:
-        return self.vae.config.downscale * flow.PATCH
 
     def _request(
         self,
@@ -257,46 +230,32 @@ class InstantCharacterPipeline:
             prompt=rows(texts),
             guidance_scale=filled(settings.guidance_scale),
             sigmas=jnp.asarray(levels),
-            rope=rope_table(ids, self.transformer.config),
+            rope=rope_table(ids, self._runner.transformer.config),
             subject=subject,
             true_guidance=true_guidance,
         )
         return request, seeds
 
-    def _grid(self, settings: inputs.Settings) -> tuple[int, int]:
+    def _grid(self, settings: inputs.Settings) -> Grid:
         """Height and width in tokens."""
-        return settings.height // self._pixels_per_token, settings.width // self._pixels_per_token
+        side = self._runner.pixels_per_token
+        return settings.height // side, settings.width // side
 
     def _with_triggers(self, name: str, prompt: str | Sequence[str]) -> list[str]:
         prompts = map(check_prompt, inputs.as_list(name, prompt))
         return [", ".join(filter(None, [*self._loras.triggers, p])) for p in prompts]
-
-    def _encode(self, prompts: list[str], prompts_2: list[str], length: int) -> sampler.Prompt:
-        model = self.model
-        if self._tokenizer is None or model.clip is None or model.t5 is None:
-            raise ValueError(
-                "the model has no text encoders; give prompt_embeds and pooled_prompt_embeds, "
-                "or convert it with --t5 and --clip"
-            )
-        count = inputs.common_count(prompts=len(prompts), prompts_2=len(prompts_2))
-        clip_ids, t5_ids = self._tokenizer(
-            prompts * (count // len(prompts)),
-            prompts_2 * (count // len(prompts_2)),
-            max_sequence_length=length,
-        )
-        return _encode_text(model.clip, model.t5, clip_ids, t5_ids)
 
     def _encode_given(self, embeds: Any, pooled: Any) -> sampler.Prompt | None:
         if embeds is None and pooled is None:
             return None
         if embeds is None or pooled is None:
             raise ValueError("prompt_embeds and pooled_prompt_embeds go together; give both")
-        flux = self.transformer.config
+        flux, dtype = self._runner.transformer.config, self._runner.dtype
         inputs.check_shape("prompt_embeds", embeds, (None, None, flux.joint_attention_dim))
         inputs.check_shape(
             "pooled_prompt_embeds", pooled, (len(embeds), flux.pooled_projection_dim)
         )
-        return sampler.Prompt(jnp.asarray(embeds, self.dtype), jnp.asarray(pooled, self.dtype))
+        return sampler.Prompt(jnp.asarray(embeds, dtype), jnp.asarray(pooled, dtype))
 
     def _subjects(self, subjects: Subjects | None, fit: Fit) -> SubjectFeatures | None:
         """Features of all subjects in order, encoding what is not encoded yet."""
@@ -313,105 +272,35 @@ class InstantCharacterPipeline:
                 assert encoded is not None
                 i = next(fresh)
                 x = SubjectFeatures(*(field[i : i + 1] for field in encoded))
-            parts.append(self._checked(x))
+            parts.append(self._runner.check_features(x))
         return SubjectFeatures(*(jnp.concatenate(field) for field in zip(*parts, strict=True)))
-
-    def _checked(self, features: SubjectFeatures) -> SubjectFeatures:
-        """Features that fit this model's adapter, in its dtype."""
-        if self.model.adapter is None:
-            raise ValueError("a subject needs the adapter; convert the model with --adapter")
-        config = self.model.adapter.config
-        u, n = np.shape(features.low_res_deep)[:2]
-        for name, parts in (
-            ("low_res_deep", 1),
-            ("low_res_shallow", len(config.siglip_layers)),
-            ("high_res_deep", 4),
-        ):
-            inputs.check_shape(
-                f"subject_image's {name}", getattr(features, name), (u, parts * n, config.inner_dim)
-            )
-        return SubjectFeatures(*(jnp.asarray(field, self.dtype) for field in features))
 
     def _start(
         self,
         seed: Any,
         latents: Any,
-        grid: tuple[int, int],
+        grid: Grid,
         total: int,
         settings: inputs.Settings,
     ) -> tuple[list[int] | None, Array]:
         """Each picture's seed, and its packed noise."""
         if latents is not None:
-            channels = self.transformer.config.in_channels
+            channels = self._runner.transformer.config.in_channels
             inputs.check_shape("latents", latents, (total, grid[0] * grid[1], channels))
             return None, jnp.asarray(latents, jnp.float32)
         each = settings.num_images_per_prompt
         seeds = inputs.seeds(seed, total // each, each)
-        return seeds, _noise(
-            np.asarray(seeds, np.uint32),
-            grid[0] * flow.PATCH,
-            grid[1] * flow.PATCH,
-            self.vae.config.latent_channels,
-        )
-
-    def _sample_stepwise(self, request: sampler.Request, callback: StepCallback) -> Array:
-        flux, adapter = self.transformer, self.model.adapter
-        conditioning, latents = _prepare(flux, adapter, request), request.latents
-        for i, sigma in enumerate(np.asarray(request.sigmas[:-1])):
-            latents = _step(flux, adapter, conditioning, latents, np.int32(i))
-            changed = callback(self, i, 1000.0 * float(sigma), {"latents": latents})
-            if changed is not None and "latents" in changed:
-                inputs.check_shape("the callback's latents", changed["latents"], latents.shape)
-                latents = jnp.asarray(changed["latents"], jnp.float32)
-        return latents
+        return seeds, self._runner.noise(seeds, grid)
 
     def _output(
         self, latents: Array, settings: inputs.Settings
     ) -> list[Image.Image] | np.ndarray | Array:
+        runner = self._runner
         if settings.output_type == "latent":
-            self._refuse_not_finite(latents)
+            runner.refuse_not_finite(latents)
             return latents
-        pixels = np.asarray(_decode(self.vae, latents.astype(self.dtype), self._grid(settings)))
-        self._refuse_not_finite(pixels)
+        pixels = runner.decode(latents, self._grid(settings))
+        runner.refuse_not_finite(pixels)
         if settings.output_type == "np":
             return pixels
         return [Image.fromarray(np.round(255 * image).astype(np.uint8)) for image in pixels]
-
-    def _refuse_not_finite(self, values: Array | np.ndarray) -> None:
-        if not bool(_all_finite(values)):
-            raise FloatingPointError(
-                f"the model produced numbers that are not finite in {self.dtype}; "
-                "try dtype='float32', or a smaller guidance_scale, subject_scale or LoRA weight"
-            )
-
-
-_sample = jax.jit(sampler.sample)
-_prepare = jax.jit(sampler.prepare)
-_step = jax.jit(sampler.step)
-_encode_subject = jax.jit(subject_features, static_argnames=("config", "dtype"))
-
-
-@jax.jit
-def _encode_text(
-    clip: ClipText, t5: T5Encoder, clip_ids: Int[Array, "b n"], t5_ids: Int[Array, "b t"]
-) -> sampler.Prompt:
-    return sampler.Prompt(t5(t5_ids), clip(clip_ids))
-
-
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def _noise(seeds: Array, height: int, width: int, channels: int) -> Float[Array, "b n c"]:
-    return flow.pack(sampler.noise(seeds, height, width, channels))
-
-
-@partial(jax.jit, static_argnames="grid")
-def _decode(
-    vae: Vae, latents: Float[Array, "b n c"], grid: tuple[int, int]
-) -> Float[Array, "b h w 3"]:
-    height, width = (n * flow.PATCH for n in grid)
-    pixels = vae.decode(vae.from_latents(flow.unpack(latents, height, width)))
-    return jnp.clip(pixels.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
-
-
-@jax.jit
-def _all_finite(values: Array) -> Array:
-    return jnp.isfinite(values).all()

@@ -9,7 +9,7 @@ from ic_jax.config import ConfigError
 from train.checkpoints import Checkpoints
 from train.recipe import Saving
 
-FACTS = {"seed": 1, "adapter": {"dim": 3}}
+FACTS = {"seed": 1, "adapter": {"dim": 3, "layers": (1, 2)}}
 
 
 def state(step):

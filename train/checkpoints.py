@@ -81,7 +81,7 @@ class Checkpoints:
         """
         step = self.latest
         assert step is not None
-        saved = self.facts(step)
+        saved, facts = self.facts(step), json.loads(json.dumps(facts))  # tuples are lists there
         for name in facts:
             if saved.get(name) != facts[name]:
                 raise ConfigError(

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ic_jax import checkpoint, cli, model_folder
 from ic_jax.config import AdapterConfig, ConfigError
 from ic_jax.model_folder import ModelFolder
 from ic_jax.models.adapter import Adapter
-from ic_jax.safetensors import Spec
 from train.checkpoints import Checkpoints
 from train.optimizer import optimizer
 from train.recipe import Recipe, recipe_of
@@ -44,16 +42,11 @@ def export(run: Path, out: Path, dtype: str, *, last: bool, overwrite: bool) -> 
     recipe = recipe_in(run)
     base = ModelFolder.open(recipe.model)
     step, adapter = newest_adapter(run, recipe, base, last=last)
-    values = checkpoint.parameters(adapter)
-    specs = {path: Spec(np.dtype(jnp.dtype(dtype)), v.shape) for path, v in values.items()}
     with model_folder.create(out, overwrite=overwrite) as writer:
         for kind in base.components:
             if kind != "adapter":
                 writer.add_from(base, kind)
-        writer.add_config("adapter", adapter.config.to_dict())
-        writer.add_tensors(
-            "adapter", specs, lambda path: [np.asarray(values[path][...].astype(dtype))]
-        )
+        checkpoint.write_component(writer, "adapter", adapter, jnp.dtype(dtype))
     print(f"{out}: the adapter after step {step} of {recipe.total_steps}")
 
 

@@ -17,14 +17,14 @@ class ClipText(nnx.Module):
     """Prompt ids -> pooled embedding, the final-normed state at the end token."""
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        self.config = config
         self.text_model = TextModel(config, rngs=rngs)
-        self.eos_token_id = config.eos_token_id
 
     def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b d"]:
         """Args: ids: start token, prompt, end token, padding; n at most the position table's."""
         x = self.text_model(ids)
         # Both argmax take the first of equals: CLIP pads with its end token.
-        is_end = ids if self.eos_token_id == 2 else ids == self.eos_token_id
+        is_end = ids if self.config.eos_token_id == 2 else ids == self.config.eos_token_id
         return x[jnp.arange(ids.shape[0]), jnp.argmax(is_end, axis=-1)]
 
 

@@ -22,6 +22,7 @@ class T5Encoder(nnx.Module):
     """Prompt ids -> one embedding per id. Padding is attended to, as FLUX was trained with it."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.config = config
         axes = ("vocab", "embed")
         self.shared = Embedding(config.vocab_size, config.d_model, axes=axes, rngs=rngs)
         self.encoder = Blocks(config, rngs=rngs)

@@ -1,0 +1,153 @@
+"""A model's parts, each run as a compiled program: one per shape, with the weights as arguments."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt32
+
+from ic_jax import flow, inputs, sampler
+from ic_jax.checkpoint import Model
+from ic_jax.features import SubjectFeatures, subject_features
+from ic_jax.images import Fit, Picture, read_rgb, tiles, to_square
+from ic_jax.models.clip import ClipText
+from ic_jax.models.t5 import T5Encoder
+from ic_jax.models.vae import Vae
+from ic_jax.text import PromptTokenizer
+
+Grid = tuple[int, int]  # height and width of a picture in tokens
+
+
+class Runner:
+    """Checks what a model lacks, and runs what it has."""
+
+    def __init__(self, model: Model):
+        if model.transformer is None or model.vae is None:
+            raise ValueError(
+                "drawing needs the transformer and the VAE; convert with --flux and --vae"
+            )
+        self.model = model
+        self.transformer, self.vae = model.transformer, model.vae
+        self.dtype = self.transformer.proj_out.kernel.dtype
+        self.pixels_per_token = self.vae.config.downscale * flow.PATCH
+        self._tokenizer = None
+        if model.tokenizer is not None and model.tokenizer_2 is not None:
+            self._tokenizer = PromptTokenizer.from_folders(model.tokenizer, model.tokenizer_2)
+
+    def encode_prompts(
+        self, prompts: list[str], prompts_2: list[str], length: int
+    ) -> sampler.Prompt:
+        """One row for each; a single prompt of either list goes with all of the other."""
+        model = self.model
+        if self._tokenizer is None or model.clip is None or model.t5 is None:
+            raise ValueError(
+                "the model has no text encoders; give prompt_embeds and pooled_prompt_embeds, "
+                "or convert it with --t5 and --clip"
+            )
+        count = inputs.common_count(prompts=len(prompts), prompts_2=len(prompts_2))
+        clip_ids, t5_ids = self._tokenizer(
+            prompts * (count // len(prompts)),
+            prompts_2 * (count // len(prompts_2)),
+            max_sequence_length=length,
+        )
+        return _encode_text(model.clip, model.t5, clip_ids, t5_ids)
+
+    def encode_pictures(self, pictures: Sequence[Picture], fit: Fit) -> SubjectFeatures:
+        """One row for each."""
+        model = self.model
+        if model.adapter is None or model.siglip is None or model.dinov2 is None:
+            raise ValueError(
+                "a subject needs the adapter, SigLIP and DINOv2; convert the model with "
+                "--adapter, --siglip and --dinov2"
+            )
+        size = model.siglip.config.image_size
+        cut = [tiles(to_square(read_rgb(picture), fit), size) for picture in pictures]
+        low, high = (np.stack(part) for part in zip(*cut, strict=True))
+        return _encode_subject(
+            model.siglip, model.dinov2, model.adapter.config, low, high, self.dtype
+        )
+
+    def check_features(self, features: SubjectFeatures) -> SubjectFeatures:
+        """Features that fit the adapter, in its dtype; ValueError for others."""
+        if self.model.adapter is None:
+            raise ValueError("a subject needs the adapter; convert the model with --adapter")
+        config = self.model.adapter.config
+        u, n = np.shape(features.low_res_deep)[:2]
+        parts = {"low_res_deep": 1, "low_res_shallow": len(config.siglip_layers)}
+        for name, count in (parts | {"high_res_deep": 4}).items():
+            shape = (u, count * n, config.inner_dim)
+            inputs.check_shape(f"subject_image's {name}", getattr(features, name), shape)
+        return SubjectFeatures(*(jnp.asarray(field, self.dtype) for field in features))
+
+    def noise(self, seeds: Sequence[int], grid: Grid) -> Float[Array, "b n c"]:
+        """Packed noise of each seed, float32."""
+        height, width = (n * flow.PATCH for n in grid)
+        channels = self.vae.config.latent_channels
+        return _noise(np.asarray(seeds, np.uint32), height, width, channels)
+
+    def sample(self, request: sampler.Request) -> Float[Array, "b n c"]:
+        """Packed latents, drawn by one program for all steps."""
+        return _sample(self.transformer, self.model.adapter, request)
+
+    def sample_stepwise(
+        self,
+        request: sampler.Request,
+        after_step: Callable[[int, float, dict[str, Array]], Mapping[str, Any] | None],
+    ) -> Float[Array, "b n c"]:
+        """The same by one program a step; `after_step` sees and may replace the latents."""
+        flux, adapter = self.transformer, self.model.adapter
+        conditioning, latents = _prepare(flux, adapter, request), request.latents
+        for i, sigma in enumerate(np.asarray(request.sigmas[:-1])):
+            latents = _step(flux, adapter, conditioning, latents, np.int32(i))
+            changed = after_step(i, 1000.0 * float(sigma), {"latents": latents})
+            if changed is not None and "latents" in changed:
+                inputs.check_shape("the callback's latents", changed["latents"], latents.shape)
+                latents = jnp.asarray(changed["latents"], jnp.float32)
+        return latents
+
+    def decode(self, latents: Float[Array, "b n c"], grid: Grid) -> np.ndarray:
+        """Pictures of packed latents, float32 [b, height, width, 3] in 0..1."""
+        return np.asarray(_decode(self.vae, latents.astype(self.dtype), grid))
+
+    def refuse_not_finite(self, values: Array | np.ndarray) -> None:
+        """FloatingPointError unless all of `values` are numbers."""
+        if not bool(_all_finite(values)):
+            raise FloatingPointError(
+                f"the model produced numbers that are not finite in {self.dtype}; "
+                "try dtype='float32', or a smaller guidance_scale, subject_scale or LoRA weight"
+            )
+
+
+_sample = jax.jit(sampler.sample)
+_prepare = jax.jit(sampler.prepare)
+_step = jax.jit(sampler.step)
+_encode_subject = jax.jit(subject_features, static_argnames=("config", "dtype"))
+
+
+@jax.jit
+def _encode_text(
+    clip: ClipText, t5: T5Encoder, clip_ids: Int[Array, "b n"], t5_ids: Int[Array, "b t"]
+) -> sampler.Prompt:
+    return sampler.Prompt(t5(t5_ids), clip(clip_ids))
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _noise(
+    seeds: UInt32[Array, "b"], height: int, width: int, channels: int
+) -> Float[Array, "b n c"]:
+    return flow.pack(sampler.noise(seeds, height, width, channels))
+
+
+@partial(jax.jit, static_argnames="grid")
+def _decode(vae: Vae, latents: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b h w 3"]:
+    height, width = (n * flow.PATCH for n in grid)
+    pixels = vae.decode(vae.from_latents(flow.unpack(latents, height, width)))
+    return jnp.clip(pixels.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
+
+
+@jax.jit
+def _all_finite(values: Array) -> Array:
+    return jnp.isfinite(values).all()

@@ -1,0 +1,219 @@
+"""Whole runs of `python -m train`: three stages, killed and stopped and resumed, and exported."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from ic_jax import checkpoint
+from tests.oracle import main as convert
+from tests.toy import write_data, write_model
+from train.__main__ import main
+from train.export import newest_adapter, recipe_in
+
+ROOT = Path(__file__).parent.parent
+RECIPE = """
+model = "{folder}/model"
+data = "{folder}/data"
+out = "{out}"
+dtype = "float32"
+text_length = 16
+holdout = 0.6
+[saving]
+every = 4
+keep = 2
+[reporting]
+every = 2
+effect_every = 16
+effect_batches = 1
+preview_every = 0
+[stage1]
+steps = 16
+batch = 4
+resolution = 32
+learning_rate = 1e-3
+warmup = 4
+accumulate = 2
+[stage2]
+steps = 16
+batch = 4
+resolution = 32
+paired = 1.0
+accumulate = 2
+[stage3]
+steps = 8
+batch = 2
+resolution = 48
+paired = 0.5
+timesteps = "uniform"
+"""
+
+
+class World:
+    """A model, a data set, and runs on them in processes of their own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        write_model(folder / "model")
+        write_data(folder)
+        self.environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+
+    def recipe(self, run):
+        file = self.folder / f"{run}.toml"
+        file.write_text(RECIPE.format(folder=self.folder, out=self.folder / run))
+        return file
+
+    def start(self, run, *options):
+        command = [sys.executable, "-m", "train", str(self.recipe(run)), *options]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=ROOT, env=self.environment, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def finish(self, run, *options):
+        process = self.start(run, *options)
+        _, err = process.communicate()
+        return process.returncode, err
+
+    def last_step(self, run):
+        file = self.folder / run / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
+
+    def weights(self, run):
+        """Trained parameters and their average, as the newest checkpoint has them."""
+        folder = self.folder / run
+        recipe = recipe_in(folder)
+        base = checkpoint.ModelFolder.open(recipe.model)
+        (step, last), (_, average) = (
+            newest_adapter(folder, recipe, base, last=last) for last in (True, False)
+        )
+        assert step == recipe.total_steps
+        return jax.device_get((last, average))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """With one run, "whole", that nothing disturbed."""
+    made = World(tmp_path_factory.mktemp("world"))
+    assert made.finish("whole") == (0, "")
+    return made
+
+
+def assert_equal(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_run_reports_every_stage_and_leaves_the_base_alone(world):
+    lines = [json.loads(x) for x in (world.folder / "whole/metrics.jsonl").read_text().splitlines()]
+    losses = {x["step"]: x["loss"] for x in lines if "loss" in x}
+    assert list(losses) == list(range(2, 41, 2))
+    assert all(np.isfinite(loss) for loss in losses.values())
+    effects = {x["step"] for x in lines if "reference effect" in x}
+    assert {16, 32, 40} <= effects
+    assert list((world.folder / "whole/tensorboard").iterdir())
+    checkpoint.ModelFolder.open(world.folder / "model").verify()
+
+
+def test_killed_at_ten_random_moments_it_ends_bit_equal(world):
+    rng = random.Random(0)
+    kills = 0
+    while kills < 10:
+        before = world.last_step("killed")
+        process = world.start("killed")
+        deadline = rng.uniform(0.0, 0.5)
+        while process.poll() is None and world.last_step("killed") <= before:
+            time.sleep(0.01)
+        time.sleep(deadline)
+        if process.poll() is not None:  # done before its tenth kill: from the start again
+            assert process.returncode == 0, process.communicate()[1]
+            subprocess.run(["rm", "-r", str(world.folder / "killed")], check=True)
+            continue
+        process.kill()
+        process.communicate()
+        kills += 1
+    code, err = world.finish("killed")
+    assert code == 0, err
+    assert_equal(world.weights("killed"), world.weights("whole"))
+    steps = [
+        json.loads(x)["step"]
+        for x in (world.folder / "killed/metrics.jsonl").read_text().splitlines()
+        if 'loss"' in x
+    ]
+    assert steps == list(range(2, 41, 2))
+    names = {p.name for p in (world.folder / "killed/checkpoints").iterdir()}
+    assert names == {"36", "40"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal_it_saves_and_goes_on_bit_equal(world, number):
+    run = f"stopped{number.value}"
+    process = world.start(run)
+    while process.poll() is None and world.last_step(run) < 18:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == 75, err
+    assert "the same command goes on from it" in err
+    saved = {int(p.name) for p in (world.folder / run / "checkpoints").iterdir()}
+    assert max(saved) >= world.last_step(run)
+    assert world.finish(run)[0] == 0
+    assert_equal(world.weights(run), world.weights("whole"))
+
+
+def test_two_runs_in_one_folder(world):
+    process = world.start("twice")
+    while process.poll() is None and world.last_step("twice") == 0:
+        time.sleep(0.01)
+    code, err = world.finish("twice")
+    process.kill()
+    process.communicate()
+    assert code == 2
+    assert "another process is training in it" in err
+
+
+def test_other_settings_are_refused_on_resume(world):
+    code, err = world.finish("whole", "--set", "seed=3")
+    assert code == 2
+    assert "seed was 0 and is now 3" in err
+    code, err = world.finish("whole", "--set", "stage2.steps=20")
+    assert code == 2
+    assert "finished stages was" in err
+
+
+def test_the_exported_adapter_is_drawn_with_and_converted(world, tmp_path):
+    out = tmp_path / "exported"
+    assert main(["export", str(world.folder / "whole"), "--out", str(out)]) == 0
+    _, average = world.weights("whole")
+    assert_equal(jax.device_get(checkpoint.load_component(out, "adapter")), average)
+
+    # to torch and back, bit for bit
+    assert convert(["to-torch", str(out), "--out", str(tmp_path / "torch")]) == 0
+    sources = ["--flux", "flux", "--adapter", "instantcharacter_ip-adapter.bin"]
+    sources = [x if x.startswith("--") else str(tmp_path / "torch" / x) for x in sources]
+    assert convert(["from-torch", *sources, "--out", str(tmp_path / "again")]) == 0
+    assert_equal(jax.device_get(checkpoint.load_component(tmp_path / "again", "adapter")), average)
+
+    picture = tmp_path / "picture.png"
+    command = ["-m", "infer", "--model", str(out), "--prompt", "a disc left", "--dtype", "float32"]
+    command += ["--height", "32", "--width", "32", "--steps", "2", "--max-sequence-length", "16"]
+    command += ["--subject", str(world.folder / "source/0-0.png"), "--out", str(picture)]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, env=world.environment)
+    assert Image.open(picture).size == (32, 32)
+
+
+def test_exporting_what_is_no_run(tmp_path, capsys):
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "x")]) == 2
+    assert "is no run of `python -m train`" in capsys.readouterr().err

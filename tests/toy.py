@@ -1,0 +1,100 @@
+"""A small world to train in: a MODEL folder of random weights and a data set of drawn shapes."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from PIL import Image, ImageDraw
+
+from ic_jax import checkpoint, model_folder
+from ic_jax.config import (
+    AdapterConfig,
+    ClipConfig,
+    Dinov2Config,
+    FluxConfig,
+    SiglipConfig,
+    T5Config,
+    VaeConfig,
+)
+from tests.conftest import TINY
+from train.data.prepare import Options, prepare
+
+FLUX = FluxConfig(
+    num_layers=1,
+    num_single_layers=1,
+    num_attention_heads=2,
+    attention_head_dim=16,
+    joint_attention_dim=16,
+    pooled_projection_dim=16,
+    axes_dims_rope=(4, 6, 6),
+    in_channels=8,
+)
+VISION = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
+CONFIGS = {
+    "transformer": FLUX,
+    "siglip": SiglipConfig(**VISION, intermediate_size=32, image_size=32),
+    "dinov2": Dinov2Config(**VISION, image_size=32),
+    "t5": T5Config(vocab_size=118, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2),
+    "clip": ClipConfig(
+        vocab_size=727,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        eos_token_id=726,
+    ),
+    "vae": VaeConfig(block_out_channels=(8, 8), latent_channels=2, norm_num_groups=4),
+    "adapter": AdapterConfig(
+        inner_dim=32,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        dim=16,
+        depth=1,
+        dim_head=8,
+        heads=2,
+        num_queries=4,
+        output_dim=16,
+        timestep_in_dim=16,
+        siglip_layers=(0, 1, 2),
+        dinov2_layers=(0, 1, 2),
+    ),
+}
+
+
+def write_model(out: Path) -> Path:
+    """Random weights in every component, with the golden model's tokenizers."""
+    with model_folder.create(out) as writer:
+        for number, (kind, config) in enumerate(CONFIGS.items()):
+            sizes = (config, FLUX) if kind == "adapter" else (config,)
+            make = partial(checkpoint.COMPONENTS[kind][1], *sizes)
+            module = jax.jit(lambda n, make=make: make(rngs=nnx.Rngs(jax.random.key(n))))(number)
+            checkpoint.write_component(writer, kind, module)
+        for kind in ("tokenizer", "tokenizer_2"):
+            for file in sorted((TINY / "flux" / kind).iterdir()):
+                writer.add_file(kind, file.name, file.read_bytes())
+    return out
+
+
+def write_data(folder: Path, characters: int = 12, views: int = 3) -> Path:
+    """Discs, each character of its own colour, at several places; prepared."""
+    rng = np.random.default_rng(0)
+    source = folder / "source"
+    source.mkdir(parents=True)
+    lines = []
+    for c in range(characters):
+        colour = tuple(int(x) for x in rng.integers(0, 200, 3))
+        for v in range(views):
+            picture = Image.new("RGB", (32, 32), "white")
+            x, y = (int(n) for n in rng.integers(0, 16, 2))
+            ImageDraw.Draw(picture).ellipse((x, y, x + 14, y + 14), fill=colour)
+            picture.save(source / f"{c}-{v}.png")
+            caption = f"a disc {'left' if x < 8 else 'right'}"
+            entry = {"file": f"{c}-{v}.png", "caption": caption, "character": f"c{c}"}
+            lines.append(json.dumps(entry))
+    (source / "metadata.jsonl").write_text("\n".join(lines))
+    prepare(source, folder / "data", Options(), workers=1)
+    return folder / "data"
