@@ -1,4 +1,4 @@
-"""python -m train RECIPE | prepare | export."""
+"""python -m train RECIPE | prepare | peeps | foundations | export."""
 
 import argparse
 import sys
@@ -19,6 +19,10 @@ def main(arguments: list[str] | None = None) -> int:
             from train.peeps.dataset import main as peeps
 
             return peeps(arguments[1:])
+        case ["foundations"]:
+            from train.foundations.command import main as foundations
+
+            return foundations(arguments[1:])
         case ["export"]:
             from train.export import main as export
 
@@ -30,7 +34,7 @@ def _train(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description="Train the adapter by a recipe; the same command goes on where it stopped. "
-        "Other commands: prepare, peeps, export.",
+        "Other commands: prepare, peeps, foundations, export.",
     )
     parser.add_argument("recipe", type=Path, help="TOML file (docs/training.md)")
     parser.add_argument(
