@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from train import flops
 from train import step as steps
 from train.checkpoints import Checkpoints
 from train.data.characters import held_out
@@ -27,7 +28,7 @@ from train.recipe import Recipe, Stage
 from train.report import Report, by_sigma
 from train.run_folder import Stopped, StopRequest, owned, write_json
 
-Log = list[tuple[steps.Metrics, int]]  # metrics and samples of each step
+Log = list[tuple[steps.Metrics, int, float]]  # metrics, samples and model FLOPs of each step
 
 
 def train(recipe: Recipe) -> None:
@@ -90,7 +91,8 @@ class Run:
             with jax.transfer_guard("disallow"):
                 self.state, metrics = program(self.state, feed.frozen, *given, seed)
             self.step = first + at + 1
-            log.append((metrics, len(host.caption)))
+            samples = stage.batch
+            log.append((metrics, samples, samples * self._sample_flops(len(given[2].cos))))
 
             last = at + 1 == end
             if self._due(recipe.reporting.every, last):
@@ -163,22 +165,46 @@ class Run:
 
     def _summary(self, log: Log, seconds: float) -> dict[str, float]:
         """Means since the last summary; FloatingPointError after too many bad steps."""
-        found = jax.device_get([metrics for metrics, _ in log])
+        found = jax.device_get([metrics for metrics, *_ in log])
         bad = int(found[-1].bad)
         if bad >= self.recipe.stop_after_bad:
             raise FloatingPointError(
                 f"{bad} steps in a row up to step {self.step} had a loss or gradient that is not "
                 "finite; lower the learning rate, or look at the data of those steps"
             )
-        rate = sum(samples for _, samples in log) / seconds
+        speed = {"bad": bad, **self._speed(log, seconds)}
         good = [m for m in found if m.bad == 0]
         if not good:
-            return {"loss": float("nan"), "bad": bad, "samples per second": rate}
+            return {"loss": float("nan"), **speed}
         rows, sigma = (np.concatenate([getattr(m, f) for m in good]) for f in ("row_loss", "sigma"))
         return {
             "loss": float(np.mean([m.loss for m in good])),
             "gradient norm": float(np.mean([m.grad_norm for m in good])),
-            "samples per second": rate,
-            "bad": bad,
+            **speed,
             **by_sigma(rows, sigma),
         }
+
+    def _sample_flops(self, tokens: int) -> float:
+        """Model FLOPs of one training sample of so many tokens, text and image."""
+        models, text = self.models, self.recipe.text_length
+        siglip, flux = models.frozen.siglip.config, models.frozen.transformer.config
+        features = (siglip.image_size // siglip.patch_size) ** 2
+        return flops.training_sample(
+            flops.flux_forward(flux, tokens - text, text),
+            flops.adapter_forward(models.adapter.config, flux, tokens - text, features),
+        )
+
+    def _speed(self, log: Log, seconds: float) -> dict[str, float]:
+        """Samples and model FLOPs a second; utilisation and memory where the device tells."""
+        per_second = sum(n for *_, n in log) / seconds
+        values = {
+            "samples per second": sum(samples for _, samples, _ in log) / seconds,
+            "model TFLOP per second": per_second / 1e12,
+        }
+        share = flops.utilisation(per_second)
+        if share is not None:
+            values["model FLOP utilisation"] = share
+        memory = jax.devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in memory:
+            values["peak memory GB"] = memory["peak_bytes_in_use"] / 1e9
+        return values

@@ -1,0 +1,64 @@
+"""Model FLOP utilisation: what the arithmetic of a sample needs, against what the chip could do.
+
+Counted are the multiplications and additions of FLUX and the adapter, not of the frozen encoders
+and not what is computed twice to save memory, so that the figure is comparable.
+"""
+
+import jax
+
+from ic_jax.config import AdapterConfig, FluxConfig
+
+# Dense bfloat16 FLOP/s of one device, by the start of its name in JAX; vendors' data sheets.
+PEAKS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def flux_forward(config: FluxConfig, image_tokens: int, text_tokens: int) -> float:
+    """FLOPs of the transformer for one sample; 74.4e12 for FLUX.1-dev at 1024 x 1024."""
+    d, n = config.hidden_size, image_tokens + text_tokens
+    blocks = config.num_layers + config.num_single_layers
+    return blocks * (24.0 * d * d * n + 4.0 * n * n * d)
+
+
+def adapter_forward(
+    config: AdapterConfig, flux: FluxConfig, image_tokens: int, features: int
+) -> float:
+    """FLOPs of the adapter for one sample whose deep features are `features` tokens (729)."""
+    e, d, m = config.inner_dim, flux.hidden_size, config.num_queries
+
+    def attend(rows: int, context: int, width: int) -> float:
+        return 4.0 * rows * context * width
+
+    stacks = 0.0
+    for context in (len(config.siglip_layers) * features, 4 * features):
+        maps = (6.0 + 3.0 * config.ff_mult) * features + 2.0 * context  # e x e matrices by rows
+        both = attend(features, features, e) + attend(features, context, e)
+        stacks += config.num_layers * (2.0 * e * e * maps + both) + 8.0 * features * e * e
+    projected = 8.0 * features * e * e
+    tokens, inner = 2 * features, config.heads * config.dim_head
+    layer = 2.0 * config.dim * (2 * m * inner + 2 * inner * (tokens + m))
+    layer += attend(m, tokens + m, inner) + 4.0 * config.ff_mult * m * config.dim**2
+    resampler = config.depth * layer + 2.0 * config.dim * (tokens * e + m * config.output_dim)
+    blocks = flux.num_layers + flux.num_single_layers
+    prompt = blocks * (4.0 * m * config.output_dim * d + attend(image_tokens, m, d))
+    return stacks + projected + resampler + prompt
+
+
+def training_sample(flux_flops: float, adapter_flops: float) -> float:
+    """Forwards and backwards: the frozen base has no gradients of its weights."""
+    return 2.0 * flux_flops + 3.0 * adapter_flops
+
+
+def utilisation(flops_per_second: float) -> float | None:
+    """Share of what all devices could do; None for devices whose peak is not listed."""
+    kind = jax.devices()[0].device_kind
+    # The longest name first: "TPU v5 lite" is not "TPU v5".
+    known = sorted((name for name in PEAKS if kind.startswith(name)), key=len)
+    return flops_per_second / (PEAKS[known[-1]] * jax.device_count()) if known else None
