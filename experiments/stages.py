@@ -26,7 +26,7 @@ import numpy as np
 
 from experiments import sheet
 from experiments.characters import Triple, prepared, triples
-from ic_jax import InstantCharacterPipeline
+from ic_jax import InstantCharacterPipeline, checkpoint
 from ic_jax.version import __version__
 from train.foundations.world import HELD, HELD_OUT, caption
 from train.loop import Run
@@ -133,7 +133,7 @@ def controls(model: Path, asked: list[Triple]) -> dict[str, Pictures]:
     pipe = InstantCharacterPipeline.from_pretrained(model, dtype="float32")
     full = [caption(one.view, one.identity) for one in asked]
     true = np.stack([picture(one.identity, one.view, SIDE) for one in asked])
-    vae = pipe.vae
+    vae = checkpoint.load_component(model, "vae")
     pixels = true.astype(np.float32) / 127.5 - 1
     back = jax.jit(lambda vae, x: vae.decode(vae.encode(x)[0]))(vae, pixels)
     return {
