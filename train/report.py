@@ -15,15 +15,15 @@ SIGMA_BINS = (0.0, 0.25, 0.5, 0.75, 1.0)
 class Report:
     """Scalars by global step, appended to RUN/metrics.jsonl and RUN/tensorboard.
 
-    A resumed run goes on from its checkpoint: later lines of the run before it are dropped, so
-    that every step stands there once.
+    A resumed run goes on from its checkpoint: lines of the run before it that speak of later
+    steps are dropped, so that every step stands there once.
     """
 
-    def __init__(self, run: Path, first_step: int, wandb_project: str, settings: dict[str, Any]):
+    def __init__(self, run: Path, last_step: int, wandb_project: str, settings: dict[str, Any]):
         self._file = run / "metrics.jsonl"
-        self._keep_before(first_step)
+        self._keep_until(last_step)
         self._lines = self._file.open("a")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=last_step + 1)
         self._wandb = None
         if wandb_project:
             import wandb  # an extra: nobody else pays for importing it
@@ -50,13 +50,13 @@ class Report:
         if self._wandb is not None:
             self._wandb.finish()
 
-    def _keep_before(self, first_step: int) -> None:
+    def _keep_until(self, last_step: int) -> None:
         if not self._file.exists():
             return
         kept = []
         for line in self._file.read_text().splitlines():
             try:
-                if json.loads(line)["step"] < first_step:
+                if json.loads(line)["step"] <= last_step:
                     kept.append(line + "\n")
             except ValueError:  # cut by a kill
                 continue

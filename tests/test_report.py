@@ -1,0 +1,37 @@
+"""What a resumed run keeps of the lines that are there."""
+
+import json
+
+import numpy as np
+
+from train.report import Report, by_sigma
+
+
+def steps(run):
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def report(run, last_step, *values):
+    made = Report(run, last_step, "", {})
+    for step in values:
+        made.scalars(step, {"loss": 1.0})
+    made.close()
+
+
+def test_every_step_stands_there_once(tmp_path):
+    report(tmp_path, 0, 2, 4, 6)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # cut by a kill
+    report(tmp_path, 4, 6, 8)  # from the checkpoint of step 4
+    assert steps(tmp_path) == [2, 4, 6, 8]
+    report(tmp_path, 8)
+    assert steps(tmp_path) == [2, 4, 6, 8]
+
+
+def test_losses_by_noise_level():
+    found = by_sigma(np.array([1.0, 3.0, 5.0, 7.0]), np.array([0.1, 0.2, 0.5, 1.0]))
+    assert found == {
+        "loss/sigma 0.00-0.25": 2.0,
+        "loss/sigma 0.50-0.75": 5.0,
+        "loss/sigma 0.75-1.00": 7.0,
+    }
