@@ -19,6 +19,7 @@ from tests.oracle import main as convert
 from tests.toy import write_data, write_model
 from train.__main__ import main
 from train.export import newest_adapter, recipe_in
+from train.run_folder import owned
 
 ROOT = Path(__file__).parent.parent
 RECIPE = """
@@ -174,12 +175,8 @@ def test_stopped_by_a_signal_it_saves_and_goes_on_bit_equal(world, number):
 
 
 def test_two_runs_in_one_folder(world):
-    process = world.start("twice")
-    while process.poll() is None and world.last_step("twice") == 0:
-        time.sleep(0.01)
-    code, err = world.finish("twice")
-    process.kill()
-    process.communicate()
+    with owned(world.folder / "twice"):
+        code, err = world.finish("twice")
     assert code == 2
     assert "another process is training in it" in err
 
