@@ -27,7 +27,7 @@ from benchmarks.origin import origin
 from ic_jax import sampler
 from ic_jax.features import SubjectFeatures
 from ic_jax.models.attention import compiling_for
-from ic_jax.models.flux import Rope
+from ic_jax.models.rope import Rope
 from tests import parameters
 
 TOPOLOGY, STEPS, IMAGE_TOKENS, TEXT_TOKENS = "v5p:2x2x1", 28, 4096, 512

@@ -17,7 +17,7 @@ from ic_jax.config import SchedulerConfig
 from ic_jax.features import SubjectFeatures
 from ic_jax.images import Fit, Picture
 from ic_jax.lora import LoraSet, read_lora
-from ic_jax.models.flux import rope_table
+from ic_jax.models.rope import rope_table
 from ic_jax.runner import Grid, Runner
 from ic_jax.text import check_prompt
 

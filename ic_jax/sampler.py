@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from ic_jax.features import SubjectFeatures
 from ic_jax.models.adapter import Adapter
-from ic_jax.models.flux import Flux, Modulation, Rope
+from ic_jax.models.flux import Flux, Modulation
 from ic_jax.models.image_prompt import ImagePrompt
+from ic_jax.models.rope import Rope
 
 STEPS_AT_ONCE = 4  # that the resampler runs for; its attention is large enough to fill a chip
 

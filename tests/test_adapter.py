@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ic_jax.models.flux import Flux, rope_table
+from ic_jax.models.flux import Flux
 from ic_jax.models.image_prompt import ImagePrompt
+from ic_jax.models.rope import rope_table
 from tests.conftest import GOLDENS
 from tests.golden import Golden
 from tests.oracle import relative

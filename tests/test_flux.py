@@ -11,7 +11,8 @@ import torch
 
 from ic_jax.config import FluxConfig
 from ic_jax.flow import position_ids
-from ic_jax.models.flux import Flux, rope_table
+from ic_jax.models.flux import Flux
+from ic_jax.models.rope import rope_table
 from tests.oracle import cast, converted, randomize, relative
 
 DEV = FluxConfig(

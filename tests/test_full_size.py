@@ -12,7 +12,7 @@ import transformers
 from ic_jax import sampler
 from ic_jax.config import CONFIGS
 from ic_jax.features import SubjectFeatures
-from ic_jax.models.flux import Rope
+from ic_jax.models.rope import Rope
 from tests import parameters
 
 

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ic_jax.flow import position_ids
-from ic_jax.models.flux import rope_table
+from ic_jax.models.rope import rope_table
 from tests.conftest import GOLDENS
 from tests.golden import Golden
 from tests.oracle import relative

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ic_jax.features import SubjectFeatures
 from ic_jax.models.adapter import Adapter
-from ic_jax.models.flux import Flux, Rope
+from ic_jax.models.flux import Flux
+from ic_jax.models.rope import Rope
 from train.data.dataset import Dataset
 from train.data.loader import batches
 from train.data.pictures import CENTRED

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ic_jax import flow
-from ic_jax.models.flux import Rope, rope_table
+from ic_jax.models.rope import Rope, rope_table
 from train.data.loader import Batch as HostBatch
 from train.models import Models
 from train.optimizer import learning_rate

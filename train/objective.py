@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 
 from ic_jax.features import SubjectFeatures
 from ic_jax.models.adapter import Adapter
-from ic_jax.models.flux import Flux, Rope
+from ic_jax.models.flux import Flux
 from ic_jax.models.image_prompt import ImagePrompt
+from ic_jax.models.rope import Rope
 
 
 class Examples(NamedTuple):

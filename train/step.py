@@ -20,7 +20,8 @@ from ic_jax.flow import pack
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.clip import ClipText
 from ic_jax.models.dinov2 import Dinov2
-from ic_jax.models.flux import Flux, Rope
+from ic_jax.models.flux import Flux
+from ic_jax.models.rope import Rope
 from ic_jax.models.siglip import SiglipVision
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -18,37 +17,9 @@ from ic_jax.config import FluxConfig
 from ic_jax.models.attention import attention, merge_heads, split_heads
 from ic_jax.models.image_prompt import BlockPrompt, ImagePrompt, ImagePromptAttention
 from ic_jax.models.layers import EmbedMlp, Linear, RMSNorm, Stack, gelu_tanh, normalize, sinusoid
+from ic_jax.models.rope import Rope, rotate
 
 LAYER_NORM_EPS = 1e-6
-
-
-class Rope(NamedTuple):
-    """Rotary table over text then image tokens: one angle per pair of channels."""
-
-    cos: Float[Array, "n d_2"]
-    sin: Float[Array, "n d_2"]
-
-
-def rope_table(ids: np.ndarray, config: FluxConfig) -> Rope:
-    """Rotary table, float32, of position ids [n, 3] (text tokens first).
-
-    The angles are taken in float64 on the host: ids follow from the picture's shape alone.
-    """
-    angles = [
-        ids[:, axis, None] / config.rope_theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
-        for axis, dim in enumerate(config.axes_dims_rope)
-    ]
-    table = np.concatenate(angles, axis=-1)
-    return Rope(jnp.asarray(np.cos(table), jnp.float32), jnp.asarray(np.sin(table), jnp.float32))
-
-
-def rotate(x: Float[Array, "b n h d"], rope: Rope) -> Float[Array, "b n h d"]:
-    """Turn each neighbouring pair of channels by its angle, in float32."""
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    cos, sin = rope.cos[None, :, None, :], rope.sin[None, :, None, :]  # 1 n 1 d/2
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
 
 
 class Modulation(NamedTuple):

@@ -14,7 +14,8 @@ from jaxtyping import Array
 from ic_jax import flow
 from ic_jax.config import FluxConfig, SchedulerConfig
 from ic_jax.models.clip import ClipText
-from ic_jax.models.flux import Flux, Rope, rope_table
+from ic_jax.models.flux import Flux
+from ic_jax.models.rope import Rope, rope_table
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
 from train.foundations.autoencoder import encode_all

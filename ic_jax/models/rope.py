@@ -1,0 +1,38 @@
+"""Rotary position embedding over several axes (black-forest-labs/flux math.py and layers.py)."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ic_jax.config import FluxConfig
+
+
+class Rope(NamedTuple):
+    """Rotary table over text then image tokens: one angle per pair of channels."""
+
+    cos: Float[Array, "n d_2"]
+    sin: Float[Array, "n d_2"]
+
+
+def rope_table(ids: np.ndarray, config: FluxConfig) -> Rope:
+    """Rotary table, float32, of position ids [n, 3] (text tokens first).
+
+    The angles are taken in float64 on the host: ids follow from the picture's shape alone.
+    """
+    angles = [
+        ids[:, axis, None] / config.rope_theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+        for axis, dim in enumerate(config.axes_dims_rope)
+    ]
+    table = np.concatenate(angles, axis=-1)
+    return Rope(jnp.asarray(np.cos(table), jnp.float32), jnp.asarray(np.sin(table), jnp.float32))
+
+
+def rotate(x: Float[Array, "b n h d"], rope: Rope) -> Float[Array, "b n h d"]:
+    """Turn each neighbouring pair of channels by its angle, in float32."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    cos, sin = rope.cos[None, :, None, :], rope.sin[None, :, None, :]  # 1 n 1 d/2
+    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
