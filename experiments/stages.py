@@ -38,6 +38,7 @@ from train.run_folder import StopRequest, owned
 HERE = Path(__file__).parent
 SIDE, STEPS, TEXT_LENGTH = 64, 20, 16  # pixels; of sampling; tokens
 CANDIDATES = 50  # of the identity question; chance is 2%
+WORDLESS = 40  # triples whose wordless pictures are read
 STAGES = ("stage1", "stage2")
 
 Pictures = np.ndarray  # float32 [triples, 64, 64, 3] in 0..1
@@ -52,19 +53,28 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=400)
     parser.add_argument("--views", type=int, default=6)
     parser.add_argument("--triples", type=int, default=100)
+    parser.add_argument(
+        "--drawn-only", action="store_true", help="report what earlier calls drew, train nothing"
+    )
     given = parser.parse_args()
     data = prepared(given.work, given.characters, given.views)
     asked = triples(given.triples)
     changes = [f"model={given.model}", f"data={data}", *given.set]
 
     drawn: dict[str, Pictures] = controls(given.model, asked)
+    wordless: dict[str, Pictures] = {}
     runs: dict[int, dict[str, Any]] = {}
     for seed in given.seeds:
         out = given.work / f"run{seed}"
         recipe = read_recipe(HERE / "stages.toml", [*changes, f"seed={seed}", f"out={out}"])
-        pictures, runs[seed] = trained(recipe, asked)
-        drawn |= {f"{name} seed {seed}": pictures[name] for name in STAGES}
+        if not given.drawn_only:
+            train_and_draw(recipe, asked)
+        pictures, runs[seed] = results_of(recipe)
+        for name, (prompted, empty) in pictures.items():
+            drawn[f"{name} seed {seed}"], wordless[f"{name} seed {seed}"] = prompted, empty
     scores = scored(drawn, asked)
+    for name, share in copied(wordless, asked[:WORDLESS]).items():
+        scores[name]["copied without a prompt"] = share
     results = {
         "controls": {name: scores[name] for name in drawn if "seed" not in name},
         **{name: _spread(name, runs, scores) for name in STAGES},
@@ -73,36 +83,66 @@ def main() -> None:
     }
     text = json.dumps(results, indent=1, default=str)
     (HERE / "stages.json").write_text(text + "\n")
-    first = {name: drawn[f"{name} seed {given.seeds[0]}"] for name in STAGES}
+    whole = next(seed for seed, run in runs.items() if len(run) == len(STAGES))
+    first = {name: drawn[f"{name} seed {whole}"] for name in STAGES}
     sheet.draw(asked[:8], first).save(HERE / "stages.png")
     print(text)
 
 
-def trained(recipe: Recipe, asked: list[Triple]) -> tuple[dict[str, Pictures], dict[str, Any]]:
-    """Train stage after stage and draw after each; what an earlier call drew is taken as it is."""
-    kept = {name: recipe.out / f"{name}.npz" for name in STAGES}
-    ends = {n: first + recipe.stages[n].steps for n, first in recipe.first_steps().items()}
-    if not all(file.exists() for file in kept.values()):
-        with owned(recipe.out), StopRequest() as stop:
-            run = Run(recipe, stop)
-            try:
-                for name in STAGES:
-                    start = time.perf_counter()
-                    run.stage(name)
-                    if run.step == ends[name]:  # else it went on from a later one, and is drawn
-                        seconds = round(time.perf_counter() - start)
-                        model = replace(run.models.model, adapter=run.state.average)
-                        pictures = pictures_of(InstantCharacterPipeline(model), asked)
-                        np.savez(kept[name], pictures=pictures, seconds=seconds)
-                run.save()
-            finally:
-                run.close()
-    drawn = {name: np.load(file) for name, file in kept.items()}
-    facts = {
-        name: _effect(recipe, ends[name]) | {"seconds": int(drawn[name]["seconds"])}
-        for name in STAGES
-    }
-    return {name: file["pictures"] for name, file in drawn.items()}, facts
+def train_and_draw(recipe: Recipe, asked: list[Triple]) -> None:
+    """Train stage after stage and draw after each, into RUN/STAGE.npz; goes on where it stopped."""
+    ends = _ends(recipe)
+    if all((recipe.out / f"{name}.npz").exists() for name in STAGES):
+        return
+    with owned(recipe.out), StopRequest() as stop:
+        run = Run(recipe, stop)
+        try:
+            for name in STAGES:
+                start = time.perf_counter()
+                run.stage(name)
+                if run.step == ends[name]:  # else it went on from a later one, and is drawn
+                    seconds = round(time.perf_counter() - start)
+                    kept = drawn_by(run, asked) | {"seconds": np.asarray(seconds)}
+                    np.savez(recipe.out / f"{name}.npz", allow_pickle=False, **kept)
+            run.save()
+        finally:
+            run.close()
+
+
+def results_of(recipe: Recipe) -> tuple[dict[str, tuple[Pictures, Pictures]], dict[str, Any]]:
+    """Pictures (of the prompts, of the empty prompt) and figures of a run's finished stages."""
+    pictures, facts = {}, {}
+    for name in STAGES:
+        if (file := recipe.out / f"{name}.npz").exists():
+            kept = np.load(file)
+            pictures[name] = kept["pictures"], kept["wordless"]
+            effect = _effect(recipe, _ends(recipe)[name])
+            facts[name] = effect | {"seconds": int(kept["seconds"])}
+    return pictures, facts
+
+
+def _ends(recipe: Recipe) -> dict[str, int]:
+    """The step that each stage ends with."""
+    return {n: first + recipe.stages[n].steps for n, first in recipe.first_steps().items()}
+
+
+def drawn_by(run: Run, asked: list[Triple]) -> dict[str, Pictures]:
+    """What the run's averaged adapter draws: of the prompts, and of the empty prompt."""
+    model = replace(run.models.model, adapter=run.state.average)
+    pipe = InstantCharacterPipeline(model)
+    wordless = pictures_of(pipe, asked, [""] * len(asked))
+    return {"pictures": pictures_of(pipe, asked), "wordless": wordless}
+
+
+def copied(wordless: dict[str, Pictures], asked: list[Triple]) -> dict[str, float]:
+    """How often each row's pictures of the empty prompt show the reference's own body."""
+    same: dict[str, list[bool]] = {name: [] for name in wordless}
+    for n, one in enumerate(asked):
+        pictures = np.stack([pictures[n] for pictures in wordless.values()])
+        found = measure.read(pictures, one.identity, one.seen, [])
+        for name, reading in zip(wordless, found, strict=True):
+            same[name].append(reading.body == one.seen.body)
+    return {name: round(float(np.mean(found)), 4) for name, found in same.items()}
 
 
 def pictures_of(
@@ -174,8 +214,8 @@ def _effect(recipe: Recipe, last: int) -> dict[str, float]:
 
 def _spread(name: str, runs: dict, scores: dict) -> dict[str, Any]:
     """Each figure of a stage by seed, with mean and standard deviation."""
-    rows = [run[name] | scores[f"{name} seed {seed}"] for seed, run in runs.items()]
-    return {
+    rows = [run[name] | scores[f"{name} seed {seed}"] for seed, run in runs.items() if name in run]
+    return {"of seeds": [seed for seed, run in runs.items() if name in run]} | {
         key: {
             "seeds": (values := [row[key] for row in rows]),
             "mean": round(float(np.mean(values)), 4),
