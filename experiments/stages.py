@@ -38,7 +38,7 @@ from train.run_folder import StopRequest, owned
 HERE = Path(__file__).parent
 SIDE, STEPS, TEXT_LENGTH = 64, 20, 16  # pixels; of sampling; tokens
 CANDIDATES = 50  # of the identity question; chance is 2%
-WORDLESS = 40  # triples whose wordless pictures are read
+WORDLESS = 30  # triples whose wordless pictures are read
 STAGES = ("stage1", "stage2")
 
 Pictures = np.ndarray  # float32 [triples, 64, 64, 3] in 0..1
