@@ -93,6 +93,9 @@ class Run:
             self.step = first + at + 1
             samples = stage.batch
             log.append((metrics, samples, samples * self._sample_flops(len(given[2].cos))))
+            # No more than two steps ahead of the devices: a signal must not wait for a queue.
+            if len(log) > 2:
+                jax.block_until_ready(log[-3][0])
 
             last = at + 1 == end
             if self._due(recipe.reporting.every, last):
