@@ -20,7 +20,7 @@ def draw(asked: Sequence[Triple], drawn: dict[str, np.ndarray]) -> Image.Image:
     size = (int(lefts[-1]) + MARGIN, HEADING + len(asked) * (CELL + MARGIN) + MARGIN)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    for left, column in zip(lefts, columns, strict=False):
+    for left, column in zip(lefts[:-1], columns, strict=True):
         pen.text((int(left) + MARGIN, 4), column, fill="black")
         for row, one in enumerate(asked):
             at = (int(left) + MARGIN, HEADING + row * (CELL + MARGIN))

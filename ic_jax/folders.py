@@ -25,20 +25,13 @@ def written_whole(
     Raises:
         FileExistsError: `out` is in the way, or another process is writing it.
     """
-    import fcntl  # which Windows has not: reading models must work there
-
     out = out.absolute()
     _check_replaceable(out, overwrite, owns)
     partial, old = (out.with_name(out.name + suffix) for suffix in (".partial", ".old"))
     for leftover in (partial, old):
         _check_replaceable(leftover, True, owns)
     partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process
-        except BlockingIOError:
-            raise FileExistsError(f"{partial}: another process is writing it") from None
+    with locked(partial, f"{partial}: another process is writing it"):
         if not resume:
             _empty(partial)
         try:
@@ -49,6 +42,24 @@ def written_whole(
             if not resume:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold a file or folder that exists against other processes; the lock dies with its own.
+
+    Raises:
+        FileExistsError: another process holds it; `busy` is what is said then.
+    """
+    import fcntl  # which Windows has not: reading models must work there
+
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(busy) from None
+        yield
     finally:
         os.close(lock)
 

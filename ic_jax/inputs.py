@@ -48,17 +48,13 @@ class Settings:
 
     def check_size(self, multiple: int) -> None:
         """Sides that the VAE and the 2 x 2 packing divide: `multiple` pixels to a token."""
-        check_size(self.height, self.width, multiple)
-
-
-def check_size(height: int, width: int, multiple: int) -> None:
-    for name, side in (("height", height), ("width", width)):
-        if side % multiple or not 0 < side <= MAX_SIDE:
-            nearest = min(max(round(side / multiple), 1) * multiple, MAX_SIDE)
-            raise ValueError(
-                f"{name} is {side}; it must be a multiple of {multiple} from {multiple} to "
-                f"{MAX_SIDE}, such as {nearest}"
-            )
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side % multiple or side > MAX_SIDE:
+                nearest = min(max(round(side / multiple), 1) * multiple, MAX_SIDE)
+                raise ValueError(
+                    f"{name} is {side}; it must be a multiple of {multiple} from {multiple} to "
+                    f"{MAX_SIDE}, such as {nearest}"
+                )
 
 
 def check_levels(sigmas: Any) -> tuple[float, ...]:

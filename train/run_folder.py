@@ -1,13 +1,13 @@
 """A RUN folder: one owner at a time, the recipe it was started with, and how it is stopped."""
 
-import fcntl
 import json
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ic_jax.folders import locked
 
 
 class Stopped(Exception):
@@ -20,17 +20,10 @@ class Stopped(Exception):
 def owned(run: Path) -> Iterator[None]:
     """Hold the folder; FileExistsError if another process trains in it."""
     run.mkdir(parents=True, exist_ok=True)
-    lock = os.open(run / "lock", os.O_CREAT | os.O_RDWR)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process
-        except BlockingIOError:
-            raise FileExistsError(
-                f"{run}: another process is training in it; wait for it, or name another out"
-            ) from None
+    (run / "lock").touch()
+    busy = f"{run}: another process is training in it; wait for it, or name another out"
+    with locked(run / "lock", busy):
         yield
-    finally:
-        os.close(lock)
 
 
 class StopRequest:

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from ic_jax import checkpoint, cli, model_folder
 from ic_jax.config import ConfigError, SchedulerConfig
-from ic_jax.safetensors import Spec
 from train.foundations import words
 from train.foundations.autoencoder import train_vae
 from train.foundations.base import train_base
@@ -55,8 +53,7 @@ def foundations(
     parts.mkdir(parents=True, exist_ok=True)
     facts, seed = _facts(parts, settings), settings.seed
     files, *counts = words.tokenizers()
-    t5_config, clip_config = settings.t5(counts[0]), settings.clip(counts[1])
-    t5, clip = text_encoders(t5_config, clip_config, seed)
+    t5, clip = text_encoders(settings.t5(counts[0]), settings.clip(counts[1]), seed)
 
     @cache  # drawn when they are first needed
     def pictures() -> Drawn:
@@ -74,16 +71,16 @@ def foundations(
 
     transformer = _trained(parts, "transformer", base_part, facts)
     modules = {
-        "transformer": (transformer, settings.flux),
-        "vae": (vae, vae.config),
-        "t5": (t5, t5_config),
-        "clip": (clip, clip_config),
-        "siglip": (siglip(settings.siglip, seed), settings.siglip),
-        "dinov2": (dinov2(settings.dinov2, seed), settings.dinov2),
+        "transformer": transformer,
+        "vae": vae,
+        "t5": t5,
+        "clip": clip,
+        "siglip": siglip(settings.siglip, seed),
+        "dinov2": dinov2(settings.dinov2, seed),
     }
     with model_folder.create(out, overwrite=overwrite) as writer:
-        for kind, (module, config) in modules.items():
-            _add(writer, kind, module, config)
+        for kind, module in modules.items():
+            checkpoint.write_component(writer, kind, module)
         writer.add_config("scheduler", SchedulerConfig().to_dict())
         for kind, text in files.items():
             writer.add_file(kind, "tokenizer.json", text.encode())
@@ -101,18 +98,9 @@ def _trained(parts: Path, kind: str, train: Callable[[], tuple], facts: dict[str
         "parameters": sum(x.size for x in jax.tree.leaves(module)),
     }
     with model_folder.create(parts / kind) as writer:
-        _add(writer, kind, module, module.config)
+        checkpoint.write_component(writer, kind, module)
     (parts / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
     return module
-
-
-def _add(writer: model_folder.ModelWriter, kind: str, module: Any, config: Any) -> None:
-    arrays = {
-        path: np.asarray(variable[...]) for path, variable in checkpoint.parameters(module).items()
-    }
-    writer.add_config(kind, config.to_dict())
-    specs = {path: Spec(array.dtype, array.shape) for path, array in arrays.items()}
-    writer.add_tensors(kind, specs, lambda path: [arrays[path]])
 
 
 def _facts(parts: Path, settings: Settings) -> dict[str, Any]:
