@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks.origin import origin
 from train.data.dataset import Dataset
 from train.data.loader import Batch, batches
-from train.data.pictures import Augment, Decoded, prepare_reference, prepare_target
+from train.data.pictures import Augment, decoded, prepare_reference, prepare_target
 from train.data.plan import Plan
 from train.data.prepare import Options, prepare
 
@@ -90,10 +90,10 @@ def drain(found: Iterator[Batch]) -> int:
 def parts(dataset: Dataset, repeats: int = 100) -> dict[str, float]:
     """Milliseconds of processor time of each part of one sample."""
     record, rng = dataset.read(0), np.random.default_rng(0)
-    picture = Decoded(record)
+    picture = decoded(record)
     works: dict[str, Callable[[int], Any]] = {
         "read": lambda n: dataset.read(n % PICTURES),
-        "decode": lambda _: Decoded(record),
+        "decode": lambda _: decoded(record),
         "target": lambda _: prepare_target(picture, (SIDE, SIDE), Augment(), rng),
         "reference": lambda _: prepare_reference(picture, 384, Augment(), rng),
     }

@@ -44,8 +44,8 @@ def subject_features(
     count, s = low.shape[:2]
     # One batch of five pictures per subject, so that each encoder is compiled and run once.
     pixels = jnp.concatenate([low[:, None], high], axis=1).reshape(5 * count, s, s, 3)
-    last_a, kept_a = siglip(_normalize(pixels, *SIGLIP_SCALE, dtype), config.siglip_layers)
-    last_b, kept_b = dinov2(_normalize(pixels, *IMAGENET_SCALE, dtype), config.dinov2_layers)
+    last_a, kept_a = siglip(normalize(pixels, *SIGLIP_SCALE, dtype), config.siglip_layers)
+    last_b, kept_b = dinov2(normalize(pixels, *IMAGENET_SCALE, dtype), config.dinov2_layers)
 
     def join(a: Float[Array, "b5 n da"], b: Float[Array, "b5 n+1 db"]) -> Float[Array, "b 5 n e"]:
         x = jnp.concatenate([a, b[:, 1:]], axis=-1)  # without DINOv2's CLS token
@@ -60,12 +60,13 @@ def subject_features(
     )
 
 
-def _normalize(
+def normalize(
     pixels: UInt8[Array, "b h w 3"],
     mean: tuple[float, ...],
     std: tuple[float, ...],
     dtype: DTypeLike,
 ) -> Float[Array, "b h w 3"]:
+    """Bytes to an encoder's input: (pixels / 255 - mean) / std, computed in float32."""
     x = pixels.astype(jnp.float32) / 255
     x = (x - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
     return x.astype(dtype)

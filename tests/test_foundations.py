@@ -1,20 +1,26 @@
 """Small foundations end to end: a MODEL of random weights trained a little, loaded and drawn."""
 
+from itertools import islice
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ic_jax import InstantCharacterPipeline
 from ic_jax.config import ConfigError
 from train.foundations.command import foundations, main
-from train.foundations.settings import Settings, change
+from train.foundations.fit import Fit, fit
+from train.foundations.settings import SMALL, change
 from train.foundations.words import prompt_ids, tokenizers
-from train.foundations.world import HELD, TRAINED, caption, random_view, vocabulary
+from train.foundations.world import HELD, TRAINED, caption, random_view
+from train.foundations.worlds import WORLDS
 
-SMALL = [
-    *("pictures=48", "side=16", "vae_widths=[4,8]", "vae_steps=30", "vae_batch=8"),
-    *("width=32", "heads=2", "double_blocks=1", "single_blocks=1", "base_steps=30"),
-    *("base_batch=16", "encoder_width=16", "text_width=32"),
+TINY = [
+    *("pictures=48", "side=16", "vae_widths=[4,8]", "vae_steps=30", "vae_batch=8", "vae_crop=8"),
+    *("width=32", "heads=2", "double_blocks=1", "single_blocks=1", "base_steps=120"),
+    *("base_batch=16", "encoder_width=16", "encoder_patch=4", "text_width=32", "text_learnt=true"),
+    *("subjects=32", "siglip_steps=30", "dinov2_steps=30", "encoder_batch=16"),
 ]
 
 
@@ -22,11 +28,11 @@ SMALL = [
 def model(tmp_path_factory):
     out = tmp_path_factory.mktemp("foundations") / "model"
     with jax.numpy_dtype_promotion("standard"):  # optax raises Adam's decay to an integer
-        facts = foundations(out, change(Settings(), SMALL), workers=1)
+        facts = foundations(out, change(SMALL, TINY), workers=1)
     return out, facts
 
 
-@pytest.mark.parametrize("part", ["vae", "transformer"])
+@pytest.mark.parametrize("part", ["vae", "transformer+t5+clip", "siglip", "dinov2"])
 def test_the_loss_falls(model, part):
     losses = model[1][part]["loss"]
     assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
@@ -51,20 +57,59 @@ def test_the_folder_draws_and_words_matter(model):
 
 def test_trained_parts_are_not_trained_again(model):
     out, facts = model
-    again = foundations(out, change(Settings(), SMALL), overwrite=True, workers=1)
+    again = foundations(out, change(SMALL, TINY), overwrite=True, workers=1)
     assert again == facts
     with pytest.raises(ConfigError, match="vae_steps"):
-        foundations(out, change(Settings(), [*SMALL, "vae_steps=31"]), overwrite=True, workers=1)
+        foundations(out, change(SMALL, [*TINY, "vae_steps=31"]), overwrite=True, workers=1)
 
 
-def test_every_word_has_an_id_and_captions_fit():
-    files, _, _ = tokenizers()
-    rng = np.random.default_rng(0)
-    longest = max((caption(random_view(rng), one) for one in TRAINED), key=lambda t: t.count(" "))
-    clip, t5 = prompt_ids(files, [longest, " ".join(vocabulary()[:12])], Settings().text_length)
+@pytest.mark.parametrize(("world", "length"), [("small", 16), ("peeps", 40)])
+def test_every_word_of_a_world_has_an_id_and_captions_fit(world, length):
+    world, rng = WORLDS[world], np.random.default_rng(0)
+    files, *_ = tokenizers(world.words())
+    people = list(islice(world.people(0), 300))
+    texts = [world.caption(world.view(rng), one, rng) for one in people]
+    texts += [world.caption(world.view(rng), None, rng) for _ in people]
+    clip, t5 = prompt_ids(files, texts, length)
     assert 2 not in t5  # unknown
-    assert (t5[0] == 1).sum() == 1
-    assert clip.shape == (2, 77)
+    assert ((t5 == 1).sum(1) == 1).all()  # none is cut before its end
+    assert clip.shape == (len(texts), 77)
+
+
+def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr("train.foundations.fit.KEEP_EVERY", 4)
+    data = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
+    options = Fit(steps=10, batch=8, learning_rate=0.1, seed=0, kept=tmp_path / "state.npz")
+
+    def loss(module, batch, key):
+        return jnp.square(module["w"] - batch).mean() + jax.random.normal(key) * module["w"].sum()
+
+    def run(data):
+        with jax.numpy_dtype_promotion("standard"):  # as above
+            return fit("toy", {"w": jnp.ones(3)}, loss, data, options)
+
+    class Stops:
+        """Rows that cannot be had at the seventh batch."""
+
+        shape, asked = data.shape, 0
+
+        def __len__(self):
+            return len(data)
+
+        def __getitem__(self, at):
+            self.asked += 1
+            if self.asked == 7:
+                raise KeyboardInterrupt
+            return data[at]
+
+    whole, curve = run(data)
+    with pytest.raises(KeyboardInterrupt):
+        run(Stops())
+    assert options.kept.exists()
+    again, same = run(data)
+    assert np.array_equal(whole["w"], again["w"])
+    assert same == curve
+    assert not options.kept.exists()
 
 
 def test_nobody_held_out_is_trained_on():

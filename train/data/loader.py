@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int, UInt8
 from ic_jax.images import ImageError
 from train.data.dataset import Dataset
 from train.data.errors import DataError
-from train.data.pictures import Augment, Decoded, prepare_reference, prepare_target
+from train.data.pictures import Augment, decoded, prepare_reference, prepare_target
 from train.data.plan import Plan, Rows
 
 # Beyond this share of the samples read by a host the data set is broken, not a picture in it.
@@ -135,8 +135,8 @@ class _Read:
     def _prepared(self, rows: Rows, row: int) -> dict[str, Any]:
         number, reference = int(rows.target[row]), int(rows.reference[row])
         record = self.dataset.read(number)
-        picture = Decoded(record)
-        shown = picture if reference == number else Decoded(self.dataset.read(reference))
+        picture = decoded(record)
+        shown = picture if reference == number else decoded(self.dataset.read(reference))
         rng = np.random.Generator(np.random.Philox(key=int(rows.seed[row])))
         low, high, mirrored = prepare_reference(shown, self.side, self.augment, rng)
         return {

@@ -1,6 +1,7 @@
 """From decoded pictures to what a step takes: the target's crop, the reference's squares."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,20 +33,21 @@ class Augment:
 CENTRED = Augment(shift=False, flip=0.0, rotation=0.0)  # for evaluation: nothing is random
 
 
-class Decoded:
-    """A record's pixels."""
+class Shown(NamedTuple):
+    """A picture, and the figure in it where that is known."""
 
-    def __init__(self, record: Record) -> None:
-        """
-        Raises:
-            ImageError: the picture or its mask is damaged.
-        """
-        self.rgb, alpha = decode_image(record.image)
-        self.mask = decode_mask(record.mask) if record.mask else alpha
+    rgb: UInt8[np.ndarray, "h w 3"]
+    mask: UInt8[np.ndarray, "h w"] | None
+
+
+def decoded(record: Record) -> Shown:
+    """A record's pixels; ImageError if the picture or its mask is damaged."""
+    rgb, alpha = decode_image(record.image)
+    return Shown(rgb, decode_mask(record.mask) if record.mask else alpha)
 
 
 def prepare_target(
-    picture: Decoded, size: Size, augment: Augment, rng: np.random.Generator
+    picture: Shown, size: Size, augment: Augment, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The picture scaled to cover `size` and cut to it, at a random place or the middle."""
     height, width = picture.rgb.shape[:2]
@@ -57,7 +59,7 @@ def prepare_target(
 
 
 def prepare_reference(
-    picture: Decoded, side: int, augment: Augment, rng: np.random.Generator
+    picture: Shown, side: int, augment: Augment, rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "{side} {side} 3"], UInt8[np.ndarray, "4 {side} {side} 3"], bool]:
     """Cut out onto white, cropped to the figure, perhaps turned and mirrored, padded to a square.
 

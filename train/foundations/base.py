@@ -1,9 +1,10 @@
 """FLUX from random weights: flow matching on captions that name everything.
 
-The same objective as the adapter's (`train.objective`), with the transformer as what is trained.
+The same objective as the adapter's (`train.objective`), with the transformer as what is trained,
+and the text encoders with it where the settings say so.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,19 @@ from train.foundations.fit import Fit, fit
 from train.foundations.pictures import Drawn
 from train.foundations.settings import Settings
 from train.foundations.words import prompt_ids
-from train.foundations.world import caption
+from train.foundations.worlds import WORLDS
 
 # Captions: what a picture shows in full; without who it is, as the adapter's are; or empty.
 FULL, SCENE = 0.75, 0.15
+KINDS = ("full", "scene", "empty")
+
+
+class Base(NamedTuple):
+    """What draws from a prompt."""
+
+    flux: Flux
+    t5: T5Encoder
+    clip: ClipText
 
 
 def fresh_flux(config: FluxConfig, seed: int) -> Flux:
@@ -40,24 +50,23 @@ def fresh_flux(config: FluxConfig, seed: int) -> Flux:
     return flux
 
 
-def base_loss(flux: Flux, batch: dict[str, Array], key: Array, rope: Rope, shift: float) -> Array:
+def base_loss(base: Base, batch: dict[str, Array], key: Array, rope: Rope, shift: float) -> Array:
     """Mean squared error of the velocity, noise levels as the adapter's training draws them."""
     keys = jax.random.split(key, 4)
-    mean, std = batch["mean"], batch["std"]
+    mean, std = (batch[name].astype(jnp.float32) for name in ("mean", "std"))
     x = flow.pack(mean + std * jax.random.normal(keys[0], mean.shape))
-    kind = jax.random.uniform(keys[1], (len(x),))  # of caption
+    kind = jax.random.uniform(keys[1], (len(x), 1))  # of caption
 
     def chosen(name: str) -> Array:
-        full, scene, empty = (batch[f"{name}/{k}"] for k in ("full", "scene", "empty"))
-        at = kind.reshape(-1, *[1] * (full.ndim - 1))
-        return jnp.where(at < FULL, full, jnp.where(at < FULL + SCENE, scene, empty))
+        full, scene, empty = (batch[f"{name}/{k}"] for k in KINDS)
+        return jnp.where(kind < FULL, full, jnp.where(kind < FULL + SCENE, scene, empty))
 
     sigma = jax.nn.sigmoid(jax.random.normal(keys[2], (len(x),)))
     sigma = shift / (shift + 1 / sigma - 1)
     noise, at = jax.random.normal(keys[3], x.shape), sigma[:, None, None]
     noisy = (1 - at) * x + at * noise
-    guidance = jnp.ones(len(x))
-    velocity = flux(noisy, chosen("embeds"), chosen("pooled"), sigma, guidance, rope)
+    embeds, pooled = base.t5(chosen("t5")), base.clip(chosen("clip"))
+    velocity = base.flux(noisy, embeds, pooled, sigma, jnp.ones(len(x)), rope)
     return jnp.square(velocity - (noise - x)).mean()
 
 
@@ -68,44 +77,43 @@ def train_base(
     encoders: tuple[T5Encoder, ClipText],
     tokenizers: dict[str, str],
     options: Fit,
-) -> tuple[Flux, dict[str, Any]]:
-    """The trained transformer and its figures."""
+) -> tuple[Base, dict[str, Any]]:
+    """Transformer and text encoders, and the figures of their training."""
+    data = _encoded(settings, drawn, vae, tokenizers)
+    grid = data["mean"].shape[1] // flow.PATCH, data["mean"].shape[2] // flow.PATCH
+    rope = rope_table(flow.position_ids(settings.text_length, *grid), settings.flux)
+    shift = flow.shift(grid[0] * grid[1], SchedulerConfig())
+    flux = fresh_flux(settings.flux, options.seed)
+    if settings.text_learnt:
+
+        def loss_of_all(base: Base, batch: dict[str, Array], key: Array) -> Array:
+            return base_loss(base, batch, key, rope, shift)
+
+        base, curve = fit("base", Base(flux, *encoders), loss_of_all, data, options)
+    else:
+
+        def loss(flux: Flux, batch: dict[str, Array], key: Array) -> Array:
+            return base_loss(Base(flux, *encoders), batch, key, rope, shift)
+
+        flux, curve = fit("base", flux, loss, data, options)
+        base = Base(flux, *encoders)
+    return base, {"loss": curve}
+
+
+def _encoded(
+    settings: Settings, drawn: Drawn, vae: Vae, tokenizers: dict[str, str]
+) -> dict[str, np.ndarray]:
+    """Latents of the pictures, and ids of their captions of each kind."""
     raw, logvar = encode_all(vae, drawn.pixels)
-    data = {"mean": np.asarray(vae.to_latents(jnp.asarray(raw)))}
-    data["std"] = np.exp(logvar / 2) * vae.config.scaling_factor
-    captions = {
-        "full": [caption(v, i) for i, v in zip(drawn.identities, drawn.views, strict=True)],
-        "scene": [caption(v) for v in drawn.views],
+    data = {"mean": np.asarray(vae.to_latents(jnp.asarray(raw))).astype(np.float16)}
+    data["std"] = (np.exp(logvar / 2) * vae.config.scaling_factor).astype(np.float16)
+    rng, caption = np.random.default_rng((settings.seed, 3)), WORLDS[settings.world].caption
+    texts = {
+        "full": [caption(v, i, rng) for i, v in zip(drawn.identities, drawn.views, strict=True)],
+        "scene": [caption(v, None, rng) for v in drawn.views],
         "empty": [""] * len(drawn.views),
     }
-    for kind, texts in captions.items():
-        found = _embedded(encoders, tokenizers, texts, settings.text_length)
-        data[f"embeds/{kind}"], data[f"pooled/{kind}"] = found
-    grid = data["mean"].shape[1] // flow.PATCH, data["mean"].shape[2] // flow.PATCH
-    config = settings.flux
-    rope = rope_table(flow.position_ids(settings.text_length, *grid), config)
-    shift = flow.shift(grid[0] * grid[1], SchedulerConfig())
-
-    def loss(flux: Flux, batch: dict[str, Array], key: Array) -> Array:
-        return base_loss(flux, batch, key, rope, shift)
-
-    flux, curve = fit("base", fresh_flux(config, options.seed), loss, data, options)
-    return flux, {"loss": curve}
-
-
-def _embedded(
-    encoders: tuple[T5Encoder, ClipText], tokenizers: dict[str, str], texts: list[str], length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """T5's embeddings and CLIP's pooled ones; each different text is encoded once."""
-    different, which = np.unique(texts, return_inverse=True)
-    clip_ids, t5_ids = prompt_ids(tokenizers, [str(text) for text in different], length)
-
-    @jax.jit
-    def encode(t5: T5Encoder, clip: ClipText, t5_ids: Array, clip_ids: Array) -> tuple:
-        return t5(t5_ids), clip(clip_ids)
-
-    starts = range(0, len(different), 512)
-    ids = [(t5_ids[n : n + 512], clip_ids[n : n + 512]) for n in starts]
-    parts = [jax.device_get(encode(*encoders, *some)) for some in ids]
-    embeds, pooled = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return embeds[which], pooled[which]
+    for kind in KINDS:
+        clip_ids, t5_ids = prompt_ids(tokenizers, texts[kind], settings.text_length)
+        data[f"clip/{kind}"], data[f"t5/{kind}"] = clip_ids, t5_ids
+    return data

@@ -6,35 +6,45 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from ic_jax import checkpoint, cli, model_folder
 from ic_jax.config import ConfigError, SchedulerConfig
+from ic_jax.models.vae import Vae
 from train.foundations import words
 from train.foundations.autoencoder import train_vae
 from train.foundations.base import train_base
-from train.foundations.encoders import dinov2, siglip, text_encoders
 from train.foundations.fit import Fit
-from train.foundations.pictures import Drawn, draw
-from train.foundations.settings import Settings, change
+from train.foundations.pictures import Drawn, draw, draw_subjects
+from train.foundations.settings import PEEPS, SMALL, Settings, change
+from train.foundations.text_encoders import text_encoders
+from train.foundations.vision import train_dinov2, train_siglip
+from train.foundations.worlds import WORLDS
 
 FACTS = "foundations.json"
+PRESETS = {"small": SMALL, "peeps": PEEPS}
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns its exit code, see `ic_jax.cli.run`."""
     parser = argparse.ArgumentParser(prog="python -m train foundations", description=__doc__)
     parser.add_argument("out", metavar="OUT", type=Path, help="MODEL folder to write")
+    parser.add_argument(
+        "--world", choices=PRESETS, default="small", help="what there is to draw (small)"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     given = parser.parse_args(arguments)
     return cli.run(
-        lambda: foundations(given.out, change(Settings(), given.set), overwrite=given.overwrite),
+        lambda: foundations(
+            given.out, change(PRESETS[given.world], given.set), overwrite=given.overwrite
+        ),
         debug=given.debug,
     )
 
@@ -51,56 +61,92 @@ def foundations(
     """
     parts = out.with_name(out.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
-    facts, seed = _facts(parts, settings), settings.seed
-    files, *counts = words.tokenizers()
-    t5, clip = text_encoders(settings.t5(counts[0]), settings.clip(counts[1]), seed)
-
-    @cache  # drawn when they are first needed
-    def pictures() -> Drawn:
-        return draw(settings.pictures, settings.side, seed, workers)
-
-    def vae_part() -> tuple[Any, dict[str, Any]]:
-        fit = Fit(settings.vae_steps, settings.vae_batch, settings.vae_rate, seed)
-        return train_vae(settings.vae, pictures().pixels, settings.kl_weight, fit)
-
-    vae = _trained(parts, "vae", vae_part, facts)
-
-    def base_part() -> tuple[Any, dict[str, Any]]:
-        fit = Fit(settings.base_steps, settings.base_batch, settings.base_rate, seed)
-        return train_base(settings, pictures(), vae, (t5, clip), files, fit)
-
-    transformer = _trained(parts, "transformer", base_part, facts)
-    modules = {
-        "transformer": transformer,
-        "vae": vae,
-        "t5": t5,
-        "clip": clip,
-        "siglip": siglip(settings.siglip, seed),
-        "dinov2": dinov2(settings.dinov2, seed),
-    }
+    modules, files = _Parts(parts, settings, workers).all()
     with model_folder.create(out, overwrite=overwrite) as writer:
         for kind, module in modules.items():
             checkpoint.write_component(writer, kind, module)
         writer.add_config("scheduler", SchedulerConfig().to_dict())
         for kind, text in files.items():
             writer.add_file(kind, "tokenizer.json", text.encode())
-    return facts
+    return json.loads((parts / FACTS).read_text())
 
 
-def _trained(parts: Path, kind: str, train: Callable[[], tuple], facts: dict[str, Any]) -> Any:
-    """A part from an earlier run, or trained now and kept."""
-    if (parts / kind).exists():
-        return checkpoint.load_component(parts / kind, kind)
-    start = time.perf_counter()
-    module, found = train()
-    facts[kind] = found | {
-        "seconds": round(time.perf_counter() - start),
-        "parameters": sum(x.size for x in jax.tree.leaves(module)),
-    }
-    with model_folder.create(parts / kind) as writer:
-        checkpoint.write_component(writer, kind, module)
-    (parts / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
-    return module
+class _Parts:
+    """The parts of a model: from an earlier run, or trained now and kept."""
+
+    def __init__(self, folder: Path, settings: Settings, workers: int | None):
+        self.folder, self.settings, self.workers = folder, settings, workers
+        self.facts = _facts(folder, settings)
+        self.files, *self.words = words.tokenizers(WORLDS[settings.world].words())
+
+    def all(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Modules by component, and the tokenizers' files."""
+        (vae,) = self._kept(("vae",), self._vae)
+        base = self._kept(("transformer", "t5", "clip"), lambda: self._base(vae))
+        (siglip,) = self._kept(("siglip",), self._siglip)
+        (dinov2,) = self._kept(("dinov2",), self._dinov2)
+        modules = {"vae": vae, "siglip": siglip, "dinov2": dinov2}
+        modules |= dict(zip(("transformer", "t5", "clip"), base, strict=True))
+        return modules, self.files
+
+    def _fit(self, name: str, steps: int, batch: int, rate: float) -> Fit:
+        return Fit(steps, batch, rate, self.settings.seed, self.folder / f"{name}.npz")
+
+    def _vae(self) -> tuple[tuple, dict[str, Any]]:
+        s = self.settings
+        fit = self._fit("vae", s.vae_steps, s.vae_batch, s.vae_rate)
+        vae, found = train_vae(s.vae, self.pictures.pixels, s.vae_crop, s.kl_weight, fit)
+        return (vae,), found
+
+    def _base(self, vae: Vae) -> tuple[tuple, dict[str, Any]]:
+        s = self.settings
+        fit = self._fit("base", s.base_steps, s.base_batch, s.base_rate)
+        t5_words, clip_words = self.words
+        encoders = text_encoders(s.t5(t5_words), s.clip(clip_words), s.seed)
+        return train_base(s, self.pictures, vae, encoders, self.files, fit)
+
+    def _siglip(self) -> tuple[tuple, dict[str, Any]]:
+        s, rng = self.settings, np.random.default_rng((self.settings.seed, 4))
+        caption = WORLDS[s.world].caption
+        seen = zip(self.subjects.identities, self.subjects.views, strict=True)
+        texts = [caption(view, identity, rng) for identity, view in seen]
+        ids, _ = words.prompt_ids(self.files, texts, s.text_length)
+        fit = self._fit("siglip", s.siglip_steps, s.encoder_batch, s.encoder_rate)
+        siglip, found = train_siglip(
+            s.siglip, s.clip(self.words[1]), self.subjects.pixels, ids, fit
+        )
+        return (siglip,), found
+
+    def _dinov2(self) -> tuple[tuple, dict[str, Any]]:
+        s = self.settings
+        fit = self._fit("dinov2", s.dinov2_steps, s.encoder_batch, s.encoder_rate)
+        dinov2, found = train_dinov2(s.dinov2, self.subjects.pixels, fit)
+        return (dinov2,), found
+
+    @cached_property
+    def pictures(self) -> Drawn:
+        s = self.settings
+        return draw(s.world, s.pictures, s.side, s.seed, self.workers)
+
+    @cached_property
+    def subjects(self) -> Drawn:
+        s = self.settings
+        return draw_subjects(s.world, s.subjects, s.side, s.seed, self.workers)
+
+    def _kept(self, kinds: tuple[str, ...], train: Callable[[], tuple]) -> tuple:
+        if all((self.folder / kind).exists() for kind in kinds):
+            return tuple(checkpoint.load_component(self.folder / kind, kind) for kind in kinds)
+        start = time.perf_counter()
+        modules, found = train()
+        self.facts["+".join(kinds)] = found | {
+            "seconds": round(time.perf_counter() - start),
+            "parameters": sum(x.size for x in jax.tree.leaves(modules)),
+        }
+        (self.folder / FACTS).write_text(json.dumps(self.facts, indent=1) + "\n")
+        for kind, module in zip(kinds, modules, strict=True):
+            with model_folder.create(self.folder / kind, overwrite=True) as writer:
+                checkpoint.write_component(writer, kind, module)
+        return tuple(modules)
 
 
 def _facts(parts: Path, settings: Settings) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Fitting a module to arrays in memory: AdamW, a cosine rate, averaged parameters."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -12,6 +14,7 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 M = TypeVar("M")
+KEEP_EVERY = 500  # steps
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Fit:
     batch: int
     learning_rate: float
     seed: int
+    kept: Path  # where the state is kept on the way, and gone on from; removed at the end
     warmup: int = 100  # steps
     ema: float = 0.998  # decay of the average that is returned
 
@@ -35,13 +39,14 @@ def fit(
 ) -> tuple[M, list[float]]:
     """The averaged module after all steps, and the mean loss of each fortieth of them.
 
+    Stopped on its way, it goes on where its state was last kept: every `KEEP_EVERY` steps.
+
     Args:
         name: of the progress bar.
         module: to start from; its buffers are given up.
         loss: of (module, batch, random key).
         data: an array, or a tree of them, whose rows batches are drawn from.
     """
-    every = max(1, options.steps // 40)
     warmup = min(options.warmup, options.steps // 4)
     rate = optax.warmup_cosine_decay_schedule(0, options.learning_rate, warmup, options.steps)
     rule = optax.chain(
@@ -60,18 +65,41 @@ def fit(
 
     step = jax.jit(update, donate_argnums=0)
     state = (module, jax.tree.map(jnp.copy, module), rule.init(module), jnp.zeros(()))
-    rows = len(jax.tree.leaves(data)[0])
-    rng, key = np.random.default_rng(options.seed), jax.random.key(options.seed)
-    losses: list[Array] = []
-    curve: list[float] = []
-    bar = tqdm(range(options.steps), desc=name, unit="step", mininterval=5)
+    state, losses, start = _last_kept(options.kept, state)
+    rows, key = len(jax.tree.leaves(data)[0]), jax.random.key(options.seed)
+    bar = tqdm(
+        range(start, options.steps),
+        desc=name,
+        unit="step",
+        initial=start,
+        total=options.steps,
+        mininterval=5,
+    )
     for n in bar:
-        chosen = rng.integers(rows, size=options.batch)
+        chosen = np.random.default_rng((options.seed, n)).integers(rows, size=options.batch)
         batch = jax.tree.map(lambda x, at=chosen: x[at], data)
         state, value = step(state, batch, jax.random.fold_in(key, n))
-        losses.append(value)
-        if len(losses) == every or n + 1 == options.steps:
-            curve.append(round(float(np.mean(jax.device_get(losses))), 5))
-            bar.set_postfix(loss=curve[-1], refresh=False)
-            losses.clear()
-    return state[1], curve
+        losses.append(float(value))
+        bar.set_postfix(loss=round(float(np.mean(losses[-100:])), 4), refresh=False)
+        if (n + 1) % KEEP_EVERY == 0:
+            _keep(options.kept, state, losses)
+    options.kept.unlink(missing_ok=True)
+    parts = np.array_split(losses, min(40, len(losses)))
+    return state[1], [round(float(np.mean(part)), 5) for part in parts]
+
+
+def _keep(path: Path, state: Any, losses: list[float]) -> None:
+    beside = path.with_name(path.name + ".partial")
+    with beside.open("wb") as file:
+        np.savez(file, *jax.device_get(jax.tree.leaves(state)), losses=np.asarray(losses))
+    os.replace(beside, path)
+
+
+def _last_kept(path: Path, state: Any) -> tuple[Any, list[float], int]:
+    """State and losses so far, and the step to go on with."""
+    if not path.exists():
+        return state, [], 0
+    with np.load(path) as found:
+        losses = found["losses"].tolist()
+        leaves = [jnp.asarray(found[f"arr_{n}"]) for n in range(len(found.files) - 1)]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves), losses, len(losses)

@@ -1,15 +1,19 @@
-"""Pictures of the small world, drawn once into memory."""
+"""Pictures of a world, drawn once into memory."""
 
 import multiprocessing
 import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-from train.foundations.world import TRAINED, random_view
-from train.peeps.render import Identity, View, picture
+from train.data.pictures import Augment, Shown, prepare_reference
+from train.foundations.worlds import WORLDS
+from train.peeps.render import Identity, View, over, picture, render
 from train.workers import follow_parent
 
 
@@ -21,18 +25,52 @@ class Drawn(NamedTuple):
     views: list[View]
 
 
-def draw(count: int, side: int, seed: int, workers: int | None = None) -> Drawn:
-    """`count` random views of random people; the same for the same seed."""
-    rng = np.random.default_rng((seed, 1))
-    identities = [TRAINED[n] for n in rng.integers(len(TRAINED), size=count)]
-    views = [random_view(rng) for _ in range(count)]
-    sides = [side] * count
+def draw(world: str, count: int, side: int, seed: int, workers: int | None = None) -> Drawn:
+    """`count` random views of people; the same for the same seed."""
+    return _drawn(partial(_picture, side=side), world, count, (seed, 1), workers)
+
+
+def draw_subjects(
+    world: str, count: int, side: int, seed: int, workers: int | None = None
+) -> Drawn:
+    """Figures as an adapter's image encoders are shown them: `pixels` are [n, 5, side, side, 3],
+    the whole and its four tiles (`train.data.pictures.prepare_reference`)."""
+    return _drawn(partial(_subject, side=side), world, count, (seed, 2), workers)
+
+
+def _drawn(
+    one: Callable[..., np.ndarray],
+    world: str,
+    count: int,
+    seed: tuple[int, int],
+    workers: int | None,
+) -> Drawn:
+    rng = np.random.default_rng(seed)
+    identities = list(islice(WORLDS[world].people(sum(seed)), count))
+    views = [WORLDS[world].view(rng) for _ in identities]
+    return Drawn(
+        np.stack(list(_mapped(one, identities, views, workers=workers))), identities, views
+    )
+
+
+def _mapped(one: Callable, *over: Iterable, workers: int | None) -> Iterator[Any]:
     workers = workers or os.cpu_count() or 1
     if workers == 1:
-        pixels = list(map(picture, identities, views, sides))
-    else:
-        # Spawned, because a fork of a process that holds JAX's threads may hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, follow_parent) as pool:
-            pixels = list(pool.map(picture, identities, views, sides, chunksize=64))
-    return Drawn(np.stack(pixels), identities, views)
+        yield from map(one, *over)
+        return
+    # Spawned, because a fork of a process that holds JAX's threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, follow_parent) as pool:
+        yield from pool.map(one, *over, chunksize=64)
+
+
+def _picture(identity: Identity, view: View, *, side: int) -> np.ndarray:
+    return picture(identity, view, side)
+
+
+def _subject(identity: Identity, view: View, *, side: int) -> np.ndarray:
+    pixels = render(identity, view, 2 * side)  # four tiles of `side` see twice as much
+    shown = Shown(over(pixels, "#ffffff"), pixels[..., 3])
+    rng = np.random.default_rng(list(f"{identity} {view}".encode()))
+    low, high, _ = prepare_reference(shown, side, Augment(flip=0), rng)
+    return np.concatenate([low[None], high])

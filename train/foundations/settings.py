@@ -18,13 +18,17 @@ from ic_jax.config import (
 
 @dataclass(frozen=True)
 class Settings:
-    """Chosen for two CPU cores and half an hour in all."""
+    """What is trained, and for how long."""
 
+    world: str = "small"  # of train.foundations.worlds
     seed: int = 0
     pictures: int = 12000  # drawn once
     side: int = 64  # pixels
-    text_length: int = 16  # T5 tokens; the longest caption has 12 words and the end
+    text_length: int = 16  # T5 tokens; the small world's longest caption has 12 words and the end
+    text_width: int = 128  # of both text encoders
+    text_learnt: bool = False  # the text encoders are trained with FLUX
     vae_widths: tuple[int, ...] = (12, 24, 48, 64)  # pixels / 8, as FLUX's
+    vae_crop: int = 64  # pixels
     vae_steps: int = 2400
     vae_batch: int = 8
     vae_rate: float = 2e-3
@@ -37,7 +41,13 @@ class Settings:
     base_batch: int = 32
     base_rate: float = 1e-3
     encoder_width: int = 64  # of each of the two image encoders
-    text_width: int = 128  # of both text encoders
+    encoder_layers: int = 3
+    encoder_patch: int = 16  # pixels
+    subjects: int = 8000  # cut-out pictures, drawn once
+    siglip_steps: int = 1500
+    dinov2_steps: int = 1500
+    encoder_batch: int = 128
+    encoder_rate: float = 1e-3
 
     @property
     def vae(self) -> VaeConfig:
@@ -69,14 +79,40 @@ class Settings:
 
     @property
     def siglip(self) -> SiglipConfig:
-        d = self.encoder_width
-        return SiglipConfig(d, 2 * d, 3, 4, image_size=self.side, patch_size=self.side // 4)
+        d, layers = self.encoder_width, self.encoder_layers
+        return SiglipConfig(
+            d, 4 * d, layers, 4, image_size=self.side, patch_size=self.encoder_patch
+        )
 
     @property
     def dinov2(self) -> Dinov2Config:
+        d, layers = self.encoder_width, self.encoder_layers
         return Dinov2Config(
-            self.encoder_width, 3, 4, image_size=self.side, patch_size=self.side // 4, mlp_ratio=2
+            d, layers, 4, image_size=self.side, patch_size=self.encoder_patch, mlp_ratio=4
         )
+
+
+SMALL = Settings()
+PEEPS = Settings(
+    world="peeps",
+    pictures=60000,
+    side=96,
+    text_length=36,  # 99 of 100 captions fit
+    text_learnt=True,
+    vae_widths=(8, 24, 64, 96),
+    vae_steps=2800,
+    vae_batch=16,
+    width=192,
+    heads=3,
+    double_blocks=2,
+    single_blocks=4,
+    base_steps=9000,
+    encoder_width=96,
+    encoder_layers=4,
+    subjects=16000,
+    siglip_steps=2000,
+    dinov2_steps=2000,
+)
 
 
 def change(settings: Settings, changes: Sequence[str]) -> Settings:

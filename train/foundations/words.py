@@ -1,20 +1,22 @@
 """Tokenizers of one id per word, as tokenizer.json files that `ic_jax.text` reads."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Int
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 
 from ic_jax.text import PromptTokenizer, TextTokenizer
-from train.foundations.world import vocabulary
 
 T5_ENDS = ("<pad>", "</s>", "<unk>")  # the ids 0, 1, 2, as T5's
 CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # the largest ids, as CLIP's
+# Punctuation, and words that tell nothing here: a third of a caption, and so of its tokens.
+UNSAID = r"[^\w\s'-]|\b(?:a|an|and|at|by|in|is|of|on|that|the|to|with)\b(?!-)"
 
 
-def tokenizers() -> tuple[dict[str, str], int, int]:
+def tokenizers(words: Sequence[str]) -> tuple[dict[str, str], int, int]:
     """{component: tokenizer.json}, and how many ids T5 and CLIP have."""
-    words = vocabulary()
     t5 = _tokenizer([*T5_ENDS, *words], "<unk>", "$A </s>")
     # CLIP has no id for what is unknown: its end token stands for it.
     clip = _tokenizer([*words, *CLIP_ENDS], CLIP_ENDS[1], " $A ".join(CLIP_ENDS))
@@ -25,7 +27,7 @@ def tokenizers() -> tuple[dict[str, str], int, int]:
 def _tokenizer(ids: list[str], unknown: str, template: str) -> Tokenizer:
     tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(ids)}, unk_token=unknown))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex("[,.]"), " "), normalizers.Lowercase()]
+        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(UNSAID), " ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = [word for word in (*T5_ENDS, *CLIP_ENDS) if word in ids]

@@ -8,9 +8,10 @@ import re
 
 import numpy as np
 
-from train.peeps import phrases
+from train.peeps import palette, phrases
 from train.peeps.render import Identity, View, body_kind
 
+WORD = r"[\w'-]+"
 # {who}, {act}, {wear}, {mood}, {where}: each exactly once.
 TEMPLATES = (
     "{frame} {who} {act}, wearing {wear}, with {mood}, {where}",
@@ -62,3 +63,17 @@ def _looks(identity: Identity, rng: np.random.Generator) -> str:
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
+
+
+def vocabulary() -> list[str]:
+    """Every word of both kinds of captions, in lower case, sorted."""
+    said = [*TEMPLATES, *phrases.PEOPLE, *phrases.GROUND, *phrases.SKIN, "an"]
+    for table in (phrases.FRAMINGS, phrases.HAIR, phrases.FACIAL_HAIR, phrases.ACCESSORIES):
+        said += [phrase for options in table.values() for phrase in options]
+    said += [phrase for options in phrases.FACES.values() for phrase in options]
+    for act, wear in phrases.BODIES.values():
+        said += [*act, *wear]
+    for colours in (palette.SKIN, palette.HAIR_COLOUR, palette.CLOTHING, palette.GROUND):
+        said += [name.replace("-", " ") for name in colours]
+    text = re.sub(r"\{\w+\}", " ", " ".join(said)).lower()
+    return sorted(set(re.findall(WORD, text)))

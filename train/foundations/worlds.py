@@ -1,0 +1,50 @@
+"""Who and what the foundations are trained on: all of Open Peeps, or a small part of it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from train.foundations import world as small
+from train.peeps import captions, world
+from train.peeps.render import Identity, View
+
+
+@dataclass(frozen=True)
+class World:
+    """What there is to see, and the language it is told in."""
+
+    people: Callable[[int], Iterator[Identity]]  # by seed: who may be trained on, without end
+    view: Callable[[np.random.Generator], View]
+    # All that is seen, or, of nobody, the view alone.
+    caption: Callable[[View, Identity | None, np.random.Generator], str]
+    words: Callable[[], list[str]]  # that captions are made of, sorted
+
+
+def _small_people(seed: int) -> Iterator[Identity]:
+    rng = np.random.default_rng((seed, 1))
+    while True:
+        yield small.TRAINED[int(rng.integers(len(small.TRAINED)))]
+
+
+def _people(seed: int) -> Iterator[Identity]:
+    while True:
+        yield from world.train_identities(seed)
+        seed += 1
+
+
+def _caption(view: View, identity: Identity | None, rng: np.random.Generator) -> str:
+    if identity is None:
+        return captions.without_identity(view, rng)
+    return captions.with_identity(identity, view, rng)
+
+
+WORLDS = {
+    "peeps": World(_people, lambda rng: world.views(rng, 1)[0], _caption, captions.vocabulary),
+    "small": World(
+        _small_people,
+        small.random_view,
+        lambda view, identity, _: small.caption(view, identity),
+        small.vocabulary,
+    ),
+}
