@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.published import OTHER_CHANNELS, OTHER_CLASSES, PUBLISHED
-from ic_jax.checkpoint import COMPONENTS
-from ic_jax.config import AdapterConfig, ConfigError, SchedulerConfig
+from ic_jax.checkpoint import config_class
+from ic_jax.config import AdapterConfig, ConfigError
 from ic_jax.weights import WeightsError
 
 
@@ -72,10 +72,6 @@ def to_published(kind: str, config: Any) -> dict[str, Any]:
         for name in ("down_block_types", "up_block_types"):
             values[name] = values[name] * len(config.block_out_channels)
     return values
-
-
-def config_class(kind: str) -> Any:
-    return SchedulerConfig if kind == "scheduler" else COMPONENTS[kind][0]
 
 
 def read_json(path: Path) -> dict[str, Any]:

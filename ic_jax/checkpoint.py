@@ -16,6 +16,7 @@ from ic_jax.config import (
     ConfigError,
     Dinov2Config,
     FluxConfig,
+    SamplingConfig,
     SchedulerConfig,
     SiglipConfig,
     T5Config,
@@ -41,6 +42,7 @@ COMPONENTS: dict[str, tuple[Any, Any]] = {
     "clip": (ClipConfig, ClipText),
     "vae": (VaeConfig, Vae),
 }
+CONFIG_ONLY: dict[str, Any] = {"scheduler": SchedulerConfig, "sampling": SamplingConfig}
 
 # Puts a host array under a parameter's path on the devices.
 Place = Callable[[str, np.ndarray], jax.Array]
@@ -59,11 +61,15 @@ def parameters(module: Any) -> dict[str, Any]:
     return {".".join(map(str, path)): variable for path, variable in state}
 
 
+def config_class(kind: str) -> Any:
+    """What a component's config.json is read as."""
+    return CONFIG_ONLY.get(kind) or COMPONENTS[kind][0]
+
+
 def read_config(folder: ModelFolder, kind: str) -> Any:
     """A component's config; WeightsError if it is absent, or is none."""
-    cls = SchedulerConfig if kind == "scheduler" else COMPONENTS[kind][0]
     try:
-        return cls.from_dict(folder.json(kind))
+        return config_class(kind).from_dict(folder.json(kind))
     except ConfigError as error:
         raise WeightsError(
             f"{folder.path / kind / CONFIG}: {error}; convert the model again"
@@ -112,6 +118,7 @@ class Model:
     """The components that a MODEL folder has: modules, and the folders of the tokenizers."""
 
     scheduler: SchedulerConfig | None = None
+    sampling: SamplingConfig | None = None
     transformer: Flux | None = None
     adapter: Adapter | None = None
     siglip: SiglipVision | None = None
@@ -139,7 +146,7 @@ def load(
         if kind in COMPONENTS:
             part = load_component(folder, kind, dtype, verify=False, place=place)
         else:
-            part = read_config(folder, kind) if kind == "scheduler" else folder.path / kind
+            part = read_config(folder, kind) if kind in CONFIG_ONLY else folder.path / kind
         setattr(model, kind, part)
     return model
 

@@ -229,6 +229,20 @@ class SchedulerConfig(_Config):
     max_image_seq_len: int = 4096
 
 
+@dataclass(frozen=True)
+class SamplingConfig(_Config):
+    """What a model is drawn with where nobody says otherwise; FLUX.1-dev's and
+    InstantCharacter's published values."""
+
+    height: int = 1024  # pixels
+    width: int = 1024
+    num_inference_steps: int = 28
+    guidance_scale: float = 3.5
+    true_cfg_scale: float = 1.0
+    subject_scale: float = 0.9
+    max_sequence_length: int = 512  # T5 tokens
+
+
 FLUX_DEV = FluxConfig(
     num_layers=19,
     num_single_layers=38,

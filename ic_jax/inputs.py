@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ic_jax.config import SamplingConfig
+
 MAX_SIDE = 4096  # pixels; FLUX was trained up to about 2 megapixels
 
 
@@ -55,6 +57,12 @@ class Settings:
                     f"{name} is {side}; it must be a multiple of {multiple} from {multiple} to "
                     f"{MAX_SIDE}, such as {nearest}"
                 )
+
+
+def settings(own: SamplingConfig, **given: Any) -> Settings:
+    """Checked settings: what is given, and the model's own where that is None."""
+    values = own.to_dict()
+    return Settings(**given | {k: v for k, v in values.items() if given.get(k) is None})
 
 
 def check_levels(sigmas: Any) -> tuple[float, ...]:

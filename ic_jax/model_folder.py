@@ -6,6 +6,7 @@
     adapter, siglip, dinov2, t5, clip, vae: the same
     siglip/unused.safetensors published tensors that no module has, for the way back
     scheduler/config.json     tokenizer/*, tokenizer_2/*: as published
+    sampling/config.json      what it is drawn with where nobody says otherwise
 
 Any component may be absent.
 """
@@ -33,7 +34,7 @@ MANIFEST, CONFIG, UNUSED = "manifest.json", "config.json", "unused.safetensors"
 FORMAT = 1
 KINDS = (
     *("transformer", "adapter", "siglip", "dinov2", "t5", "clip", "vae"),
-    *("scheduler", "tokenizer", "tokenizer_2"),
+    *("scheduler", "sampling", "tokenizer", "tokenizer_2"),
 )
 
 

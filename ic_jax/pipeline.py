@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from PIL import Image
 
 from ic_jax import checkpoint, flow, inputs, sampler
-from ic_jax.config import SchedulerConfig
+from ic_jax.config import SamplingConfig, SchedulerConfig
 from ic_jax.features import SubjectFeatures
 from ic_jax.images import Fit, Picture
 from ic_jax.lora import LoraSet, read_lora
@@ -53,6 +53,7 @@ class InstantCharacterPipeline:
         """
         self._runner = Runner(model)
         self.scheduler = model.scheduler or SchedulerConfig()
+        self.sampling = model.sampling or SamplingConfig()
         loaded = {"transformer": model.transformer, "clip": model.clip}
         self._loras = LoraSet({kind: m for kind, m in loaded.items() if m is not None})
 
@@ -79,25 +80,28 @@ class InstantCharacterPipeline:
         prompt: str | Sequence[str] | None = None,
         prompt_2: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
-        true_cfg_scale: float = 1.0,
-        height: int = 1024,
-        width: int = 1024,
-        num_inference_steps: int = 28,
+        true_cfg_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
         sigmas: Sequence[float] | None = None,
-        guidance_scale: float = 3.5,
+        guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
         latents: Float[Array, "b n c"] | np.ndarray | None = None,
         prompt_embeds: Float[Array, "p t e"] | np.ndarray | None = None,
         pooled_prompt_embeds: Float[Array, "p d"] | np.ndarray | None = None,
         subject_image: Subjects | None = None,
-        subject_scale: float = 0.9,
+        subject_scale: float | None = None,
         subject_fit: Fit = "pad",
-        max_sequence_length: int = 512,
+        max_sequence_length: int | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
     ) -> PipelineResult:
         """Draw.
+
+        Sizes, steps, scales and lengths that are not given are the model's own
+        (`self.sampling`): for FLUX.1-dev the published ones, `ic_jax.config.SamplingConfig`.
 
         Args:
             prompt: one, or a list. A list of prompts and a list of subjects of the same length
@@ -129,7 +133,8 @@ class InstantCharacterPipeline:
             ValueError: an argument that cannot be used, in one line.
             FloatingPointError: the model produced numbers that are not finite.
         """
-        settings = inputs.Settings(
+        settings = inputs.settings(
+            self.sampling,
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,

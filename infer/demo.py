@@ -27,4 +27,4 @@ def fill(o: argparse.Namespace) -> None:
     if o.subject is None and not o.prompt and not o.prompts:
         o.subject, o.prompt = str(SUBJECT), [PROMPT]
     o.height, o.width = (SIDE if x is None else x for x in (o.height, o.width))
-    o.max_sequence_length = min(o.max_sequence_length, TEXT_LENGTH)
+    o.max_sequence_length = min(o.max_sequence_length or TEXT_LENGTH, TEXT_LENGTH)

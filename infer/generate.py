@@ -30,7 +30,6 @@ def main(arguments: list[str] | None = None) -> int:
 def generate(o: argparse.Namespace) -> None:
     if o.model is None:
         demo.fill(o)
-    o.height, o.width = (options.SIDE if x is None else x for x in (o.height, o.width))
     prompts, seeds, loras = options.prompts(o), options.seeds(o), options.loras(o)
     options.check(o)
     files = output.names(o.out or DEFAULT_OUT, prompts, seeds)

@@ -6,12 +6,12 @@ from typing import get_args
 
 from ic_jax import inputs
 from ic_jax.checkpoint import read_config
+from ic_jax.config import SamplingConfig
 from ic_jax.flow import PATCH
 from ic_jax.images import Fit, read_rgb
 from ic_jax.model_folder import ModelFolder
 
 DTYPES = ("bfloat16", "float32")
-SIDE = 1024  # pixels
 # Options that the pipeline takes under the same name.
 SETTINGS = (
     "true_cfg_scale",
@@ -34,6 +34,10 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if silent else super()._get_help_string(action)
 
 
+def _own(name: str, meaning: str) -> str:
+    return f"{meaning} (default: the model's own, {getattr(SamplingConfig(), name)} for FLUX.1-dev)"
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m infer",
@@ -53,17 +57,25 @@ def parser() -> argparse.ArgumentParser:
         "--num-images-per-prompt", type=int, default=1, help="with seeds counting up from --seed"
     )
     how = p.add_argument_group("how to draw it")
-    how.add_argument("--height", type=int, help=f"pixels, a multiple of 16 (default: {SIDE})")
-    how.add_argument("--width", type=int, help=f"pixels, a multiple of 16 (default: {SIDE})")
-    how.add_argument("--num-inference-steps", "--steps", type=int, default=28)
+    how.add_argument("--height", type=int, help=_own("height", "pixels, a multiple of 16"))
+    how.add_argument("--width", type=int, help=_own("width", "pixels, a multiple of 16"))
+    how.add_argument(
+        "--num-inference-steps", "--steps", type=int, help=_own("num_inference_steps", "Euler's")
+    )
     how.add_argument("--sigmas", type=float, nargs="+", help="noise levels instead of --steps")
-    how.add_argument("--guidance-scale", type=float, default=3.5)
-    how.add_argument("--true-cfg-scale", type=float, default=1.0, help="1 is off")
-    how.add_argument("--subject-scale", type=float, default=0.9)
+    for name, meaning in (
+        ("guidance_scale", "FLUX.1-dev's distilled one"),
+        ("true_cfg_scale", "1 is off"),
+        ("subject_scale", "of the adapter"),
+    ):
+        option = "--" + name.replace("_", "-")
+        how.add_argument(option, type=float, help=_own(name, meaning))
     how.add_argument(
         "--subject-fit", choices=get_args(Fit), default="pad", help="to a square: pad on white"
     )
-    how.add_argument("--max-sequence-length", type=int, default=512, help="T5 tokens")
+    how.add_argument(
+        "--max-sequence-length", type=int, help=_own("max_sequence_length", "T5 tokens")
+    )
     how.add_argument("--lora", action="append", metavar="FILE[=WEIGHT]", help="style LoRA, peft")
     how.add_argument("--trigger", action="append", help="the LoRA's trigger words, one per --lora")
     run = p.add_argument_group("running")
@@ -102,15 +114,20 @@ def seeds(options: argparse.Namespace) -> list[int]:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Everything that can be known to be wrong before gigabytes of weights are read."""
-    settings = inputs.Settings(
+    """Fill in the model's own settings, and refuse all that can be known to be wrong before
+    gigabytes of weights are read."""
+    model = ModelFolder.open(options.model)
+    has_own = "sampling" in model.components
+    settings = inputs.settings(
+        read_config(model, "sampling") if has_own else SamplingConfig(),
         num_images_per_prompt=1,
         subject_fit=options.subject_fit,
         output_type="pil",
         **{name: getattr(options, name) for name in SETTINGS},
     )
-    vae = read_config(ModelFolder.open(options.model), "vae")
-    settings.check_size(vae.downscale * PATCH)
+    for name in SETTINGS:
+        setattr(options, name, getattr(settings, name))
+    settings.check_size(read_config(model, "vae").downscale * PATCH)
     if options.negative_prompt is not None and options.true_cfg_scale == 1.0:
         raise ValueError("--negative-prompt does nothing at --true-cfg-scale 1; give more, say 2")
     if options.subject is not None:

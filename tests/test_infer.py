@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from ic_jax import InstantCharacterPipeline, cli
-from ic_jax.model_folder import ModelFolder
+from ic_jax.config import SamplingConfig
+from ic_jax.model_folder import ModelFolder, create
 from ic_jax.weights import WeightsError
 from infer.demo import MODEL
 from infer.generate import main
@@ -71,6 +72,19 @@ def test_prompts_from_a_file_with_several_seeds(infer, tmp_path):
     ]
     pictures = [np.asarray(Image.open(tmp_path / "drawn" / name)) for name in names]
     assert all((a != b).any() for a, b in pairwise(pictures))
+
+
+def test_a_models_own_settings_hold_where_none_are_given(tiny_model, tmp_path, capfd):
+    toy = ModelFolder.open(tiny_model)
+    with create(tmp_path / "model") as writer:
+        for kind in toy.components:
+            writer.add_from(toy, kind)
+        writer.add_config("sampling", SamplingConfig(32, 48, 1, max_sequence_length=16).to_dict())
+    common = ["--model", str(tmp_path / "model"), "--dtype=float32", "--no-compile-cache"]
+    assert main([*common, "--prompt", "a girl", "--out", str(tmp_path / "girl.png")]) == 0
+    picture = Image.open(tmp_path / "girl.png")
+    assert picture.size == (48, 32)
+    assert json.loads(picture.text["ic_jax"])["max_sequence_length"] == 16
 
 
 def test_lora_changes_the_picture(infer, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from ic_jax import InstantCharacterPipeline, checkpoint
-from ic_jax.config import SchedulerConfig
+from ic_jax.config import SamplingConfig, SchedulerConfig
 from ic_jax.models.flux import Flux
 from tests.conftest import GOLDENS
 from tests.oracle import relative
@@ -212,6 +212,15 @@ def test_schnell_draws_and_guidance_does_nothing(tiny_model, subjects):
     ]
     np.testing.assert_array_equal(*drawn)
     assert relative(drawn[0], pipe("b", **SMALL, subject_image=subjects[0]).images) > 1e-4
+
+
+def test_what_is_not_given_is_the_models_own(tiny_model, pipe, subjects):
+    model = checkpoint.load(tiny_model, "float32")
+    model.sampling = SamplingConfig(64, 64, 2, max_sequence_length=32, subject_scale=0.5)
+    own = InstantCharacterPipeline(model)
+    drawn = own("a girl", subject_image=subjects[0], output_type="latent").images
+    given = pipe("a girl", subject_image=subjects[0], subject_scale=0.5, **SMALL).images
+    assert np.array_equal(drawn, given)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "bf16"])
