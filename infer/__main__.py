@@ -4,6 +4,10 @@ import sys
 
 def run() -> int:
     try:
+        if sys.argv[1:2] == ["evaluate"]:
+            from infer.evaluation.command import main as evaluate
+
+            return evaluate(sys.argv[2:])
         from infer.generate import main
 
         return main()

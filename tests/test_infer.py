@@ -74,13 +74,19 @@ def test_prompts_from_a_file_with_several_seeds(infer, tmp_path):
     assert all((a != b).any() for a, b in pairwise(pictures))
 
 
-def test_a_models_own_settings_hold_where_none_are_given(tiny_model, tmp_path, capfd):
-    toy = ModelFolder.open(tiny_model)
-    with create(tmp_path / "model") as writer:
+@pytest.fixture(scope="module")
+def small_toy(tiny_model, tmp_path_factory):
+    """The toy model with settings of its own."""
+    toy, out = ModelFolder.open(tiny_model), tmp_path_factory.mktemp("toy") / "model"
+    with create(out) as writer:
         for kind in toy.components:
             writer.add_from(toy, kind)
         writer.add_config("sampling", SamplingConfig(32, 48, 1, max_sequence_length=16).to_dict())
-    common = ["--model", str(tmp_path / "model"), "--dtype=float32", "--no-compile-cache"]
+    return out
+
+
+def test_a_models_own_settings_hold_where_none_are_given(small_toy, tmp_path):
+    common = ["--model", str(small_toy), "--dtype=float32", "--no-compile-cache"]
     assert main([*common, "--prompt", "a girl", "--out", str(tmp_path / "girl.png")]) == 0
     picture = Image.open(tmp_path / "girl.png")
     assert picture.size == (48, 32)

@@ -15,7 +15,10 @@ class World:
     """What there is to see, and the language it is told in."""
 
     people: Callable[[int], Iterator[Identity]]  # by seed: who may be trained on, without end
+    # By name: people whom nothing is trained on, each once, in an order by seed.
+    held_out: dict[str, Callable[[int], Iterator[Identity]]]
     view: Callable[[np.random.Generator], View]
+    reference: Callable[[np.random.Generator], View]  # what a picture of a character shows
     # All that is seen, or, of nobody, the view alone.
     caption: Callable[[View, Identity | None, np.random.Generator], str]
     words: Callable[[], list[str]]  # that captions are made of, sorted
@@ -25,6 +28,10 @@ def _small_people(seed: int) -> Iterator[Identity]:
     rng = np.random.default_rng((seed, 1))
     while True:
         yield small.TRAINED[int(rng.integers(len(small.TRAINED)))]
+
+
+def _small_held_out(seed: int) -> Iterator[Identity]:
+    return (small.HELD[n] for n in np.random.default_rng(seed).permutation(len(small.HELD)))
 
 
 def _people(seed: int) -> Iterator[Identity]:
@@ -40,9 +47,18 @@ def _caption(view: View, identity: Identity | None, rng: np.random.Generator) ->
 
 
 WORLDS = {
-    "peeps": World(_people, lambda rng: world.views(rng, 1)[0], _caption, captions.vocabulary),
+    "peeps": World(
+        _people,
+        {"known parts": world.held_out_identities, "unseen parts": world.unseen_part_identities},
+        lambda rng: world.views(rng, 1)[0],
+        world.reference_view,
+        _caption,
+        captions.vocabulary,
+    ),
     "small": World(
         _small_people,
+        {"held out": _small_held_out},
+        small.random_view,
         small.random_view,
         lambda view, identity, _: small.caption(view, identity),
         small.vocabulary,

@@ -1,0 +1,71 @@
+"""What is asked of a model: held-out people, each in a picture and in another view to draw."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from train.foundations.worlds import WORLDS
+from train.peeps.render import Identity, View, over, render
+
+SIDE = 128  # pixels of a reference's longer side at least; encoders see it in tiles, too
+CANDIDATES = 50  # of the identity question; chance is 2%
+
+
+class Triple(NamedTuple):
+    """A person, a picture of them, and what to draw them as."""
+
+    identity: Identity
+    seen: View  # in the reference
+    view: View  # asked for
+    prompt: str  # says `view`, and nothing of who it is
+    full: str  # says both
+    reference: UInt8[np.ndarray, "h w 3"]  # cut out onto white, as in training
+    others: tuple[Identity, ...]  # with `identity`, the candidates of who it is
+
+
+def triples(world: str, people: str, count: int, first: int = 0) -> list[Triple]:
+    """`count` of them, the same for every model; no body is both seen and asked for.
+
+    Args:
+        world: of `train.foundations.worlds`.
+        people: of that world's `held_out`.
+        first: leaves so many out at the beginning.
+
+    Raises:
+        ValueError: there are fewer people.
+    """
+    known = WORLDS[world]
+    order = known.held_out[people](12)
+    everyone = [one for one, _ in zip(order, range(first + count + 4 * CANDIDATES), strict=False)]
+    if len(everyone) < max(first + count, CANDIDATES):
+        raise ValueError(f"{count} triples were asked for; {world} has {len(everyone)} {people}")
+    found = []
+    for n in range(first, first + count):
+        rng, one = np.random.default_rng((n, 2)), everyone[n]
+        seen = known.reference(rng)
+        view = known.view(rng)
+        while view.body == seen.body:
+            view = known.view(rng)
+        others = [everyone[k] for k in rng.permutation(len(everyone)) if k != n]
+        found.append(
+            Triple(
+                one,
+                seen,
+                view,
+                known.caption(view, None, rng),
+                known.caption(view, one, rng),
+                cut_out(one, seen),
+                tuple(others[: CANDIDATES - 1]),
+            )
+        )
+    return found
+
+
+def cut_out(identity: Identity, view: View) -> UInt8[np.ndarray, "h w 3"]:
+    """The figure on white, cropped to it, as `train.data.pictures.prepare_reference` does."""
+    pixels = render(identity, view, 2 * SIDE)
+    figure = pixels[..., 3] >= 128
+    rows, columns = np.flatnonzero(figure.any(1)), np.flatnonzero(figure.any(0))
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return over(pixels[box], "#ffffff")
