@@ -43,11 +43,8 @@ def test_the_folder_draws_and_words_matter(model):
     texts = [caption(random_view(np.random.default_rng(n)), TRAINED[n]) for n in range(2)]
     found = pipe(
         texts,
-        height=16,
-        width=16,
         num_inference_steps=2,
         seed=[0, 0],
-        max_sequence_length=16,
         output_type="np",
     ).images
     assert found.shape == (2, 16, 16, 3)

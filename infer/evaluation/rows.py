@@ -25,6 +25,7 @@ def draw(
     prompt: Callable[[Triple], str] = lambda one: one.prompt,
     reference: Callable[[int], np.ndarray] | None = None,
     subject: bool = True,
+    subject_scale: float | None = None,
 ) -> Pictures:
     """What the model makes of every triple, each from noise of its own.
 
@@ -33,6 +34,7 @@ def draw(
         name: of the progress bar.
         reference: by the triple's number; by default its own.
         subject: whether any reference is shown.
+        subject_scale: by default the model's own.
     """
     shown = reference or (lambda n: asked[n].reference)
     parts = []
@@ -43,6 +45,7 @@ def draw(
             [prompt(asked[n]) for n in numbers],
             seed=[1000 * seed + n for n in numbers],
             subject_image=[shown(n) for n in numbers] if subject else None,
+            subject_scale=subject_scale,
             output_type="np",
         ).images
         parts.append(np.asarray(drawn)[: len(asked) - start])

@@ -66,6 +66,7 @@ def foundations(
         for kind, module in modules.items():
             checkpoint.write_component(writer, kind, module)
         writer.add_config("scheduler", SchedulerConfig().to_dict())
+        writer.add_config("sampling", settings.sampling.to_dict())
         for kind, text in files.items():
             writer.add_file(kind, "tokenizer.json", text.encode())
     return json.loads((parts / FACTS).read_text())

@@ -10,6 +10,7 @@ from ic_jax.config import (
     ConfigError,
     Dinov2Config,
     FluxConfig,
+    SamplingConfig,
     SiglipConfig,
     T5Config,
     VaeConfig,
@@ -67,6 +68,16 @@ class Settings:
             axes_dims_rope=(head - 2 * spatial, spatial, spatial),
             # Nothing here is distilled: one model, and true guidance for whoever wants it.
             guidance_embeds=False,
+        )
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(
+            height=self.side,
+            width=self.side,
+            num_inference_steps=20,
+            subject_scale=1.0,
+            max_sequence_length=self.text_length,
         )
 
     def t5(self, words: int) -> T5Config:
