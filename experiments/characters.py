@@ -1,8 +1,7 @@
-"""The data set of the experiment, and what is asked of the trained model."""
+"""The data set of the experiment: people of the small world, held-out ones among them."""
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -11,24 +10,14 @@ from ic_jax.folders import written_whole
 from train.data.prepare import Options, prepare
 from train.foundations.world import (
     EVERYONE,
-    HELD,
     caption,
     random_bodies,
     random_view,
 )
 from train.peeps.palette import GROUND
-from train.peeps.render import Identity, View, over, render
+from train.peeps.render import over, render
 
 SIZE = 128  # pixels: twice the target's, because a reference is also seen in four tiles
-
-
-class Triple(NamedTuple):
-    """A held-out person, a picture of them, and another view to draw them in."""
-
-    identity: Identity
-    seen: View  # in the reference
-    view: View  # asked for
-    reference: np.ndarray  # uint8 [h, w, 3]: cut out onto white, as in training
 
 
 def prepared(work: Path, characters: int, views: int) -> Path:
@@ -39,17 +28,6 @@ def prepared(work: Path, characters: int, views: int) -> Path:
             _write(folder, characters, views)
         prepare(work / "source", data, Options(resolutions=(SIZE,)), workers=1)
     return data
-
-
-def triples(count: int) -> list[Triple]:
-    """The same for every run; no body is both seen and asked for."""
-    rng = np.random.default_rng(12)
-    found = []
-    for n in rng.permutation(len(HELD))[:count]:
-        seen, asked = (random_view(rng, body) for body in random_bodies(rng, 2))
-        reference = _cropped(render(HELD[n], seen, SIZE))
-        found.append(Triple(HELD[n], seen, asked, reference))
-    return found
 
 
 def _write(folder: Path, characters: int, views: int) -> None:
@@ -70,11 +48,3 @@ def _write(folder: Path, characters: int, views: int) -> None:
                     "view": body,
                 }
                 lines.write(json.dumps(line) + "\n")
-
-
-def _cropped(pixels: np.ndarray) -> np.ndarray:
-    """The figure on white, as `train.data.pictures.prepare_reference` cuts it out."""
-    figure = pixels[..., 3] >= 128
-    rows, columns = np.flatnonzero(figure.any(1)), np.flatnonzero(figure.any(0))
-    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return over(pixels[box], "#ffffff")

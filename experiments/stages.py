@@ -3,45 +3,42 @@
     python -m train foundations MODEL
     python -m experiments.stages MODEL WORK --seeds 0 1 2
 
-Stage 1 reconstructs a picture from itself, so its pose is in the reference; stage 2 pairs two
-pictures of one character, so that the pose must come from the prompt. Both are trained by
-`train.loop.train` from the same base for every seed, and asked to draw the same held-out
-characters in the same new views from the same noise. Every answer is the nearest exact render
-(`train.peeps.measure`). Writes experiments/stages.json and experiments/stages.png.
+Stage 1 reconstructs a picture from itself, without words, so all of it, the pose too, is taken
+from the reference; stage 2 pairs two pictures of one character, so that the pose must come from
+the prompt. Both are trained by `python -m train` from the same base for every seed, and asked to
+draw the same held-out characters in the same new views from the same noise:
+
+- told what to draw, at the adapter's usual strength and at a higher one, where what the adapter
+  has learnt of poses contends with the prompt;
+- told nothing, where the pose is the adapter's alone.
+
+Every answer is the nearest exact render (`train.peeps.measure`). Writes experiments/stages.json
+and experiments/stages.png.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import subprocess
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from experiments import sheet
-from experiments.characters import Triple, prepared, triples
+from benchmarks.origin import origin
+from experiments.characters import prepared
 from ic_jax import InstantCharacterPipeline, checkpoint
-from ic_jax.version import __version__
-from train.foundations.world import HELD, HELD_OUT, caption
-from train.loop import Run
-from train.peeps import measure
-from train.peeps.render import picture
+from infer.evaluation import rows, scores
+from infer.evaluation.rows import Pictures
+from infer.evaluation.sets import Triple, triples
+from infer.evaluation.sheet import sheet
+from train.export import export
+from train.loop import train
 from train.recipe import Recipe, read_recipe
-from train.run_folder import StopRequest, owned
 
 HERE = Path(__file__).parent
-SIDE, STEPS, TEXT_LENGTH = 64, 20, 16  # pixels; of sampling; tokens
-CANDIDATES = 50  # of the identity question; chance is 2%
-WORDLESS = 30  # triples whose wordless pictures are read
 STAGES = ("stage1", "stage2")
-
-Pictures = np.ndarray  # float32 [triples, 64, 64, 3] in 0..1
+STRONG = 3.0  # subject scale at which adapter and prompt contend
+WORDLESS = 50  # triples whose wordless pictures are read
+SHOWN = 8  # triples in the picture
 
 
 def main() -> None:
@@ -50,194 +47,97 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for data set and runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", action="append", default=[], help="such as stage1.steps=300")
-    parser.add_argument("--characters", type=int, default=400)
+    parser.add_argument("--characters", type=int, default=900)
     parser.add_argument("--views", type=int, default=6)
     parser.add_argument("--triples", type=int, default=100)
-    parser.add_argument(
-        "--drawn-only", action="store_true", help="report what earlier calls drew, train nothing"
-    )
     given = parser.parse_args()
     data = prepared(given.work, given.characters, given.views)
-    asked = triples(given.triples)
-    changes = [f"model={given.model}", f"data={data}", *given.set]
+    asked = triples("small", "held out", given.triples)
 
-    drawn: dict[str, Pictures] = controls(given.model, asked)
-    wordless: dict[str, Pictures] = {}
-    runs: dict[int, dict[str, Any]] = {}
+    told, untold, facts = controls(given.model, asked), {}, {}
     for seed in given.seeds:
         out = given.work / f"run{seed}"
-        recipe = read_recipe(HERE / "stages.toml", [*changes, f"seed={seed}", f"out={out}"])
-        if not given.drawn_only:
-            train_and_draw(recipe, asked)
-        pictures, runs[seed] = results_of(recipe)
-        for name, (prompted, empty) in pictures.items():
-            drawn[f"{name} seed {seed}"], wordless[f"{name} seed {seed}"] = prompted, empty
-    scores = scored(drawn, asked)
-    for name, share in copied(wordless, asked[:WORDLESS]).items():
-        scores[name]["copied without a prompt"] = share
-    results = {
-        "controls": {name: scores[name] for name in drawn if "seed" not in name},
-        **{name: _spread(name, runs, scores) for name in STAGES},
-        "settings": vars(given) | {"recipe": recipe.to_dict(), "candidates": CANDIDATES},
-        "conditions": _conditions(),
+        changes = [f"model={given.model}", f"data={data}", f"seed={seed}", f"out={out}"]
+        recipe = read_recipe(HERE / "stages.toml", [*changes, *given.set])
+        for name, model in trained(recipe).items():
+            row = f"{name} seed {seed}"
+            pipe = InstantCharacterPipeline.from_pretrained(model, "float32")
+            told[row] = rows.draw(pipe, asked, 0, name=row)
+            told[f"strong {row}"] = rows.draw(
+                pipe, asked, 0, name=f"{row}, strong", subject_scale=STRONG
+            )
+            untold[row] = rows.draw(
+                pipe, asked[:WORDLESS], 0, name=f"{row}, untold", prompt=lambda _: ""
+            )
+            facts[row] = effect(recipe, name)
+    results = report(told, untold, facts, asked, given.seeds) | {
+        "settings": vars(given) | {"recipe": recipe.to_dict(), "strong": STRONG},
+        "origin": origin("jax", "flax"),
     }
     text = json.dumps(results, indent=1, default=str)
     (HERE / "stages.json").write_text(text + "\n")
-    whole = next(seed for seed, run in runs.items() if len(run) == len(STAGES))
-    first = {name: drawn[f"{name} seed {whole}"] for name in STAGES}
-    sheet.draw(asked[:8], first).save(HERE / "stages.png")
+    first = f"seed {given.seeds[0]}"
+    columns = {f"{name}, untold": untold[f"{name} {first}"] for name in STAGES}
+    columns |= {f"{name}, told": told[f"{name} {first}"] for name in STAGES}
+    sheet(asked[:SHOWN], columns).save(HERE / "stages.png")
     print(text)
 
 
-def train_and_draw(recipe: Recipe, asked: list[Triple]) -> None:
-    """Train stage after stage and draw after each, into RUN/STAGE.npz; goes on where it stopped."""
-    ends = _ends(recipe)
-    if all((recipe.out / f"{name}.npz").exists() for name in STAGES):
-        return
-    with owned(recipe.out), StopRequest() as stop:
-        run = Run(recipe, stop)
-        try:
-            for name in STAGES:
-                start = time.perf_counter()
-                run.stage(name)
-                if run.step == ends[name]:  # else it went on from a later one, and is drawn
-                    seconds = round(time.perf_counter() - start)
-                    kept = drawn_by(run, asked) | {"seconds": np.asarray(seconds)}
-                    np.savez(recipe.out / f"{name}.npz", allow_pickle=False, **kept)
-            run.save()
-        finally:
-            run.close()
-
-
-def results_of(recipe: Recipe) -> tuple[dict[str, tuple[Pictures, Pictures]], dict[str, Any]]:
-    """Pictures (of the prompts, of the empty prompt) and figures of a run's finished stages."""
-    pictures, facts = {}, {}
-    for name in STAGES:
-        if (file := recipe.out / f"{name}.npz").exists():
-            kept = np.load(file)
-            pictures[name] = kept["pictures"], kept["wordless"]
-            effect = _effect(recipe, _ends(recipe)[name])
-            facts[name] = effect | {"seconds": int(kept["seconds"])}
-    return pictures, facts
-
-
-def _ends(recipe: Recipe) -> dict[str, int]:
-    """The step that each stage ends with."""
-    return {n: first + recipe.stages[n].steps for n, first in recipe.first_steps().items()}
-
-
-def drawn_by(run: Run, asked: list[Triple]) -> dict[str, Pictures]:
-    """What the run's averaged adapter draws: of the prompts, and of the empty prompt."""
-    model = replace(run.models.model, adapter=run.state.average)
-    pipe = InstantCharacterPipeline(model)
-    wordless = pictures_of(pipe, asked, [""] * len(asked))
-    return {"pictures": pictures_of(pipe, asked), "wordless": wordless}
-
-
-def copied(wordless: dict[str, Pictures], asked: list[Triple]) -> dict[str, float]:
-    """How often each row's pictures of the empty prompt show the reference's own body."""
-    same: dict[str, list[bool]] = {name: [] for name in wordless}
-    for n, one in enumerate(asked):
-        pictures = np.stack([pictures[n] for pictures in wordless.values()])
-        found = measure.read(pictures, one.identity, one.seen, [])
-        for name, reading in zip(wordless, found, strict=True):
-            same[name].append(reading.body == one.seen.body)
-    return {name: round(float(np.mean(found)), 4) for name, found in same.items()}
-
-
-def pictures_of(
-    pipe: InstantCharacterPipeline,
-    asked: list[Triple],
-    prompts: list[str] | None = None,
-    *,
-    subject: bool = True,
-) -> Pictures:
-    """Draw what every triple asks for, each from noise of its own."""
-    drawn = pipe(
-        prompts or [caption(one.view) for one in asked],
-        height=SIDE,
-        width=SIDE,
-        num_inference_steps=STEPS,
-        seed=list(range(len(asked))),
-        subject_image=[one.reference for one in asked] if subject else None,
-        subject_scale=1.0,
-        max_sequence_length=TEXT_LENGTH,
-        output_type="np",
-    )
-    return np.asarray(drawn.images)
+def trained(recipe: Recipe) -> dict[str, Path]:
+    """A MODEL for the end of each stage, from an earlier call or trained now."""
+    ends = {n: first + recipe.stages[n].steps for n, first in recipe.first_steps().items()}
+    models = {n: recipe.out.with_name(f"{recipe.out.name}-{n}") for n in ends}
+    if not all(model.exists() for model in models.values()):
+        train(recipe)
+        for name, model in models.items():
+            export(recipe.out, model, "float32", step=ends[name], last=False, overwrite=True)
+    return models
 
 
 def controls(model: Path, asked: list[Triple]) -> dict[str, Pictures]:
-    """The base without a subject, and told in words who it is; the true picture through the VAE;
-    and the reference itself."""
-    pipe = InstantCharacterPipeline.from_pretrained(model, dtype="float32")
-    full = [caption(one.view, one.identity) for one in asked]
-    true = np.stack([picture(one.identity, one.view, SIDE) for one in asked])
-    vae = checkpoint.load_component(model, "vae")
-    pixels = true.astype(np.float32) / 127.5 - 1
-    back = jax.jit(lambda vae, x: vae.decode(vae.encode(x)[0]))(vae, pixels)
+    """The base without a subject, and told in words who it is; and what no model can better."""
+    base = checkpoint.load(model, "float32")
+    pipe = InstantCharacterPipeline(base)
+    assert base.vae is not None
     return {
-        "no subject": pictures_of(pipe, asked, subject=False),
-        "identity in words": pictures_of(pipe, asked, full, subject=False),
-        "true picture through the VAE": np.clip(np.asarray(back) / 2 + 0.5, 0, 1),
-        "the reference itself": np.stack(
-            [picture(one.identity, one.seen, SIDE) / np.float32(255) for one in asked]
-        ),
+        "no subject": rows.draw(pipe, asked, 0, subject=False),
+        "identity in words": rows.draw(pipe, asked, 0, prompt=lambda one: one.full, subject=False),
+    } | rows.exact(base.vae, asked, pipe.sampling.height)
+
+
+def report(
+    told: dict[str, Pictures],
+    untold: dict[str, Pictures],
+    facts: dict[str, dict[str, float]],
+    asked: list[Triple],
+    seeds: list[int],
+) -> dict[str, Any]:
+    """The controls' rates, and each stage's figures by seed with mean and standard deviation."""
+    found, copied = scores.scored(told, asked), scores.copied(untold, asked[:WORDLESS])
+    results: dict[str, Any] = {
+        "controls": {n: _rounded(rates) for n, rates in found.items() if "seed" not in n}
     }
+    for name in STAGES:
+        figures = []
+        for seed in seeds:
+            row = f"{name} seed {seed}"
+            strong = {f"{k}, strong": v for k, v in found[f"strong {row}"].items()}
+            figures.append(facts[row] | found[row] | strong | {"copied, untold": copied[row]})
+        results[name] = scores.spread(figures)
+    return results
 
 
-def scored(drawn: dict[str, Pictures], asked: list[Triple]) -> dict[str, dict[str, float]]:
-    """Every row's rates; all pictures of a triple are read at once."""
-    scores: dict[str, list[measure.Score]] = {name: [] for name in drawn}
-    for n, one in enumerate(asked):
-        rng = np.random.default_rng((n, 2))
-        order = [HELD[k] for k in rng.permutation(len(HELD))]
-        others = [other for other in order if other != one.identity][: CANDIDATES - 1]
-        pictures = np.stack([pictures[n] for pictures in drawn.values()])
-        for name, found in zip(
-            drawn, measure.read(pictures, one.identity, one.view, others), strict=True
-        ):
-            scores[name].append(measure.score(found, one.identity, one.view, one.seen))
-    return {
-        name: {k: round(v, 4) for k, v in measure.rates(found).items()}
-        for name, found in scores.items()
-    }
-
-
-def _effect(recipe: Recipe, last: int) -> dict[str, float]:
-    """The reference effect measured at a step, on held-out characters."""
+def effect(recipe: Recipe, stage: str) -> dict[str, float]:
+    """The reference effect at the end of a stage, on held-out characters."""
+    last = recipe.first_steps()[stage] + recipe.stages[stage].steps
     lines = map(json.loads, (recipe.out / "metrics.jsonl").read_text().splitlines())
     at = [line for line in lines if line["step"] == last]
     names = ("reference effect", "loss/right reference", "loss/wrong reference")
-    return {name: round(line[name], 5) for line in at for name in names if name in line}
+    return {name: line[name] for line in at for name in names if name in line}
 
 
-def _spread(name: str, runs: dict, scores: dict) -> dict[str, Any]:
-    """Each figure of a stage by seed, with mean and standard deviation."""
-    rows = [run[name] | scores[f"{name} seed {seed}"] for seed, run in runs.items() if name in run]
-    return {"of seeds": [seed for seed, run in runs.items() if name in run]} | {
-        key: {
-            "seeds": (values := [row[key] for row in rows]),
-            "mean": round(float(np.mean(values)), 4),
-            "std": round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None,
-        }
-        for key in rows[0]
-    }
-
-
-def _conditions() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
-    ).stdout.strip()
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit,
-        "ic_jax": __version__,
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {jax.default_backend()}",
-        "held-out share": HELD_OUT,
-    }
+def _rounded(rates: dict[str, float]) -> dict[str, float]:
+    return {name: round(float(np.float64(value)), 4) for name, value in rates.items()}
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from ic_jax.weights import Tensor, WeightsError
 
 MANIFEST, CONFIG, UNUSED = "manifest.json", "config.json", "unused.safetensors"
 FORMAT = 1
+SMALL_MODEL = Path(__file__).parent / "small_model"  # trained by this project, and part of it
 KINDS = (
     *("transformer", "adapter", "siglip", "dinov2", "t5", "clip", "vae"),
     *("scheduler", "sampling", "tokenizer", "tokenizer_2"),

@@ -17,6 +17,7 @@ from ic_jax.config import SamplingConfig, SchedulerConfig
 from ic_jax.features import SubjectFeatures
 from ic_jax.images import Fit, Picture
 from ic_jax.lora import LoraSet, read_lora
+from ic_jax.model_folder import SMALL_MODEL
 from ic_jax.models.rope import rope_table
 from ic_jax.runner import Grid, Runner
 from ic_jax.text import check_prompt
@@ -59,11 +60,12 @@ class InstantCharacterPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, dtype: DTypeLike = "bfloat16", *, verify: bool = True
+        cls, folder: Path | str = SMALL_MODEL, dtype: DTypeLike = "bfloat16", *, verify: bool = True
     ) -> Self:
         """Load a converted model folder (`python -m convert from-torch`).
 
         Args:
+            folder: by default the small model that comes with ic_jax.
             dtype: bfloat16 or float32, of all parameters and of computing. float16 is too
                 narrow for T5.
             verify: compare the files' SHA-256, which takes about as long as reading them.

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+import jax
+
 from ic_jax import inputs
 from ic_jax.checkpoint import read_config
 from ic_jax.config import SamplingConfig
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m infer",
         description="Draw a character from one picture of it in the scene that a prompt describes. "
-        "Without --model, a toy model with random weights shows that everything runs.",
+        "Without --model, the small model that comes with ic_jax draws.",
         formatter_class=_Help,
     )
     what = p.add_argument_group("what to draw")
@@ -83,7 +85,9 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="PNG file, or folder (default: out.png, replaced if it exists)"
     )
     run.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
-    run.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="to compute in")
+    run.add_argument(
+        "--dtype", choices=DTYPES, help="to compute in (default: bfloat16; on a CPU float32)"
+    )
     run.add_argument("--no-progress", action="store_true", help="one program for all steps")
     run.add_argument("--no-verify", action="store_true", help="trust the model's files unread")
     run.add_argument("--no-compile-cache", action="store_true", help="compile everything anew")
@@ -116,6 +120,8 @@ def seeds(options: argparse.Namespace) -> list[int]:
 def check(options: argparse.Namespace) -> None:
     """Fill in the model's own settings, and refuse all that can be known to be wrong before
     gigabytes of weights are read."""
+    # XLA widens every bfloat16 weight on a CPU, at every step.
+    options.dtype = options.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     model = ModelFolder.open(options.model)
     has_own = "sampling" in model.components
     settings = inputs.settings(

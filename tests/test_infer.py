@@ -18,13 +18,13 @@ from ic_jax import InstantCharacterPipeline, cli
 from ic_jax.config import SamplingConfig
 from ic_jax.model_folder import ModelFolder, create
 from ic_jax.weights import WeightsError
-from infer.demo import MODEL
 from infer.generate import main
 from tests.conftest import GOLDENS, from_torch
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = str(GOLDENS / "tiny_instantcharacter" / "reference.png")
 STYLE = GOLDENS / "tiny_instantcharacter" / "style_lora.safetensors"
+TOY_MODEL = GOLDENS / "toy_model"
 SMALL = ["--height=64", "--width=64", "--steps=2", "--max-sequence-length=32", "--dtype=float32"]
 
 
@@ -110,11 +110,15 @@ def test_lora_changes_the_picture(infer, tmp_path):
     assert (plain != ink).any()
 
 
-def test_without_a_model_the_toy_draws_and_says_so(infer, tmp_path):
-    code, out, _ = infer(model=None)
-    assert code == 0
-    assert "weights are random" in out
-    assert Image.open(tmp_path / "out.png").size == (64, 64)
+def test_without_a_model_the_small_one_draws_and_says_so(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--no-compile-cache"]) == 0
+    assert "the small model" in capfd.readouterr().out
+    picture = Image.open(tmp_path / "out.png")
+    made = json.loads(picture.text["ic_jax"])
+    assert picture.size == (made["width"], made["height"])
+    colours = np.asarray(picture).reshape(-1, 3).std(0)
+    assert (colours > 10).all()
 
 
 @pytest.mark.parametrize(
@@ -245,6 +249,6 @@ def test_exit_codes(error, code, capsys):
 
 def test_the_toy_model_is_the_golden_one_converted(tmp_path):
     fresh = from_torch(tmp_path / "fresh", "--dtype", "bfloat16")
-    manifests = [json.loads((m / "manifest.json").read_text()) for m in (MODEL, fresh)]
+    manifests = [json.loads((m / "manifest.json").read_text()) for m in (TOY_MODEL, fresh)]
     assert manifests[0]["components"] == manifests[1]["components"]
-    ModelFolder.open(MODEL).verify()
+    ModelFolder.open(TOY_MODEL).verify()

@@ -12,8 +12,8 @@ import jax
 from ic_jax import InstantCharacterPipeline, checkpoint, cli
 from ic_jax.cli import say
 from ic_jax.folders import written_whole
+from ic_jax.model_folder import SMALL_MODEL
 from ic_jax.version import __version__
-from infer import demo
 from infer.evaluation import rows, scores
 from infer.evaluation.sets import triples
 from infer.evaluation.sheet import sheet
@@ -26,7 +26,9 @@ def main(arguments: list[str]) -> int:
     """Run the command; returns its exit code, see `ic_jax.cli.run`."""
     parser = argparse.ArgumentParser(prog="python -m infer evaluate", description=__doc__)
     parser.add_argument("--set", choices=WORLDS, required=True, help="the world that is asked for")
-    parser.add_argument("--model", type=Path, help="(default: the small model that ships)")
+    parser.add_argument(
+        "--model", type=Path, default=SMALL_MODEL, help="(default: the small one of ic_jax)"
+    )
     parser.add_argument("--triples", type=int, default=300, help="person, picture, prompt")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder")
@@ -45,7 +47,7 @@ def evaluate(given: argparse.Namespace) -> None:
         )
     start = time.perf_counter()
     with written_whole(given.out, overwrite=given.overwrite, owns=_ours) as folder:
-        model = checkpoint.load(given.model or demo.MODEL, "float32")
+        model = checkpoint.load(given.model, "float32")
         results = {
             people: _measured(model, given, people, folder) for people in WORLDS[given.set].held_out
         }
