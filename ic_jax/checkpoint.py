@@ -1,6 +1,6 @@
 """A MODEL folder's components as modules on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ic_jax.config import (
     T5Config,
     VaeConfig,
 )
-from ic_jax.model_folder import CONFIG, ModelFolder, ModelWriter
+from ic_jax.model_folder import CONFIG, KINDS, ModelFolder, ModelWriter
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.clip import ClipText
 from ic_jax.models.dinov2 import Dinov2
@@ -134,15 +134,20 @@ def load(
     path: str | Path,
     dtype: Any = None,
     *,
+    kinds: Container[str] = KINDS,
     verify: bool = True,
     place: Place = lambda path, array: jax.device_put(array),
 ) -> Model:
-    """Every component of a MODEL folder; arguments and errors as for `load_component`."""
+    """The components of a MODEL folder that are of `kinds`, all by default.
+
+    Other arguments and errors as for `load_component`.
+    """
     folder = ModelFolder.open(path)
+    wanted = [kind for kind in folder.components if kind in kinds]
     if verify:
-        folder.verify()
+        folder.verify(wanted)
     model = Model()
-    for kind in folder.components:
+    for kind in wanted:
         if kind in COMPONENTS:
             part = load_component(folder, kind, dtype, verify=False, place=place)
         else:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from ic_jax.checkpoint import parameters
 from ic_jax.inputs import check_finite
-from ic_jax.safetensors import read_metadata, read_tensors
+from ic_jax.safetensors import Spec, read_metadata, read_tensors, write_file
 from ic_jax.weights import WeightsError
 
 # The peft layout that diffusers writes: which of our models each prefix speaks of.
@@ -80,6 +80,41 @@ def read_lora(file: Path | str, weight: float = 1.0, trigger: str | None = None)
         for (prefix, module), found in parts.items()
     }
     return Lora(file.name, changes, weight, trigger)
+
+
+def write_lora(
+    file: Path | str,
+    changes: Mapping[tuple[str, str], LowRank],
+    dtype: np.dtype,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write what `read_lora` and diffusers read; the file is there whole or not at all.
+
+    Scales go into B and no alpha is written: some loaders ignore one, and then draw at another
+    strength.
+
+    Args:
+        changes: by (model, published module name).
+
+    Raises:
+        ValueError: a name that does not end in .safetensors.
+        FileExistsError: `file` is in the way.
+    """
+    file = Path(file)
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file}: a LoRA is one file; name it {file.name}.safetensors")
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file}: exists; name another file or give --overwrite")
+    prefixes = {model: prefix for prefix, model in PREFIXES.items()}
+    tensors = {}
+    for (model, module), change in changes.items():
+        name = prefixes[model] + module
+        tensors[f"{name}.lora_A.weight"] = change.a.astype(dtype)
+        tensors[f"{name}.lora_B.weight"] = (np.float32(change.scale) * change.b).astype(dtype)
+    specs = {name: Spec(value.dtype, value.shape) for name, value in tensors.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_file(file, specs, lambda name: [tensors[name]])
 
 
 class _Alphas:

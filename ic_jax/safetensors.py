@@ -157,12 +157,17 @@ def write_tensors(
     for i, names in enumerate(shards, 1):
         number = f"-{i:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         path = folder / f"{stem}{number}.safetensors"
-        with path.open("wb") as file:
-            digest = _write_shard(file, {name: specs[name] for name in names}, chunks)
-            size = file.tell()
-            sync(file)
-        written.append(Written(path, tuple(names), size, digest))
+        written.append(_write_shard(path, {name: specs[name] for name in names}, chunks))
     return written
+
+
+def write_file(
+    path: Path, specs: Mapping[str, Spec], chunks: Callable[[str], Iterable[np.ndarray]]
+) -> None:
+    """Write one file, as `write_tensors`; it is at `path` whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    _write_shard(part, dict(specs), chunks)
+    part.replace(path)
 
 
 def _shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
@@ -178,6 +183,16 @@ def _shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
 
 
 def _write_shard(
+    path: Path, specs: dict[str, Spec], chunks: Callable[[str], Iterable[np.ndarray]]
+) -> Written:
+    with path.open("wb") as file:
+        digest = _write(file, specs, chunks)
+        size = file.tell()
+        sync(file)
+    return Written(path, tuple(specs), size, digest)
+
+
+def _write(
     file: BinaryIO, specs: dict[str, Spec], chunks: Callable[[str], Iterable[np.ndarray]]
 ) -> str:
     type_names = {dtype: name for name, dtype in DTYPES.items()}

@@ -58,6 +58,11 @@ def test_a_recipe_survives_json(tmp_path):
         (HEAD + "[stage1]\nsteps = 1\nresolution = 100", "must be a multiple of 16"),
         (HEAD + "[stage1]\nsteps = 1\naccumulate = 3", "must be a divisor of batch 32"),
         (HEAD + "[stage1]\nsteps = 1\ntimesteps = 'cosine'", "must be logit-normal or uniform"),
+        (HEAD + "[stage1]\nsteps = 1\nremat = true", "remat is True; it must be none or blocks"),
+        (HEAD + "[lora]\nrank = 0\n[stage1]\nsteps = 1", "lora.rank is 0; it must be at least 1"),
+        (HEAD + "[lora]\ntargets = 'x'\n[stage1]\nsteps = 1", "must be a list of texts"),
+        (HEAD + "[lora]\n[stage1]\nsteps = 1\npaired = 1", "stage1.paired is 1.0; .lora. sees no"),
+        (HEAD + "adapter = 'x'\n[lora]\n[stage1]\nsteps = 1", "has both adapter and .lora."),
         (HEAD + "[stag1]\nsteps = 1", "unknown table .stag1.; did you mean stage1?"),
         (HEAD + "[saving]\nevry = 1\n[stage1]\nsteps = 1", "saving.evry; did you mean every?"),
     ],
@@ -71,3 +76,13 @@ def test_a_wrong_recipe_is_told_in_one_line(tmp_path, text, message):
 def test_a_wrong_change_is_told(tmp_path):
     with pytest.raises(ConfigError, match="--set steps: write KEY=VALUE"):
         read(tmp_path, HEAD + "[stage1]\nsteps = 1", "steps")
+
+
+def test_a_lora_is_trained_instead_of_an_adapter(tmp_path):
+    recipe = read(tmp_path, HEAD + "[lora]\nrank = 8\ntrigger = 'ink'\n[stage1]\nsteps = 1\n")
+    assert (recipe.lora.scale, recipe.holdout) == (1.0, 0.0)
+    assert recipe.prompted("a cat") == "ink, a cat"
+    assert recipe_of(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert recipe_of(recipe.to_dict()) == recipe
+    recipe = read(tmp_path, HEAD + "[stage1]\nsteps = 1\n[lora]\n", "lora.alpha=4", "holdout=0.5")
+    assert (recipe.lora.scale, recipe.holdout) == (0.25, 0.5)

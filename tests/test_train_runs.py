@@ -18,7 +18,7 @@ from ic_jax import checkpoint
 from tests.oracle import main as convert
 from tests.toy import write_data, write_model
 from train.__main__ import main
-from train.export import newest_adapter, recipe_in
+from train.export import newest, recipe_in
 from train.run_folder import owned
 
 ROOT = Path(__file__).parent.parent
@@ -99,7 +99,7 @@ class World:
         recipe = recipe_in(folder)
         base = checkpoint.ModelFolder.open(recipe.model)
         (step, last), (_, average) = (
-            newest_adapter(folder, recipe, base, last=last) for last in (True, False)
+            newest(folder, recipe, base, last=last) for last in (True, False)
         )
         assert step == recipe.total_steps
         return jax.device_get((last, average))

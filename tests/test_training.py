@@ -72,17 +72,17 @@ def test_three_steps_equal_pytorch(golden):
     for step in range(golden.config["steps"]):
         out = f"step/{step}/out/"
         (loss, velocity), gradient = gradient_fn(
-            state.adapter, golden.flux, examples(golden, step), rope
+            state.trained, golden.flux, examples(golden, step), rope
         )
         assert relative(loss, golden[out + "loss"]) < 1e-5
         assert relative(velocity, golden[out + "velocity"]) < 1e-5
         assert relative(optax.tree.norm(gradient), golden[out + "grad_norm"]) < 1e-4
         if step == 0:
             clip = optax.clip_by_global_norm(golden.config["clip_global_norm"])
-            clipped, _ = clip.update(gradient, clip.init(state.adapter))
+            clipped, _ = clip.update(gradient, clip.init(state.trained))
             assert worst(clipped, golden.adapter_at("step/0/grad_after_clip/")) < 1e-4
         state, _ = update(state, loss, gradient, rate, jnp.float32(0.9), rule=rule)
-    assert worst(state.adapter, golden.adapter_at("after/")) < 1e-4
+    assert worst(state.trained, golden.adapter_at("after/")) < 1e-4
     assert int(state.step) == golden.config["steps"]
 
 
@@ -114,7 +114,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counts(golden):
     for bad_loss, bad_gradient in ((jnp.nan, 1.0), (1.0, jnp.inf), (1.0, jnp.nan)):
         broken = jax.tree.map(lambda x, bad=bad_gradient: x * bad, gradient)
         after, _ = update(state, jnp.float32(bad_loss), broken, rate, rate, rule=rule)
-        for field in ("adapter", "average", "optimizer"):
+        for field in ("trained", "average", "optimizer"):
             before = jax.tree.leaves(getattr(state, field))
             for a, b in zip(jax.tree.leaves(getattr(after, field)), before, strict=True):
                 assert (a == b).all()
@@ -122,4 +122,4 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counts(golden):
         state = after
     healed, _ = update(state, jnp.float32(1.0), gradient, rate, rate, rule=rule)
     assert int(healed.bad) == 0
-    assert worst(healed.adapter, state.adapter) > 0
+    assert worst(healed.trained, state.trained) > 0

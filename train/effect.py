@@ -5,28 +5,26 @@ are scored twice on the same noise, with their own reference and with another ch
 the wrong one costs is the effect. It starts at 0, since the adapter's values start at zero.
 """
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ic_jax.features import SubjectFeatures
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.flux import Flux
 from ic_jax.models.rope import Rope
-from train.data.dataset import Dataset
-from train.data.loader import batches
-from train.data.pictures import CENTRED
-from train.data.plan import Plan
+from train.data.cache import Embeddings
+from train.data.loader import Batch as HostBatch
+from train.encode import Batch, Frozen, Ids, Knobs, encode, row_keys
 from train.feed import Feed
-from train.models import Models
-from train.objective import Examples, velocity
+from train.objective import Examples, Trained, velocity
 from train.recipe import Recipe
-from train.step import Batch, Empty, Frozen, Knobs, encode, row_keys
 
 
 class Effect(NamedTuple):
@@ -42,6 +40,7 @@ def reference_effect(
     """Errors with each row's own reference, and with that of row `other`."""
     dtype = examples.prompt_embeds.dtype
     adapter = jax.tree.map(lambda x: x.astype(dtype), adapter)
+    assert examples.features is not None
     swapped = examples._replace(features=SubjectFeatures(*(x[other] for x in examples.features)))
 
     def row_error(e: Examples) -> Float[Array, "b"]:
@@ -67,48 +66,21 @@ def other_characters(characters: list[str]) -> np.ndarray:
 class Meter:
     """Measures the effect on the same held-out batches and noise every time."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        name: str,
-        models: Models,
-        dataset: Dataset,
-        held: Bool[np.ndarray, "characters"],
-        feed: Feed,
-    ):
-        """For the stage called `name`: paired if it is. Nothing is measured if none is held."""
+    def __init__(self, recipe: Recipe, name: str, found: Iterable[HostBatch], feed: Feed):
+        """For the stage called `name`, on the batches `found` (`train.plans.measuring`)."""
         self._feed, stage = feed, recipe.stages[name]
         self._program = jax.jit(
-            partial(
-                _measure,
-                config=models.adapter.config,
-                timesteps=stage.timesteps,
-                dtype=jnp.dtype(recipe.dtype),
-            )
+            partial(_measure, timesteps=stage.timesteps, dtype=jnp.dtype(recipe.dtype))
         )
         self._batches: list[tuple] = []
-        if not held.any():
-            return
-        plan = Plan(
-            dataset,
-            batch=stage.batch,
-            resolution=stage.resolution,
-            paired=1.0 if stage.paired else 0.0,
-            seed=(0, "effect", name),
-            characters=held,
-        )
-        count = recipe.reporting.effect_batches
-        side = models.frozen.siglip.config.image_size
-        for i, host in enumerate(batches(dataset, plan, CENTRED, start=0, stop=count, side=side)):
+        for i, host in enumerate(found):
             other = other_characters(host.character)
             knobs = self._without_dropout(feed.knobs(stage, 0, host))
             given = (feed.batch(host), feed.rope(host), knobs, *feed.put((other, np.int32(i))))
             self._batches.append(given)
 
-    def measure(self, adapter: Adapter) -> dict[str, float]:
+    def measure(self, adapter: Trained) -> dict[str, float]:
         """The effect, and the two mean losses that it is the difference of."""
-        if not self._batches:
-            return {}
         feed = self._feed
         found = [self._program(adapter, feed.frozen, feed.empty, *given) for given in self._batches]
         right, wrong = (np.concatenate(x) for x in zip(*jax.device_get(found), strict=True))
@@ -126,17 +98,16 @@ class Meter:
 def _measure(
     adapter: Adapter,
     frozen: Frozen,
-    empty: Empty,
+    empty: Ids | Embeddings,
     batch: Batch,
     rope: Rope,
     knobs: Knobs,
     other: Int[Array, "b"],
     number: Int[Array, ""],
     *,
-    config: Any,
     timesteps: str,
     dtype: DTypeLike,
 ) -> Effect:
-    keys = row_keys(jnp.zeros_like(number), number, batch.target.shape[0])
-    examples = encode(frozen, batch, keys, empty, knobs, config, timesteps, dtype)
+    keys = row_keys(jnp.zeros_like(number), number, batch)
+    examples = encode(frozen, batch, keys, empty, knobs, adapter.config, timesteps, dtype)
     return reference_effect(adapter, frozen.transformer, examples, rope, other)

@@ -1,18 +1,23 @@
-"""`python -m train export`: the adapter of a run as a model folder to draw with and convert."""
+"""`python -m train export`: what a run trained, to draw with: an adapter as a model folder, a LoRA
+as a file."""
 
 import argparse
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ic_jax import checkpoint, cli, model_folder
 from ic_jax.config import AdapterConfig, ConfigError
+from ic_jax.lora import write_lora
 from ic_jax.model_folder import ModelFolder
 from ic_jax.models.adapter import Adapter
+from train import lora
 from train.checkpoints import Checkpoints
+from train.objective import Trained
 from train.optimizer import optimizer
 from train.recipe import Recipe, recipe_of
 from train.step import State
@@ -23,11 +28,14 @@ DTYPES = ("float32", "bfloat16")
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train export",
-        description="Write a model folder with the base of a run and its newest adapter.",
+        description="Write a model folder with the base of a run and its newest adapter, or the "
+        "run's LoRA as a file that diffusers reads.",
     )
     parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("--out", type=Path, required=True, metavar="MODEL")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the adapter")
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT",
+        help="model folder; for a LoRA FILE.safetensors",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of what was trained")
     parser.add_argument("--last", action="store_true", help="the last weights, not their average")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
@@ -38,16 +46,26 @@ def main(arguments: list[str]) -> int:
 
 
 def export(run: Path, out: Path, dtype: str, *, last: bool, overwrite: bool) -> None:
-    """Write `out`: the base's components linked or copied, the adapter written anew."""
+    """Write `out`: the base's components linked or copied and the adapter anew; or the LoRA.
+
+    Raises:
+        ConfigError: no run, or one without a checkpoint.
+        FileExistsError: `out` is in the way.
+    """
     recipe = recipe_in(run)
     base = ModelFolder.open(recipe.model)
-    step, adapter = newest_adapter(run, recipe, base, last=last)
-    with model_folder.create(out, overwrite=overwrite) as writer:
-        for kind in base.components:
-            if kind != "adapter":
-                writer.add_from(base, kind)
-        checkpoint.write_component(writer, "adapter", adapter, jnp.dtype(dtype))
-    print(f"{out}: the adapter after step {step} of {recipe.total_steps}")
+    step, trained = newest(run, recipe, base, last=last)
+    if isinstance(trained, Adapter):
+        with model_folder.create(out, overwrite=overwrite) as writer:
+            for kind in base.components:
+                if kind != "adapter":
+                    writer.add_from(base, kind)
+            checkpoint.write_component(writer, "adapter", trained, jnp.dtype(dtype))
+    else:
+        write_lora(out, lora.published(trained), jnp.dtype(dtype), overwrite=overwrite)
+    what = "the adapter" if isinstance(trained, Adapter) else "the LoRA"
+    trigger = f"; draw with --trigger {recipe.trigger!r}" if recipe.trigger else ""
+    print(f"{out}: {what} after step {step} of {recipe.total_steps}{trigger}")
 
 
 def recipe_in(run: Path) -> Recipe:
@@ -58,25 +76,31 @@ def recipe_in(run: Path) -> Recipe:
         raise ConfigError(f"{run} is no run of `python -m train` (it has no recipe.json)") from None
 
 
-def newest_adapter(
-    run: Path, recipe: Recipe, base: ModelFolder, *, last: bool
-) -> tuple[int, Adapter]:
-    """(step, adapter) of the newest checkpoint: the averaged weights unless `last`."""
+def newest(run: Path, recipe: Recipe, base: ModelFolder, *, last: bool) -> tuple[int, Trained]:
+    """(step, what was trained) of the newest checkpoint: the averaged weights unless `last`."""
     checkpoints = Checkpoints(run, recipe.saving)
     try:
         step = checkpoints.latest
         if step is None:
             raise ConfigError(f"{run} has no checkpoint yet; train longer, or save more often")
-        config = AdapterConfig.from_dict(checkpoints.facts(step)["adapter"])
-        flux = checkpoint.read_config(base, "transformer")
         first = next(iter(recipe.stages.values()))
         make = partial(State.start, rule=optimizer(first), average=first.ema > 0)
         where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            jax.eval_shape(make, checkpoint.abstract("adapter", config, flux)),
+            jax.eval_shape(make, _abstract(recipe, base, checkpoints.facts(step))),
         )
         state = checkpoints.restore(abstract, {})
     finally:
         checkpoints.close()
-    return step, state.adapter if last or state.average is None else state.average
+    return step, state.trained if last or state.average is None else state.average
+
+
+def _abstract(recipe: Recipe, base: ModelFolder, facts: dict[str, Any]) -> Trained:
+    """What was trained, shapes in place of arrays."""
+    flux = checkpoint.read_config(base, "transformer")
+    if settings := recipe.lora:
+        module = checkpoint.abstract("transformer", flux)
+        return jax.eval_shape(lambda: lora.fresh(module, settings, recipe.seed))
+    config = AdapterConfig.from_dict(facts["adapter"])
+    return checkpoint.abstract("adapter", config, flux)

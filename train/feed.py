@@ -10,21 +10,23 @@ from jax.sharding import PartitionSpec as P
 
 from ic_jax import flow
 from ic_jax.models.rope import Rope, rope_table
+from train.cache import Cache
 from train.data.loader import Batch as HostBatch
+from train.encode import Batch, Ids, Knobs, Reference
 from train.models import Models
 from train.optimizer import learning_rate
 from train.recipe import Recipe, Stage
-from train.step import Batch, Knobs
 
 
 class Feed:
     """Puts things where they belong: rows spread over all devices, everything else on each."""
 
-    def __init__(self, recipe: Recipe, models: Models):
-        self._models, self._text_length = models, recipe.text_length
+    def __init__(self, recipe: Recipe, models: Models, stored: Cache | None):
+        self._models, self._recipe = models, recipe
         mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
         self.whole, self.rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-        self.frozen, self.empty = self.put((models.frozen, models.empty))
+        empty = stored.empty if stored else Ids(*(x[0] for x in self._ids([""])))
+        self.frozen, self.empty = self.put((models.frozen, empty))
         self.rope_of = cache(self._rope)
 
     def put(self, tree: Any) -> Any:
@@ -32,16 +34,17 @@ class Feed:
         return jax.device_put(tree, self.whole)
 
     def batch(self, host: HostBatch) -> Batch:
-        clip_ids, t5_ids = self._models.ids(host.caption)
-        rows = (host.target, host.low, host.high, clip_ids, t5_ids)
+        prompt = host.prompt or self._ids([self._recipe.prompted(c) for c in host.caption])
+        reference: Any = None if host.low is None else (host.low, host.high)
+        rows = (host.target, prompt, reference and Reference(*reference))
         return Batch(*jax.device_put(rows, self.rows))
 
     def rope(self, host: HostBatch) -> Rope:
-        return self.rope_of(*host.target.shape[1:3])
+        return self.rope_of(*host.size)
 
     def knobs(self, stage: Stage, at: int, host: HostBatch) -> Knobs:
         """The numbers of step `at` of a stage."""
-        tokens = len(self.rope(host).cos) - self._text_length
+        tokens = len(self.rope(host).cos) - self._recipe.text_length
         early = at < stage.early_steps
         values = {
             "learning_rate": learning_rate(stage, at),
@@ -53,7 +56,11 @@ class Feed:
         }
         return Knobs(**self.put({name: np.float32(value) for name, value in values.items()}))
 
+    def _ids(self, prompts: list[str]) -> Ids:
+        assert self._models.tokenizers
+        return self._models.tokenizers.ids(prompts)
+
     def _rope(self, height: int, width: int) -> Rope:
-        pixels = self._models.frozen.vae.config.downscale * flow.PATCH
-        ids = flow.position_ids(self._text_length, height // pixels, width // pixels)
+        pixels = self._models.vae.downscale * flow.PATCH
+        ids = flow.position_ids(self._recipe.text_length, height // pixels, width // pixels)
         return self.put(rope_table(ids, self._models.frozen.transformer.config))

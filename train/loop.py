@@ -2,7 +2,8 @@
 stopped."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -11,17 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from train import flops
+from ic_jax.models.adapter import Adapter
+from train import flops, plans
 from train import step as steps
+from train.cache import Cache
 from train.checkpoints import Checkpoints
 from train.data.characters import held_out
 from train.data.dataset import Dataset
-from train.data.loader import batches
-from train.data.pictures import Augment
+from train.data.loader import Batch, Cached, Skips, batches
+from train.data.pictures import CENTRED, Augment
 from train.data.plan import Plan
 from train.effect import Meter
 from train.feed import Feed
-from train.models import load_models
+from train.models import load_models, trained_facts
 from train.optimizer import learning_rate, optimizer
 from train.preview import Preview
 from train.recipe import Recipe, Stage
@@ -55,15 +58,17 @@ class Run:
     def __init__(self, recipe: Recipe, stop: StopRequest):
         self.recipe, self.stop = recipe, stop
         self.checkpoints = Checkpoints(recipe.out, recipe.saving)
-        self.models = load_models(recipe)
         self.dataset = Dataset(recipe.data)
         self.held = held_out(self.dataset, recipe.holdout)
-        self.feed = Feed(recipe, self.models)
+        self.cache = self._cache()
+        self.models = load_models(recipe)
+        self.feed = Feed(recipe, self.models, self.cache)
         self.step = self.saved = self.checkpoints.latest or 0  # global, over all stages
+        self.skips = Skips()
         self.state = self._start()
         write_json(recipe.out / "recipe.json", recipe.to_dict())
         self.report = Report(recipe.out, self.step, recipe.reporting.wandb, recipe.to_dict())
-        self.preview = Preview(recipe, self.models, self.dataset, self.held)
+        self.preview = Preview(recipe, self.models, self.dataset, self.held, self.cache)
 
     def stage(self, name: str) -> None:
         """Train through what is left of a stage."""
@@ -72,18 +77,9 @@ class Run:
         start, end = self.step - first, stage.steps
         if start >= end:
             return
-        plan = Plan(
-            self.dataset,
-            batch=stage.batch,
-            resolution=stage.resolution,
-            paired=stage.paired,
-            seed=(recipe.seed, name),
-            characters=~self.held,
-        )
-        program = self._program(stage)
-        meter = Meter(recipe, name, self.models, self.dataset, self.held, feed)
-        side = self.models.frozen.siglip.config.image_size
-        found = batches(self.dataset, plan, Augment(), start=start, stop=end, side=side)
+        program, meter = self._program(stage), self._meter(name)
+        plan = plans.training(recipe, name, self.dataset, self.held)
+        found = self._batches(plan, Augment(), start, end, self.skips)
         bar = tqdm(found, desc=name, initial=start, total=end, unit="step", disable=None)
         seed, log, clock = feed.put(np.int32(recipe.seed)), Log(), time.perf_counter()
         for at, host in zip(range(start, end), bar, strict=True):
@@ -103,8 +99,8 @@ class Run:
                 values["learning rate"] = learning_rate(stage, at)
                 self.report.scalars(self.step, values)
                 bar.set_postfix(loss=f"{values['loss']:.4f}")
-            if self._due(recipe.reporting.effect_every, last):
-                self.report.scalars(self.step, meter.measure(self.state.adapter))
+            if meter and self._due(recipe.reporting.effect_every, last):
+                self.report.scalars(self.step, meter.measure(self.state.trained))
             if self._due(recipe.reporting.preview_every, last):
                 self.report.picture(self.step, "preview", self.preview.draw(self.state, self.step))
             if self._due(recipe.saving.every, last) or self.stop.wanted:
@@ -118,7 +114,8 @@ class Run:
     def save(self) -> None:
         """Start saving the state, unless it is saved already."""
         if self.saved != self.step:
-            self.checkpoints.save(self.step, self.state, self._facts())
+            counted = {"samples": asdict(self.skips)}
+            self.checkpoints.save(self.step, self.state, self._facts() | counted)
             self.saved = self.step
 
     def close(self) -> None:
@@ -134,27 +131,61 @@ class Run:
             "dtype": recipe.dtype,
             "holdout": recipe.holdout,
             "data": [shard["sha256"] for shard in self.dataset.card["shards"]],
-            "adapter": self.models.adapter.config.to_dict(),
+            "cached": bool(recipe.cache),
+            **trained_facts(recipe, self.models.trained),
             "finished stages": done,
         }
+
+    def _cache(self) -> Cache | None:
+        """The recipe's cache; DataError unless all of it is there and of this model and data."""
+        if not self.recipe.cache:
+            return None
+        stored = Cache(self.recipe, self.dataset)
+        for part in stored.parts(plans.every(self.recipe, self.dataset, self.held)):
+            part.check()
+        return stored
+
+    def _batches(
+        self, plan: Plan, augment: Augment, start: int, stop: int, skips: Skips | None = None
+    ) -> Iterator[Batch]:
+        siglip, stored = self.models.frozen.siglip, self.cache
+        return batches(
+            self.dataset,
+            plan,
+            augment,
+            start=start,
+            stop=stop,
+            side=siglip.config.image_size if siglip else None,
+            cached=Cached(stored.latents(plan), stored.captions) if stored else None,
+            skips=skips,
+        )
+
+    def _meter(self, name: str) -> Meter | None:
+        """None where there is nothing to measure."""
+        if not plans.measures(self.recipe, self.held):
+            return None
+        plan = plans.measuring(self.recipe, name, self.dataset, self.held)
+        count = self.recipe.reporting.effect_batches
+        return Meter(self.recipe, name, self._batches(plan, CENTRED, 0, count), self.feed)
 
     def _start(self) -> steps.State:
         """A fresh state, or the newest saved one."""
         stage = next(iter(self.recipe.stages.values()))
         make = partial(steps.State.start, rule=optimizer(stage), average=stage.ema > 0)
         if self.checkpoints.latest is None:
-            return jax.jit(make, out_shardings=self.feed.whole)(self.models.adapter)
+            return jax.jit(make, out_shardings=self.feed.whole)(self.models.trained)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.feed.whole),
-            jax.eval_shape(make, self.models.adapter),
+            jax.eval_shape(make, self.models.trained),
         )
-        return self.checkpoints.restore(abstract, self._facts())
+        state = self.checkpoints.restore(abstract, self._facts())
+        self.skips = Skips(**self.checkpoints.facts(self.step)["samples"])
+        return state
 
     def _program(self, stage: Stage) -> Callable:
         step = partial(
             steps.train_step,
             rule=optimizer(stage),
-            config=self.models.adapter.config,
             timesteps=stage.timesteps,
             accumulate=stage.accumulate,
             remat=stage.remat,
@@ -189,13 +220,13 @@ class Run:
 
     def _sample_flops(self, tokens: int) -> float:
         """Model FLOPs of one training sample of so many tokens, text and image."""
-        models, text = self.models, self.recipe.text_length
-        siglip, flux = models.frozen.siglip.config, models.frozen.transformer.config
-        features = (siglip.image_size // siglip.patch_size) ** 2
-        return flops.training_sample(
-            flops.flux_forward(flux, tokens - text, text),
-            flops.adapter_forward(models.adapter.config, flux, tokens - text, features),
-        )
+        frozen, trained, text = self.models.frozen, self.models.trained, self.recipe.text_length
+        flux, adapter = frozen.transformer.config, 0.0
+        if isinstance(trained, Adapter):
+            assert frozen.siglip is not None
+            features = (frozen.siglip.config.image_size // frozen.siglip.config.patch_size) ** 2
+            adapter = flops.adapter_forward(trained.config, flux, tokens - text, features)
+        return flops.training_sample(flops.flux_forward(flux, tokens - text, text), adapter)
 
     def _speed(self, log: Log, seconds: float) -> dict[str, float]:
         """Samples and model FLOPs a second; utilisation and memory where the device tells."""

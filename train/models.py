@@ -1,20 +1,39 @@
-"""The models of a run: the frozen base, the adapter to start from, and prompts as ids."""
+"""The models of a run: the frozen base, what is trained on it, and prompts as ids."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from ic_jax import checkpoint
-from ic_jax.config import CONFIGS, AdapterConfig, ConfigError, SchedulerConfig
+from ic_jax.config import CONFIGS, AdapterConfig, ConfigError, SchedulerConfig, VaeConfig
+from ic_jax.model_folder import ModelFolder
 from ic_jax.models.adapter import Adapter
 from ic_jax.text import PromptTokenizer
 from ic_jax.weights import WeightsError
+from train import lora
+from train.encode import Frozen, Ids
+from train.objective import Trained
 from train.recipe import Recipe
-from train.step import Empty, Frozen
+
+TEXT = ("t5", "clip", "tokenizer", "tokenizer_2")
+IMAGES = ("siglip", "dinov2")
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """Captions as both text encoders read them."""
+
+    tokenizer: PromptTokenizer
+    length: int  # T5 ids per prompt
+
+    def ids(self, prompts: Sequence[str]) -> Ids:
+        """Numpy arrays, a row for each."""
+        ids: Any = self.tokenizer(list(prompts), max_sequence_length=self.length)
+        return Ids(*ids)
 
 
 @dataclass(frozen=True)
@@ -23,60 +42,85 @@ class Models:
 
     model: checkpoint.Model
     frozen: Frozen
-    adapter: Adapter
+    trained: Trained  # before training
     scheduler: SchedulerConfig
-    tokenizer: PromptTokenizer
-    text_length: int  # T5 ids per prompt
-
-    def ids(self, captions: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """CLIP's and T5's ids."""
-        prompts = captions if isinstance(captions, str) else list(captions)
-        return self.tokenizer(prompts, max_sequence_length=self.text_length)
-
-    @property
-    def empty(self) -> Empty:
-        clip_ids, t5_ids = self.ids("")
-        return Empty(jnp.asarray(clip_ids[0]), jnp.asarray(t5_ids[0]))
+    vae: VaeConfig
+    tokenizers: Tokenizers | None  # None: a cache has the text
 
 
 def load_models(recipe: Recipe) -> Models:
-    """Load the base in the recipe's dtype, and the adapter in float32.
+    """Load what the recipe needs of the base in its dtype, and what is trained in float32.
+
+    A LoRA needs no image encoders, a cached run neither the text encoders nor, without
+    previews, the VAE.
 
     Raises:
         WeightsError: the MODEL folder is damaged, or lacks a component that training needs.
-        ConfigError: neither the folder nor the recipe says what the adapter is.
+        ConfigError: neither the folder nor the recipe says what the adapter is, or a LoRA's
+            target is no part of the model.
     """
-    model = checkpoint.load(recipe.model, jnp.dtype(recipe.dtype))
-    parts = {name: getattr(model, name) for name in Frozen._fields}
-    missing = [name for name, part in parts.items() if part is None]
-    if missing or model.tokenizer is None or model.tokenizer_2 is None:
-        lacks = ", ".join(missing or ["a tokenizer"])
-        raise WeightsError(f"{recipe.model}: training needs {lacks}; convert a model that has it")
+    needed = {"transformer", *(() if recipe.lora else IMAGES)}
+    encoders = set() if recipe.cache else {*TEXT, "vae"}
+    shown = {"vae"} if recipe.reporting.preview_every else set()
+    model = load_parts(recipe, needed | encoders | shown)
+    run = needed | encoders
+    parts: dict[str, Any] = {n: getattr(model, n) if n in run else None for n in Frozen._fields}
     frozen = Frozen(**parts)
-    adapter = _fresh(recipe, frozen) if recipe.adapter else _given(recipe, model)
-    model.adapter = None
+    folder = ModelFolder.open(recipe.model)
     return Models(
         model=model,
         frozen=frozen,
-        adapter=adapter,
+        trained=_trained(recipe, frozen, folder),
         scheduler=model.scheduler or SchedulerConfig(),
-        tokenizer=PromptTokenizer.from_folders(model.tokenizer, model.tokenizer_2),
-        text_length=recipe.text_length,
+        vae=checkpoint.read_config(folder, "vae"),
+        tokenizers=None if recipe.cache else tokenizers(recipe, model),
     )
 
 
-def _given(recipe: Recipe, model: checkpoint.Model) -> Adapter:
-    if model.adapter is None:
+def load_parts(recipe: Recipe, needed: set[str]) -> checkpoint.Model:
+    """Components of the recipe's model, and its schedule; WeightsError names what it lacks."""
+    model = checkpoint.load(recipe.model, jnp.dtype(recipe.dtype), kinds={*needed, "scheduler"})
+    lacks = sorted(name for name in needed if getattr(model, name) is None)
+    if lacks:
+        raise WeightsError(
+            f"{recipe.model}: training needs {', '.join(lacks)}; convert a model that has it"
+        )
+    return model
+
+
+def tokenizers(recipe: Recipe, model: checkpoint.Model) -> Tokenizers:
+    """Those of a model that has them."""
+    assert model.tokenizer is not None
+    assert model.tokenizer_2 is not None
+    tokenizer = PromptTokenizer.from_folders(model.tokenizer, model.tokenizer_2)
+    return Tokenizers(tokenizer, recipe.text_length)
+
+
+def _trained(recipe: Recipe, frozen: Frozen, folder: ModelFolder) -> Trained:
+    if recipe.lora:
+        return lora.fresh(frozen.transformer, recipe.lora, recipe.seed)
+    if recipe.adapter:
+        return _fresh(recipe, frozen)
+    if "adapter" not in folder.components:
         raise ConfigError(
             f"{recipe.model} has no adapter to go on with; give a table [adapter] with its sizes, "
-            'or adapter = "instantcharacter" for the published ones'
+            'or adapter = "instantcharacter" for the published ones; or train a LoRA, [lora]'
         )
-    # Again, in float32; its files were verified with the rest.
-    return checkpoint.load_component(recipe.model, "adapter", jnp.float32, verify=False)
+    return checkpoint.load_component(folder, "adapter", jnp.float32)
+
+
+def trained_facts(recipe: Recipe, trained: Trained) -> dict[str, Any]:
+    """What is trained, in JSON: what a checkpoint must say when it is read again."""
+    return {
+        "adapter": trained.config.to_dict() if isinstance(trained, Adapter) else None,
+        "lora": asdict(recipe.lora) if recipe.lora else None,
+    }
 
 
 def _fresh(recipe: Recipe, frozen: Frozen) -> Adapter:
     config = adapter_config(recipe)
+    assert frozen.siglip is not None
+    assert frozen.dinov2 is not None
     width = frozen.siglip.config.hidden_size + frozen.dinov2.config.hidden_size
     if config.inner_dim != width:
         raise ConfigError(

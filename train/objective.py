@@ -1,7 +1,7 @@
-"""The flow-matching loss of FLUX with the adapter in it.
+"""The flow-matching loss of FLUX with what is trained in it: the adapter, or a style LoRA.
 
 x_s = (1 - s) x0 + s noise; the target is the velocity noise - x0; the loss is the mean squared
-error (black-forest-labs/flux; SPEC of this project, "Training"). Only the adapter is
+error (black-forest-labs/flux; SPEC of this project, "Training"). Only what is trained is
 differentiated: the base is an argument like the batch.
 """
 
@@ -15,7 +15,11 @@ from ic_jax.features import SubjectFeatures
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.flux import Flux
 from ic_jax.models.image_prompt import ImagePrompt
+from ic_jax.models.layers import Remat
 from ic_jax.models.rope import Rope
+from train.lora import StyleLora, with_lora
+
+Trained = Adapter | StyleLora
 
 
 class Examples(NamedTuple):
@@ -26,35 +30,40 @@ class Examples(NamedTuple):
     sigma: Float[Array, "b"]  # noise level in 0..1
     prompt_embeds: Float[Array, "b t e"]
     pooled: Float[Array, "b p"]
-    features: SubjectFeatures  # of the reference pictures
+    features: SubjectFeatures | None  # of the reference pictures; a LoRA has none
     subject_scale: Float[Array, "b"]  # 0 drops the subject
     guidance: Float[Array, "b"]
 
 
 def velocity(
-    adapter: Adapter, flux: Flux, examples: Examples, rope: Rope, *, remat: bool = False
+    trained: Trained, flux: Flux, examples: Examples, rope: Rope, *, remat: Remat = "none"
 ) -> Float[Array, "b n c"]:
     """The model's velocity at each example's noise level, float32."""
     e, dtype = examples, examples.prompt_embeds.dtype
     sigma = e.sigma[:, None, None]
     noisy = ((1 - sigma) * e.latents + sigma * e.noise).astype(dtype)
-    projector = adapter.image_proj
-    tokens = projector.resample(projector.gather(e.features), 1000.0 * e.sigma)
-    prompt = ImagePrompt(adapter.ip_adapter, tokens, e.subject_scale)
+    prompt = None
+    if isinstance(trained, Adapter):
+        assert e.features is not None
+        projector = trained.image_proj
+        tokens = projector.resample(projector.gather(e.features), 1000.0 * e.sigma)
+        prompt = ImagePrompt(trained.ip_adapter, tokens, e.subject_scale)
+    else:
+        flux = with_lora(flux, trained)
     return flux(
         noisy, e.prompt_embeds, e.pooled, e.sigma, e.guidance, rope, prompt, remat=remat
     ).astype(jnp.float32)
 
 
 def loss(
-    adapter: Adapter, flux: Flux, examples: Examples, rope: Rope, *, remat: bool = False
+    trained: Trained, flux: Flux, examples: Examples, rope: Rope, *, remat: Remat = "none"
 ) -> tuple[Float[Array, ""], Float[Array, "b n c"]]:
     """Mean squared error over all elements, and the velocity.
 
-    The adapter's parameters, float32 masters, are cast to the base's dtype inside, so that
-    gradients arrive in float32.
+    Trained parameters, float32 masters, are cast to the base's dtype inside, so that gradients
+    arrive in float32.
     """
     dtype = examples.prompt_embeds.dtype
-    half = jax.tree.map(lambda x: x.astype(dtype), adapter)
+    half = jax.tree.map(lambda x: x.astype(dtype), trained)
     predicted = velocity(half, flux, examples, rope, remat=remat)
     return jnp.square(predicted - (examples.noise - examples.latents)).mean(), predicted

@@ -1,17 +1,24 @@
-"""Previews: a contact sheet of fixed held-out references and prompts, drawn as users would."""
+"""Previews: a contact sheet of fixed prompts, drawn as users would; an adapter's with fixed
+held-out references."""
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from ic_jax.checkpoint import Model
+from ic_jax.models.adapter import Adapter
 from ic_jax.pipeline import InstantCharacterPipeline
+from train.cache import Cache
 from train.data.dataset import Dataset
 from train.data.decode import decode_image
+from train.lora import with_lora
 from train.models import Models
+from train.objective import Trained
 from train.recipe import Recipe
 from train.step import State
 
@@ -19,39 +26,69 @@ MARGIN = 4  # pixels
 
 
 class Preview:
-    """Rows of references, each followed by a picture for every prompt."""
+    """Rows of references, each followed by a picture for every prompt; a LoRA's is one row."""
 
-    def __init__(self, recipe: Recipe, models: Models, dataset: Dataset, held: np.ndarray):
-        self._recipe, self._models = recipe, models
+    def __init__(
+        self,
+        recipe: Recipe,
+        models: Models,
+        dataset: Dataset,
+        held: np.ndarray,
+        stored: Cache | None,
+    ):
+        self._recipe, self._model = recipe, models.model
         self._side = next(iter(recipe.stages.values())).resolution
-        candidates = held if held.any() else np.ones_like(held)
-        chosen = np.flatnonzero(candidates)[: recipe.reporting.preview_references]
-        records = [int(np.flatnonzero(dataset.character == c)[0]) for c in chosen]
-        self._references = [decode_image(dataset.read(r).image)[0] for r in records]
+        self._prompts = _prompts(recipe, stored)
+        self._references: list[np.ndarray] = []
+        if recipe.lora is None:
+            candidates = held if held.any() else np.ones_like(held)
+            chosen = np.flatnonzero(candidates)[: recipe.reporting.preview_references]
+            records = [int(np.flatnonzero(dataset.character == c)[0]) for c in chosen]
+            self._references = [decode_image(dataset.read(r).image)[0] for r in records]
 
     def draw(self, state: State, step: int) -> np.ndarray:
         """Write RUN/previews/STEP.png; returns it, uint8 [h, w, 3]."""
-        options, side = self._recipe.reporting, self._side
-        dtype = jnp.dtype(self._recipe.dtype)
-        weights = state.adapter if state.average is None else state.average
-        adapter = jax.device_put(jax.tree.map(lambda x: x.astype(dtype), weights), jax.devices()[0])
-        pipe = InstantCharacterPipeline(dataclasses.replace(self._models.model, adapter=adapter))
-        rows = []
-        for reference in self._references:
-            drawn = pipe(
-                list(options.preview_prompts),
-                height=side,
-                width=side,
-                num_inference_steps=options.preview_steps,
-                subject_image=reference,
-                max_sequence_length=self._recipe.text_length,
-            ).images
-            rows.append([Image.fromarray(reference), *drawn])
-        sheet = _sheet(rows, side)
+        weights = state.trained if state.average is None else state.average
+        pipe = InstantCharacterPipeline(self._with(weights))
+        rows = [
+            [Image.fromarray(reference), *self._drawn(pipe, subject_image=reference)]
+            for reference in self._references
+        ]
+        sheet = _sheet(rows or [self._drawn(pipe)], self._side)
         folder = Path(self._recipe.out) / "previews"
         folder.mkdir(exist_ok=True)
         sheet.save(folder / f"{step:07d}.png")
         return np.asarray(sheet)
+
+    def _with(self, weights: Trained) -> Model:
+        """The model that users would draw with."""
+        dtype = jnp.dtype(self._recipe.dtype)
+        weights = jax.device_put(jax.tree.map(lambda x: x.astype(dtype), weights), jax.devices()[0])
+        if isinstance(weights, Adapter):
+            return dataclasses.replace(self._model, adapter=weights)
+        assert self._model.transformer is not None
+        flux = with_lora(self._model.transformer, weights)
+        return dataclasses.replace(self._model, transformer=flux)
+
+    def _drawn(self, pipe: InstantCharacterPipeline, **subject: Any) -> list[Image.Image]:
+        drawn: Any = pipe(
+            height=self._side,
+            width=self._side,
+            num_inference_steps=self._recipe.reporting.preview_steps,
+            max_sequence_length=self._recipe.text_length,
+            **self._prompts,
+            **subject,
+        )
+        return drawn.images
+
+
+def _prompts(recipe: Recipe, stored: Cache | None) -> dict[str, Any]:
+    """The pipeline's arguments for the prompts: themselves, or what a cache has of them."""
+    if stored is None:
+        return {"prompt": [recipe.prompted(p) for p in recipe.reporting.preview_prompts]}
+    found = [stored.prompts.read(i) for i in range(1, len(stored.texts))]
+    embeds, pooled = map(np.stack, zip(*found, strict=True))
+    return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
 
 def _sheet(rows: list[list[Image.Image]], side: int) -> Image.Image:

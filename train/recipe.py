@@ -11,9 +11,17 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ic_jax.config import ConfigError
+from ic_jax.models.layers import Remat
+
+TIMESTEPS = ("logit-normal", "uniform")
+# The attention's projections: what peft knows to change in FLUX unless told otherwise.
+ATTENTION = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Stage:
     early_steps: int = 0
     subject_dropout: float = 0.05  # subject scale 0 [x-flux]
     ema: float = 0.999  # decay of the averaged parameters; 0 is off [ours]
-    remat: bool = True  # recompute blocks backwards: memory for a third more time [ours]
+    remat: Remat = "blocks"  # computed again backwards; or "dots", all but products, "none" [ours]
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")
@@ -48,10 +56,30 @@ class Stage:
         _check(divides, "accumulate", self.accumulate, f"a divisor of batch {self.batch}")
         _check(self.resolution % 16 == 0, "resolution", self.resolution, "a multiple of 16")
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        choices = ("logit-normal", "uniform")
-        _check(self.timesteps in choices, "timesteps", self.timesteps, " or ".join(choices))
+        for name, choices in (("timesteps", TIMESTEPS), ("remat", get_args(Remat))):
+            value = getattr(self, name)
+            _check(value in choices, name, value, " or ".join(choices))
         for name in ("paired", "text_dropout", "early_text_dropout", "subject_dropout", "ema"):
             _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A style LoRA on the base, trained instead of the adapter."""
+
+    rank: int = 16  # [ai-toolkit]
+    alpha: float = 0.0  # its scale is alpha / rank; 0 takes the rank [ours]
+    targets: tuple[str, ...] = ATTENTION  # ends of published module names, as peft's [ours]
+    trigger: str = ""  # before every caption, as `--trigger` is before every prompt
+
+    def __post_init__(self) -> None:
+        _check(self.rank >= 1, "rank", self.rank, "at least 1")
+        _check(self.alpha >= 0, "alpha", self.alpha, "at least 0")
+        _check(bool(self.targets), "targets", list(self.targets), "a list of module names")
+
+    @property
+    def scale(self) -> float:
+        return (self.alpha or self.rank) / self.rank
 
 
 @dataclass(frozen=True)
@@ -83,6 +111,8 @@ class Recipe:
     stages: Mapping[str, Stage]
     seed: int = 0
     adapter: str | Mapping[str, Any] = ""  # sizes of a fresh one; empty goes on with the model's
+    lora: Lora | None = None  # train this, and no adapter
+    cache: str = ""  # folder of `python -m train cache`; empty encodes within the step
     text_length: int = 512  # T5 tokens [flux]
     dtype: str = "bfloat16"  # of the base and of computing; masters are float32
     holdout: float = 0.02  # share of characters kept from training, for measuring [ours]
@@ -102,16 +132,35 @@ class Recipe:
             first += stage.steps
         return firsts
 
+    @property
+    def cache_folder(self) -> Path:
+        """ConfigError if the recipe names none."""
+        if not self.cache:
+            raise ConfigError('cache is missing; write cache = "FOLDER"')
+        return Path(self.cache)
+
+    @property
+    def trigger(self) -> str:
+        return self.lora.trigger if self.lora else ""
+
+    def prompted(self, caption: str) -> str:
+        """A caption behind the trigger, as the pipeline puts it before prompts."""
+        return ", ".join(filter(None, [self.trigger, caption]))
+
     def to_dict(self) -> dict[str, Any]:
         """As the TOML file has it, so that `recipe_of` reads it back."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "stages"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TABLES}
         values |= {name: str(values[name]) for name in ("model", "data", "out")}
         tables: dict[str, Any] = {
             "saving": self.saving,
             "reporting": self.reporting,
+            **({"lora": self.lora} if self.lora else {}),
             **self.stages,
         }
         return values | {name: asdict(table) for name, table in tables.items()}
+
+
+TABLES = ("stages", "saving", "reporting", "lora")  # fields that are tables, or made of some
 
 
 def read_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
@@ -149,7 +198,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
 def recipe_of(values: dict[str, Any]) -> Recipe:
     """A recipe from its tables; ConfigError as `read_recipe`."""
     values = dict(values)
-    tables = {"saving": Saving, "reporting": Reporting}
+    tables: dict[str, Any] = {"saving": Saving, "reporting": Reporting, "lora": Lora}
     others = (*tables, "adapter")
     stages = {k: v for k, v in values.items() if isinstance(v, dict) and k not in others}
     rest = {k: v for k, v in values.items() if k not in stages}
@@ -160,7 +209,8 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
     if not stages:
         raise ConfigError("has no stage; write a table [stage1] with steps = 1000")
     for name, cls in tables.items():
-        rest[name] = _build(cls, rest.get(name, {}), f"{name}.")
+        if name in rest:
+            rest[name] = _build(cls, rest[name], f"{name}.")
     _refuse_unknown(rest, known, "")
     for f in fields(Recipe):
         if f.name in rest and f.name not in tables:
@@ -173,7 +223,20 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
         name: _build(Stage, stages[name], f"{name}.")
         for name in sorted(stages, key=lambda name: int(name[5:]))
     }
+    if "lora" in rest:
+        _check_lora(rest, built)
+        rest.setdefault("holdout", 0.0)  # nothing is measured on them
     return Recipe(**rest, stages=built)
+
+
+def _check_lora(rest: Mapping[str, Any], stages: Mapping[str, Stage]) -> None:
+    if rest.get("adapter"):
+        raise ConfigError("has both adapter and [lora]; a run trains one of them")
+    for name, stage in stages.items():
+        if stage.paired:
+            raise ConfigError(
+                f"{name}.paired is {stage.paired}; [lora] sees no reference, it must be 0"
+            )
 
 
 def _build(cls: Any, values: Any, prefix: str) -> Any:
@@ -192,7 +255,9 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
 def _typed(kind: Any, value: Any, name: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
-    if kind == tuple[str, ...] and isinstance(value, list):
+    if kind == tuple[str, ...]:
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"{name} is {value!r}; it must be a list of texts")
         return tuple(value)
     if kind in (int, float, str, bool) and type(value) is not kind:
         raise ConfigError(f"{name} is {value!r}; it must be of type {kind.__name__}")

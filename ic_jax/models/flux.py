@@ -16,7 +16,16 @@ from jaxtyping import Array, Float
 from ic_jax.config import FluxConfig
 from ic_jax.models.attention import attention, merge_heads, split_heads
 from ic_jax.models.image_prompt import BlockPrompt, ImagePrompt, ImagePromptAttention
-from ic_jax.models.layers import EmbedMlp, Linear, RMSNorm, Stack, gelu_tanh, normalize, sinusoid
+from ic_jax.models.layers import (
+    EmbedMlp,
+    Linear,
+    Remat,
+    RMSNorm,
+    Stack,
+    gelu_tanh,
+    normalize,
+    sinusoid,
+)
 from ic_jax.models.rope import Rope, rotate
 
 LAYER_NORM_EPS = 1e-6
@@ -241,11 +250,11 @@ class Flux(nnx.Module):
         rope: Rope,
         image_prompt: ImagePrompt | None = None,
         *,
-        remat: bool = False,
+        remat: Remat = "none",
     ) -> Float[Array, "b n c"]:
         """Velocity of packed `latents`, given what the other methods computed.
 
-        With `remat`, differentiating it keeps no more than each block's input.
+        `remat` says what differentiating it keeps of each block (`ic_jax.models.layers.Remat`).
         """
         img, t = self.x_embedder(latents), txt.shape[1]
         double_ip = single_ip = None
@@ -286,7 +295,7 @@ class Flux(nnx.Module):
         rope: Rope,
         image_prompt: ImagePrompt | None = None,
         *,
-        remat: bool = False,
+        remat: Remat = "none",
     ) -> Float[Array, "b n c"]:
         """Velocity noise - image at time t, as one call (training; parity)."""
         modulation = self.modulation(t, guidance, pooled)

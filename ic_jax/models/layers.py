@@ -11,7 +11,7 @@ Conventions that the whole library rests on:
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,30 @@ Axes = tuple[str | None, ...]
 _kernel_init = jax.nn.initializers.lecun_normal()
 
 
+class LowRankMap(nnx.Module):
+    """What a LoRA adds to a linear map: scale * (x @ a) @ b (arXiv 2106.09685).
+
+    Published `lora_A.weight` and `lora_B.weight` are the transposes.
+    """
+
+    def __init__(
+        self, a: Float[Array, "*l i r"], b: Float[Array, "*l r o"], *, axes: Axes, scale: float
+    ):
+        """`axes` are those of the kernel that it is added to; `scale` is alpha / rank."""
+        self.a = nnx.Param(a, axes=(*axes[:-1], None))
+        self.b = nnx.Param(b, axes=(*axes[:-2], None, axes[-1]))
+        self.scale = scale
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        return self.scale * (x @ self.a[...].astype(x.dtype) @ self.b[...].astype(x.dtype))
+
+
 class Linear(nnx.Module):
-    """x @ kernel + bias over the last dimension; `axes` names (in, out)."""
+    """x @ kernel + bias over the last dimension; `axes` names (in, out).
+
+    `low_rank` is set while a LoRA is trained on a frozen kernel: their sum would need a
+    gradient of the kernel's size.
+    """
 
     def __init__(
         self,
@@ -40,9 +62,12 @@ class Linear(nnx.Module):
         kernel = jnp.zeros(shape) if zero else _kernel_init(rngs.params(), shape)
         self.kernel = nnx.Param(kernel, axes=axes)
         self.bias = nnx.Param(jnp.zeros(out_features), axes=axes[1:]) if bias else None
+        self.low_rank: LowRankMap | None = None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         y = x @ self.kernel[...].astype(x.dtype)
+        if self.low_rank is not None:
+            y = y + self.low_rank(x)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -172,6 +197,11 @@ class EmbedMlp(nnx.Module):
         return self.linear_2(jax.nn.silu(self.linear_1(x)))
 
 
+# What differentiating a stack of blocks keeps of each on the way forward, the rest is computed
+# again on the way back: everything; its input alone; also the results of its matrix products.
+Remat = Literal["none", "blocks", "dots"]
+
+
 class Stack(nnx.Module):
     """`count` equal blocks held as one block with a leading axis, applied by one scan.
 
@@ -192,18 +222,17 @@ class Stack(nnx.Module):
         return getattr(self, "*")
 
     def scan(
-        self, step: Callable, carry: Any, xs: Any = None, *, remat: bool = False
+        self, step: Callable, carry: Any, xs: Any = None, *, remat: Remat = "none"
     ) -> tuple[Any, Any]:
-        """carry, y = step(block, carry, x) through the blocks in order; returns (carry, ys).
-
-        With `remat` a block's inside is computed again on the way back instead of being kept.
-        """
+        """carry, y = step(block, carry, x) through the blocks in order; returns (carry, ys)."""
 
         def body(carry: Any, block_and_x: tuple) -> tuple[Any, Any]:
             return step(block_and_x[0], carry, block_and_x[1])
 
-        # Within a scan nothing could be merged with the first pass: no barrier is needed.
-        body = jax.checkpoint(body, prevent_cse=False) if remat else body
+        if remat != "none":
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            # Within a scan nothing could be merged with the first pass: no barrier is needed.
+            body = jax.checkpoint(body, prevent_cse=False, policy=dots if remat == "dots" else None)
         return jax.lax.scan(body, carry, (self.blocks, xs))
 
 

@@ -1,8 +1,9 @@
 """Batches from any step on, read ahead in threads or processes."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import grain
@@ -11,21 +12,50 @@ from absl import flags
 from jaxtyping import Bool, Int, UInt8
 
 from ic_jax.images import ImageError
+from train.data.buckets import Size
+from train.data.cache import Embeddings, Moments, Rows
 from train.data.dataset import Dataset
 from train.data.errors import DataError
 from train.data.pictures import Augment, decoded, prepare_reference, prepare_target
-from train.data.plan import Plan, Rows
+from train.data.plan import Plan
+from train.data.plan import Rows as PlanRows
 
 # Beyond this share of the samples read by a host the data set is broken, not a picture in it.
 MAX_SKIPPED, FREE = 0.01, 16
 
 
+class Cached(NamedTuple):
+    """What of a data set is read from a cache: a plan's targets, and captions."""
+
+    latents: Rows
+    captions: Rows
+
+
+@dataclass
+class Skips:
+    """Samples of a run so far, and how many of them had to be replaced."""
+
+    seen: int = 0
+    skipped: int = 0
+
+    def count(self, samples: int, reasons: list[str]) -> None:
+        """DataError beyond `MAX_SKIPPED` of all."""
+        self.seen, self.skipped = self.seen + samples, self.skipped + len(reasons)
+        if self.skipped > max(FREE, MAX_SKIPPED * self.seen):
+            raise DataError(
+                f"{self.skipped} of {self.seen} samples could not be read, the last because "
+                f"{reasons[-1]}; copy or prepare the data set again"
+            )
+
+
 class Batch(NamedTuple):
     """A host's rows of a global batch; b of them, s the encoders' side (384)."""
 
-    target: UInt8[np.ndarray, "b h w 3"]
-    low: UInt8[np.ndarray, "b s s 3"]  # the reference whole
-    high: UInt8[np.ndarray, "b 4 s s 3"]  # and in four tiles
+    size: Size  # height and width of the targets
+    target: UInt8[np.ndarray, "b h w 3"] | Moments  # cached ones
+    prompt: Embeddings | None  # cached ones of the captions
+    low: UInt8[np.ndarray, "b s s 3"] | None  # the reference whole, if one is asked for
+    high: UInt8[np.ndarray, "b 4 s s 3"] | None  # and in four tiles
     caption: list[str]  # the target's
     character: list[str]
     record: Int[np.ndarray, "b"]  # of the target
@@ -43,7 +73,9 @@ def batches(
     *,
     start: int,
     stop: int,
-    side: int = 384,
+    side: int | None = 384,
+    cached: Cached | None = None,
+    skips: Skips | None = None,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 16,
@@ -64,7 +96,11 @@ def batches(
         augment: how they are prepared.
         start: first step, counted from 0.
         stop: one beyond the last.
-        side: pixels, of the reference's squares: what the image encoders take.
+        side: pixels, of the reference's squares: what the image encoders take; None prepares
+            no reference.
+        cached: where targets and captions are read from instead; targets are then cut at the
+            middle, whatever `augment` says.
+        skips: counts what is skipped, on from what an earlier part of the run counted.
         process_index: this host among `process_count`, as jax.process_index() says.
         process_count: hosts; must divide the plan's batch.
         threads: samples prepared at a time, in each worker.
@@ -78,35 +114,25 @@ def batches(
     if plan.batch % process_count:
         raise ValueError(f"a batch of {plan.batch} cannot be divided among {process_count} hosts")
     rows = plan.batch // process_count
-    read = _Read(dataset, plan, augment, side, rows, process_index * rows)
+    read = _Read(dataset, plan, augment, side, cached, rows, process_index * rows)
     samples = (
         grain.MapDataset.range(start * rows, stop * rows)
         .map(read)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )
+    counted = skips or Skips()
     if workers:
         if not flags.FLAGS.is_parsed():  # grain's processes ask for flags of a main() of absl's
             flags.FLAGS.mark_as_parsed()
         samples = samples.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     try:
-        yield from _counted(samples.batch(rows, batch_fn=_collate), rows)
+        for batch in samples.batch(rows, batch_fn=_collate):
+            for reason in batch.skipped:
+                warnings.warn(f"skipped: {reason}", stacklevel=2)
+            counted.count(rows, batch.skipped)
+            yield batch
     except DataError as error:  # grain adds lines of its own
         raise DataError(f"{dataset.path}: {str(error).partition(chr(10))[0]}") from None
-
-
-def _counted(found: Iterable[Batch], rows: int) -> Iterator[Batch]:
-    """The batches, until too much was skipped."""
-    seen = skipped = 0
-    for batch in found:
-        seen, skipped = seen + rows, skipped + len(batch.skipped)
-        for reason in batch.skipped:
-            warnings.warn(f"skipped: {reason}", stacklevel=3)
-        if skipped > max(FREE, MAX_SKIPPED * seen):
-            raise DataError(
-                f"{skipped} of {seen} samples could not be read, the last because "
-                f"{batch.skipped[-1]}; copy or prepare the data set again"
-            )
-        yield batch
 
 
 @dataclass(frozen=True)
@@ -116,7 +142,8 @@ class _Read:
     dataset: Dataset
     plan: Plan
     augment: Augment
-    side: int
+    side: int | None
+    cached: Cached | None
     rows: int  # of this host in every batch
     first: int  # among the global batch's
 
@@ -132,15 +159,23 @@ class _Read:
                 skipped.append(f"step {step} row {self.first + row + ahead}: {error}")
         raise DataError(f"no sample of a batch can be read; {skipped[0]}")
 
-    def _prepared(self, rows: Rows, row: int) -> dict[str, Any]:
+    def _prepared(self, rows: PlanRows, row: int) -> dict[str, Any]:
         number, reference = int(rows.target[row]), int(rows.reference[row])
         record = self.dataset.read(number)
-        picture = decoded(record)
-        shown = picture if reference == number else decoded(self.dataset.read(reference))
+        decode = cache(lambda n: decoded(record if n == number else self.dataset.read(n)))
         rng = np.random.Generator(np.random.Philox(key=int(rows.seed[row])))
-        low, high, mirrored = prepare_reference(shown, self.side, self.augment, rng)
+        low = high = prompt = None
+        mirrored = False
+        if self.side is not None:
+            low, high, mirrored = prepare_reference(decode(reference), self.side, self.augment, rng)
+        if self.cached is None:
+            target = prepare_target(decode(number), rows.size, self.augment, rng)
+        else:
+            target, prompt = (part.read(number) for part in self.cached)
         return {
-            "target": prepare_target(picture, rows.size, self.augment, rng),
+            "size": rows.size,
+            "target": target,
+            "prompt": prompt,
             "low": low,
             "high": high,
             "caption": record.caption,
@@ -156,7 +191,18 @@ class _Read:
 def _collate(samples: Sequence[dict[str, Any]]) -> Batch:
     values: dict[str, Any] = {name: [s[name] for s in samples] for name in Batch._fields}
     for name in Batch._fields:
-        if name not in ("caption", "character", "skipped"):
-            values[name] = np.stack(values[name])
+        if name not in ("size", "caption", "character", "skipped"):
+            values[name] = _stacked(values[name])
+    values["size"] = values["size"][0]
     values["skipped"] = [reason for reasons in values["skipped"] for reason in reasons]
     return Batch(**values)
+
+
+def _stacked(rows: list[Any]) -> Any:
+    """Rows of arrays, of tuples of arrays, or of nothing."""
+    if rows[0] is None:
+        return None
+    if isinstance(rows[0], Moments | Embeddings):
+        kind: Any = type(rows[0])
+        return kind(*map(np.stack, zip(*rows, strict=True)))
+    return np.stack(rows)

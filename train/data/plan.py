@@ -43,6 +43,12 @@ class Plan:
 
     Nothing is carried from one step to the next: the position of a step in the sequence is
     found by counting. A host's part of a batch does not change the batch.
+
+    Attributes:
+        resolution: of the buckets.
+        sizes: of the buckets that are used, height and width.
+        records: numbers of all targets, ascending, [n].
+        bucket: of each of them, an index of `sizes`, [n].
     """
 
     def __init__(
@@ -74,7 +80,7 @@ class Plan:
         """
         if batch < 1 or not 0 <= paired <= 1:
             raise ValueError(f"batch {batch} and paired {paired}; expected 1 or more, and 0 to 1")
-        self.batch = batch
+        self.batch, self.resolution = batch, resolution
         share = Fraction(paired).limit_denominator(1000)
         self._paired, self._of = share.numerator, share.denominator
         self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
@@ -87,6 +93,7 @@ class Plan:
         used = pairs if paired == 1 else targets
         width, height = np.asarray(dataset.width), np.asarray(dataset.height)
         self.sizes = _joined(width[used], height[used], buckets(resolution), batch)
+        self.records, self.bucket = used, nearest(width[used], height[used], self.sizes)
         self._streams = []
         for kind, records in (("unpaired", targets), ("paired", pairs)):
             bucket = nearest(width[records], height[records], self.sizes)

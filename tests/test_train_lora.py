@@ -1,0 +1,301 @@
+"""Style LoRAs as they are trained: against peft in PyTorch, and whole runs."""
+
+import json
+import os
+import signal
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ic_jax import checkpoint
+from ic_jax.config import ConfigError, FluxConfig
+from ic_jax.flow import position_ids
+from ic_jax.lora import LoraSet, read_lora, write_lora
+from ic_jax.models.rope import rope_table
+from tests.oracle import converted, randomize, relative
+from tests.toy import write_data, write_model
+from train import loop
+from train.__main__ import main
+from train.export import newest, recipe_in
+from train.lora import fresh, published, targeted, with_lora
+from train.objective import Examples, velocity
+from train.recipe import ATTENTION, Lora, read_recipe
+from train.report import Report
+from train.run_folder import Stopped, StopRequest
+from train.step import gradient_of
+
+FLUX = FluxConfig(
+    num_layers=2,
+    num_single_layers=2,
+    num_attention_heads=2,
+    attention_head_dim=16,
+    joint_attention_dim=24,
+    pooled_projection_dim=20,
+    axes_dims_rope=(4, 6, 6),
+    in_channels=8,
+)
+# Stacked and single maps, one that is applied block by block, and one that ends two names.
+SETTINGS = Lora(rank=4, alpha=6.0, targets=(*ATTENTION, "proj_out", "norm1.linear", "net.2"))
+GRID = (4, 6)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optax_promotes():
+    """Adam's count is an integer that optax raises its decay to."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def case():
+    """FLUX in both, a LoRA that changes something, and examples."""
+    theirs = randomize(diffusers.FluxTransformer2DModel(**FLUX.to_dict()))
+    ours = converted(theirs)
+    lora = fresh(ours, SETTINGS, seed=1)
+    rng = np.random.default_rng(0)
+    lora = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), lora)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32))  # noqa: E731
+    n = GRID[0] * GRID[1]
+    examples = Examples(
+        latents=draw(2, n, 8),
+        noise=draw(2, n, 8),
+        sigma=jnp.float32([0.3, 0.8]),
+        prompt_embeds=draw(2, 5, 24),
+        pooled=draw(2, 20),
+        features=None,
+        subject_scale=jnp.ones(2),
+        guidance=jnp.ones(2),
+    )
+    return theirs, ours, lora, examples, rope_table(position_ids(5, *GRID), FLUX)
+
+
+def torch_velocity(model, e):
+    def tensor(x):
+        return torch.from_numpy(np.array(x))
+
+    sigma = tensor(e.sigma)[:, None, None]
+    ids = torch.from_numpy(position_ids(5, *GRID)).float()
+    return model(
+        hidden_states=(1 - sigma) * tensor(e.latents) + sigma * tensor(e.noise),
+        encoder_hidden_states=tensor(e.prompt_embeds),
+        pooled_projections=tensor(e.pooled),
+        timestep=tensor(e.sigma),
+        guidance=tensor(e.guidance),
+        txt_ids=ids[:5],
+        img_ids=ids[5:],
+    ).sample
+
+
+def test_it_starts_as_peft_does_and_changes_nothing(case):
+    _, flux, _, examples, rope = case
+    lora = fresh(flux, SETTINGS, seed=0)
+    for pair in lora.values():
+        a = np.asarray(pair.a[...])
+        assert not pair.b[...].any()
+        limit = a.shape[-2] ** -0.5
+        assert 0.9 * limit < np.abs(a).max() <= limit
+    before = len(jax.tree.leaves(flux))
+    plain = velocity({}, flux, examples, rope)
+    np.testing.assert_array_equal(velocity(lora, flux, examples, rope), plain)
+    assert len(jax.tree.leaves(flux)) == before
+
+
+def test_velocity_and_gradients_equal_peft(case):
+    theirs, ours, lora, examples, rope = case
+    config = peft.LoraConfig(
+        r=SETTINGS.rank, lora_alpha=SETTINGS.alpha, target_modules=list(SETTINGS.targets)
+    )
+    theirs.add_adapter(config)
+    parameters = {
+        name.replace(".default", ""): p for name, p in theirs.named_parameters() if "lora_" in name
+    }
+
+    def by_name(tree):
+        return {
+            f"{module}.lora_{part}.weight": getattr(pair, part.lower())
+            for (_, module), pair in published(tree).items()
+            for part in "AB"
+        }
+
+    values = by_name(lora)
+    assert values.keys() == parameters.keys()
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(torch.from_numpy(np.ascontiguousarray(values[name])))
+    out = torch_velocity(theirs, examples)
+    target = torch.from_numpy(np.array(examples.noise - examples.latents))
+    loss = (out - target).square().mean()
+    loss.backward()
+
+    for remat in ("none", "blocks", "dots"):
+        (value, found), gradient = jax.jit(gradient_of, static_argnames="remat")(
+            lora, ours, examples, rope, remat=remat
+        )
+        assert relative(value, loss.detach()) < 1e-5
+        assert relative(found, out.detach()) < 1e-5
+        for name, ours_ in by_name(gradient).items():
+            assert relative(ours_, parameters[name].grad) < 1e-5, name
+    theirs.delete_adapters("default")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_file_gives_diffusers_and_us_the_trained_velocity(case, tmp_path, dtype):
+    theirs, ours, lora, examples, rope = case
+    lora = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), lora)
+    expected = velocity(lora, ours, examples, rope)
+    file = tmp_path / "new" / "lora.safetensors"
+    write_lora(file, published(lora), jnp.dtype(dtype))
+    close = 1e-5 if dtype == "float32" else 2e-3  # B's scale of 1.5 is rounded into it
+
+    theirs.load_lora_adapter(load_file(file), prefix="transformer")
+    found = torch_velocity(theirs, examples).detach()
+    theirs.delete_adapters(list(theirs.peft_config))
+    assert relative(found, expected) < close
+    applied = LoraSet({"transformer": ours})
+    applied.add(read_lora(file))
+    merged = velocity({}, ours, examples, rope)
+    applied.clear()
+    assert relative(merged, expected) < close
+    assert relative(velocity({}, ours, examples, rope), expected) > 0.01
+
+    with pytest.raises(FileExistsError, match="give --overwrite"):
+        write_lora(file, {}, jnp.dtype(dtype))
+    with pytest.raises(ValueError, match=r"name it lora\.safetensors"):
+        write_lora(tmp_path / "lora", {}, jnp.dtype(dtype))
+
+
+def test_unknown_targets_name_the_near_ones(case):
+    _, flux, *_ = case
+    with pytest.raises(ConfigError, match=r"'attn.to_w' ends no .* did you mean attn.to_") as told:
+        fresh(flux, Lora(targets=("to_q", "attn.to_w")), 0)
+    assert "\n" not in str(told.value)
+    with pytest.raises(ConfigError, match=r"such as \S+ is one"):
+        fresh(flux, Lora(targets=("xyzzy",)), 0)
+    names = ["a.*.attn.to_q", "a.*.attn.not_to_q", "b.to_q"]
+    assert targeted(names, ("to_q",)) == ["a.*.attn.to_q", "b.to_q"]
+    assert targeted(names, ("attn.to_q",)) == ["a.*.attn.to_q"]
+
+
+RECIPE = """
+model = "{folder}/model"
+data = "{folder}/data"
+out = "{out}"
+dtype = "float32"
+text_length = 32
+[lora]
+rank = 4
+alpha = 8
+trigger = "discs"
+[saving]
+every = 16
+[reporting]
+every = 4
+preview_every = 24
+preview_prompts = ["a disc left", ""]
+preview_steps = 2
+[stage1]
+steps = 32
+batch = 8
+resolution = 32
+learning_rate = 1e-2
+warmup = 4
+ema = 0.5
+text_dropout = 0.1
+[stage2]
+steps = 16
+batch = 8
+resolution = 32
+learning_rate = 1e-2
+ema = 0.5
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora")
+    write_model(folder / "model")
+    write_data(folder)
+    return folder
+
+
+def recipe(world, name):
+    file = world / f"{name}.toml"
+    file.write_text(RECIPE.format(folder=world, out=world / name))
+    return read_recipe(file)
+
+
+@pytest.fixture(scope="module")
+def whole(world):
+    """A run that nothing disturbed, and its base before and after."""
+    run = loop.Run(recipe(world, "whole"), StopRequest())
+    before = jax.device_get(run.feed.frozen.transformer)
+    for name in run.recipe.stages:
+        run.stage(name)
+    run.save()
+    run.close()
+    return before, jax.device_get(run.feed.frozen.transformer)
+
+
+def trained(folder, *, last):
+    made = recipe_in(folder)
+    base = checkpoint.ModelFolder.open(made.model)
+    return jax.device_get(newest(folder, made, base, last=last))
+
+
+def test_a_run_lowers_the_loss_and_leaves_the_base_alone(world, whole):
+    before, after = whole
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    lines = [json.loads(x) for x in (world / "whole/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines]
+    assert len(losses) == 12
+    assert np.mean(losses[-4:]) < 0.8 * losses[0]
+    assert not any("reference effect" in line for line in lines)
+    shown = sorted(p.name for p in (world / "whole/previews").iterdir())
+    assert shown == ["0000024.png", "0000032.png", "0000048.png"]
+    step, weights = trained(world / "whole", last=True)
+    assert step == 48
+    assert all(np.any(pair.b[...]) for pair in weights.values())
+
+
+def test_stopped_and_resumed_it_ends_bit_equal(world, whole, monkeypatch):
+    scalars = Report.scalars
+
+    def stop(self, step, values):
+        scalars(self, step, values)
+        if step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Report, "scalars", stop)
+        with pytest.raises(Stopped):
+            loop.train(recipe(world, "stopped"))
+    loop.train(recipe(world, "stopped"))
+    for last in (True, False):
+        ours, theirs = (trained(world / name, last=last) for name in ("stopped", "whole"))
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    file = world / "stopped.toml"
+    assert main([str(file), "--set", "lora.rank=8"]) == 2
+
+
+def test_the_exported_file_is_the_trained_average(world, whole, capsys):
+    out = world / "style.safetensors"
+    assert main(["export", str(world / "whole"), "--out", str(out)]) == 0
+    assert "draw with --trigger 'discs'" in capsys.readouterr().out
+    _, average = trained(world / "whole", last=False)
+    lora = read_lora(out)
+    expected = published(average)
+    assert lora.changes.keys() == expected.keys()
+    for key, change in lora.changes.items():
+        np.testing.assert_array_equal(change.a, expected[key].a)
+        np.testing.assert_array_equal(change.b * change.scale, 2 * expected[key].b)
+    flux = checkpoint.load_component(world / "model", "transformer")
+    assert {key for _, key in lora.changes} == {
+        name.replace("*", "0") for name in fresh(flux, Lora(), 0)
+    }
+    assert len(jax.tree.leaves(with_lora(flux, average))) > len(jax.tree.leaves(flux))

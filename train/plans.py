@@ -1,0 +1,51 @@
+"""Which records a stage trains on, and which it is measured on."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool
+
+from train.data.dataset import Dataset
+from train.data.plan import Plan
+from train.recipe import Recipe
+
+Held = Bool[np.ndarray, "characters"]
+
+
+def training(recipe: Recipe, name: str, dataset: Dataset, held: Held) -> Plan:
+    """The batches of the stage called `name`."""
+    stage = recipe.stages[name]
+    return Plan(
+        dataset,
+        batch=stage.batch,
+        resolution=stage.resolution,
+        paired=stage.paired,
+        seed=(recipe.seed, name),
+        characters=~held,
+    )
+
+
+def measuring(recipe: Recipe, name: str, dataset: Dataset, held: Held) -> Plan:
+    """Those that its reference effect is measured on: paired if the stage is at all."""
+    stage = recipe.stages[name]
+    return Plan(
+        dataset,
+        batch=stage.batch,
+        resolution=stage.resolution,
+        paired=1.0 if stage.paired else 0.0,
+        seed=(0, "effect", name),
+        characters=held,
+    )
+
+
+def measures(recipe: Recipe, held: Held) -> bool:
+    """Only an adapter has a reference, and only characters held out can tell."""
+    return recipe.lora is None and bool(held.any())
+
+
+def every(recipe: Recipe, dataset: Dataset, held: Held) -> Iterator[Plan]:
+    """All plans of a run."""
+    for name in recipe.stages:
+        yield training(recipe, name, dataset, held)
+        if measures(recipe, held):
+            yield measuring(recipe, name, dataset, held)
