@@ -1,4 +1,4 @@
-"""python -m train RECIPE | prepare | peeps | foundations | export."""
+"""python -m train RECIPE | prepare | verify | cache | export | peeps | foundations."""
 
 import argparse
 import sys
@@ -23,6 +23,14 @@ def main(arguments: list[str] | None = None) -> int:
             from train.foundations.command import main as foundations
 
             return foundations(arguments[1:])
+        case ["cache"]:
+            from train.fill_cache import main as cache
+
+            return cache(arguments[1:])
+        case ["verify"]:
+            from train.data.verify import main as verify
+
+            return verify(arguments[1:])
         case ["export"]:
             from train.export import main as export
 
@@ -33,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train",
-        description="Train the adapter by a recipe; the same command goes on where it stopped. "
-        "Other commands: prepare, peeps, foundations, export.",
+        description="Train an adapter or a style LoRA by a recipe; the same command goes on where "
+        "it stopped. Other commands: prepare, verify, cache, export, peeps, foundations.",
     )
     parser.add_argument("recipe", type=Path, help="TOML file (docs/training.md)")
     parser.add_argument(

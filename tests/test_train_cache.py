@@ -1,0 +1,240 @@
+"""Cached embeddings and latents: the same loss as without, and refused where they do not fit."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ic_jax import checkpoint
+from tests.toy import CONFIGS, write_data, write_model
+from train import loop
+from train.__main__ import main
+from train.cache import Cache
+from train.data.cache import Embeddings, Rows
+from train.data.dataset import Dataset
+from train.data.pictures import CENTRED
+from train.encode import encode, row_keys
+from train.export import newest, recipe_in
+from train.recipe import read_recipe
+from train.run_folder import StopRequest
+
+RECIPE = """
+model = "{folder}/model"
+data = "{folder}/data"
+out = "{folder}/{run}"
+cache = "{cache}"
+dtype = "float32"
+text_length = 16
+{kind}
+[saving]
+every = 2
+[reporting]
+every = 2
+effect_every = 4
+effect_batches = 1
+preview_every = {preview}
+preview_prompts = ["a disc"]
+preview_steps = 2
+preview_references = 1
+[stage1]
+steps = 4
+batch = 8
+resolution = 32
+text_dropout = 0.5
+"""
+ADAPTER, LORA = "holdout = 0.6", "[lora]\nrank = 2"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optax_promotes():
+    """Adam's count is an integer that optax raises its decay to."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+class World:
+    def __init__(self, folder):
+        self.folder = folder
+        write_model(folder / "model")
+        write_data(folder, characters=10)
+
+    def file(self, run, kind=ADAPTER, *, cached=True, preview=0):
+        file = self.folder / f"{run}.toml"
+        cache = self.folder / "cache" if cached else ""
+        file.write_text(
+            RECIPE.format(folder=self.folder, run=run, cache=cache, kind=kind, preview=preview)
+        )
+        return str(file)
+
+    def run(self, *arguments, **options):
+        """A run that is ready to train."""
+        recipe = read_recipe(Path(self.file(*arguments, **options)))
+        return loop.Run(recipe, StopRequest())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    made = World(tmp_path_factory.mktemp("cached"))
+    for kind in (ADAPTER, LORA):
+        assert main(["cache", made.file("filled", kind)]) == 0
+    return made
+
+
+def first_examples(run, dropout):
+    """What the first batch is encoded to, its targets cut at the middle."""
+    plan = loop.plans.training(run.recipe, "stage1", run.dataset, run.held)
+    (host,) = run._batches(plan, CENTRED, 0, 1)
+    feed, stage = run.feed, run.recipe.stages["stage1"]
+    knobs = feed.knobs(stage, 0, host).replace(text_dropout=jnp.float32(dropout))
+    batch = feed.batch(host)
+    program = jax.jit(encode, static_argnums=(5, 6, 7))
+    keys = row_keys(jnp.int32(0), jnp.int32(0), batch)
+    config = CONFIGS["adapter"] if run.recipe.lora is None else None
+    return program(
+        feed.frozen, batch, keys, feed.empty, knobs, config, "logit-normal", jnp.dtype("float32")
+    )
+
+
+@pytest.mark.parametrize("kind", [ADAPTER, LORA])
+@pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
+def test_a_cached_batch_is_encoded_to_the_same(world, kind, dropout):
+    runs = [world.run(f"examples{c}", kind, cached=c) for c in (True, False)]
+    cached, plain = (first_examples(run, dropout) for run in runs)
+    for run in runs:
+        run.close()
+    # Not to run, and not on a device.
+    assert runs[0].models.model.t5 is runs[0].models.model.clip is runs[0].models.model.vae is None
+    assert (cached.features is None) == (kind == LORA)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-6), cached, plain)
+
+
+def losses(world, run):
+    lines = [json.loads(x) for x in (world.folder / run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line], lines
+
+
+@pytest.mark.parametrize("kind", [ADAPTER, LORA])
+def test_whole_runs_have_equal_losses(world, kind, monkeypatch):
+    monkeypatch.setattr(loop, "Augment", lambda: CENTRED)
+    names = [f"{kind[1:5]}{cached}" for cached in (True, False)]
+    for name, cached in zip(names, (True, False), strict=True):
+        assert main([world.file(name, kind, cached=cached, preview=4)]) == 0
+        assert (world.folder / name / "previews" / "0000004.png").exists()
+    (ours, lines), (theirs, plain) = (losses(world, name) for name in names)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    effects = [
+        [x["reference effect"] for x in y if "reference effect" in x] for y in (lines, plain)
+    ]
+    np.testing.assert_allclose(*effects, atol=1e-6)
+    assert len(effects[0]) == (kind == ADAPTER)
+    weights = []
+    for name in names:
+        made = recipe_in(world.folder / name)
+        base = checkpoint.ModelFolder.open(made.model)
+        weights.append(newest(world.folder / name, made, base, last=True)[1])
+    pictures = [(world.folder / n / "previews/0000004.png").read_bytes() for n in names]
+    assert pictures[0] == pictures[1] or kind == ADAPTER
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("text_length=12", "captions: was made with another text_length"),
+        ("dtype=bfloat16", "captions: was made with another dtype"),
+        ('reporting.preview_prompts=["x"]', "prompts: was made with another preview_prompts"),
+        ("stage1.batch=16", "is not cached, or not to its end"),
+        ("cache=elsewhere", "elsewhere/captions: is not cached, or not to its end"),
+        ("stage1.resolution=64", "latents-64-"),
+    ],
+)
+def test_another_recipe_is_refused_in_one_line(world, change, message, capsys):
+    assert main([world.file("refused"), "--set", change]) == 4
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert "run `python -m train cache`" in line
+
+
+def test_other_data_and_encoders_are_refused(world, tmp_path, capsys):
+    write_data(tmp_path, characters=11)
+    assert main([world.file("refused"), "--set", f"data={tmp_path}/data"]) == 4
+    assert "captions: was made with another data set; run" in capsys.readouterr().err
+    shutil.copytree(world.folder / "model", tmp_path / "model")
+    manifest = tmp_path / "model" / "manifest.json"
+    digest = json.loads(manifest.read_text())["components"]["vae"]["model.safetensors"]["sha256"]
+    manifest.write_text(manifest.read_text().replace(digest, "0" * 64))
+    assert main([world.file("refused"), "--set", f"model={tmp_path}/model"]) == 4
+    assert "was made with another vae; run" in capsys.readouterr().err
+
+
+def test_a_cache_is_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr("train.data.cache.ROWS", 4)
+    records = np.array([1, 3, 5, 8, 9, 11])
+    made = []
+
+    def rows(facts):
+        return Rows(tmp_path / "part", Embeddings, records, facts)
+
+    def make(chosen, stop=None):
+        made.append(chosen.tolist())
+        if stop is not None and stop in chosen:
+            raise KeyboardInterrupt
+        return {n: Embeddings(np.full((2, 3), n, np.float32), np.ones(2)) for n in chosen if n != 5}
+
+    with pytest.raises(KeyboardInterrupt):
+        rows({"a": 1}).write(lambda chosen: make(chosen, stop=11))
+    with pytest.raises(ValueError, match="is not cached, or not to its end"):
+        rows({"a": 1}).check()
+    rows({"a": 1}).write(make)
+    assert made == [[1, 3, 5, 8], [9, 11], [9, 11]]
+    whole = rows({"a": 1})
+    whole.check()
+    assert (whole.read(11).t5 == 11).all()
+    with pytest.raises(ValueError, match="record 5 could not be read when cached"):
+        whole.read(5)
+    with pytest.raises(ValueError, match="was made with another a; run"):
+        rows({"a": 2}).check()
+    rows({"a": 2}).write(make)
+    assert made[3:] == [[1, 3, 5, 8], [9, 11]]
+    shard = tmp_path / "part" / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is missing or cut"):
+        rows({"a": 2}).check()
+
+
+def test_filling_again_does_nothing_and_shares(world, capsys):
+    before = {p: os.stat(p).st_mtime_ns for p in (world.folder / "cache").rglob("*.safetensors")}
+    assert main(["cache", world.file("again")]) == 0
+    after = {p: os.stat(p).st_mtime_ns for p in (world.folder / "cache").rglob("*.safetensors")}
+    assert before == after
+    recipe = read_recipe(world.folder / "again.toml")
+    stored = Cache(recipe, Dataset(recipe.data))
+    assert stored.empty.t5.shape == (16, 16)
+    # The adapter's training and measuring, and the LoRA's training on all characters.
+    assert len(list((world.folder / "cache").glob("latents-32-*"))) == 3
+
+
+def test_verify(world, tmp_path, capsys):
+    assert main(["verify", str(world.folder / "data")]) == 0
+    assert "1 shards" in capsys.readouterr().out
+    assert main(["verify", str(world.folder / "cache")]) == 0
+    assert "5 shards, 0.00 GB, all as they were written" in capsys.readouterr().out
+    for name in ("data", "cache"):
+        copy = tmp_path / name
+        shutil.copytree(world.folder / name, copy)
+        shard = max((p for p in copy.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data)
+        assert main(["verify", str(copy)]) == 4
+        err = capsys.readouterr().err
+        assert f"shards differ from their checksum: {shard.name};" in err
+        shard.unlink()
+        assert main(["verify", str(copy)]) == 4
+        assert f"{shard.name} (missing)" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path)]) == 4
+    assert "is no data set" in capsys.readouterr().err

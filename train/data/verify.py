@@ -1,0 +1,70 @@
+"""`python -m train verify`: compare a data set's or a cache's shards with their checksums."""
+
+import argparse
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ic_jax import cli
+from train.data.cache import FACTS, MANIFEST
+from train.data.card import CARD
+from train.data.dataset import Dataset
+from train.data.errors import DataError
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train verify", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DATASET", help="or a cache's folder")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    given = parser.parse_args(arguments)
+    return cli.run(lambda: print(verify(given.folder)), debug=given.debug)
+
+
+def verify(folder: Path) -> str:
+    """One line that says how much was compared and found as it was written.
+
+    Raises:
+        DataError: files differ from their checksums, or are missing; names them.
+    """
+    shards = _shards(folder)
+
+    def differs(shard: tuple[Path, dict[str, Any]]) -> str | None:
+        path, facts = shard
+        if not path.is_file():
+            return f"{path.name} (missing)"
+        with path.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
+        return None if same else path.name
+
+    with ThreadPoolExecutor() as pool:
+        found = tqdm(pool.map(differs, shards), total=len(shards), unit="shard", disable=None)
+        bad = [name for name in found if name]
+    if bad:
+        more = ", ..." if len(bad) > 10 else ""
+        raise DataError(
+            f"{folder}: {len(bad)} of {len(shards)} shards differ from their checksum: "
+            f"{', '.join(bad[:10])}{more}; copy or make them again"
+        )
+    if (folder / CARD).is_file():
+        Dataset(folder)  # compares what else it needs
+    size = sum(facts["bytes"] for _, facts in shards)
+    return f"{folder}: {len(shards)} shards, {size / 1e9:.2f} GB, all as they were written"
+
+
+def _shards(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Every shard's path, and what is noted of it: of a data set, or of a cache's parts."""
+    if (folder / CARD).is_file():
+        noted = json.loads((folder / CARD).read_text())["shards"]
+        return [(folder / shard["file"], shard) for shard in noted]
+    parts = sorted(p.parent for p in folder.glob(f"*/{FACTS}") if p.parent.suffix != ".partial")
+    if not parts:
+        Dataset(folder)  # says what it is not
+    return [
+        (part / shard["file"], shard)
+        for part in parts
+        for shard in json.loads((part / MANIFEST).read_text())["shards"]
+    ]
