@@ -10,7 +10,7 @@ from PIL import Image
 from train.data import loader
 from train.data.dataset import Dataset
 from train.data.errors import DataError
-from train.data.loader import Batch, batches
+from train.data.loader import Batch, Skips, batches
 from train.data.pictures import CENTRED, Augment, decoded, prepare_reference, prepare_target
 from train.data.plan import Plan
 from train.data.records import Record
@@ -139,6 +139,11 @@ def test_too_many_damaged_records_stop(dataset, monkeypatch):
     monkeypatch.setattr(loader, "FREE", 3)
     with pytest.raises(DataError, match=r"4 of .* samples could not be read"):
         read(dataset, 0, 50)
+    counted = Skips(seen=10_000, skipped=90)  # by the part of the run before this one
+    read(dataset, 0, 10, skips=counted)
+    assert counted.seen == 10_000 + 40
+    with pytest.raises(DataError, match=r"10\d of 10\d\d\d samples could not be read"):
+        read(dataset, 10, 200, skips=counted)
     damage(range(30))
     with pytest.raises(DataError, match="no sample of a batch can be read; step 0 row 0") as caught:
         read(dataset, 0, 50)

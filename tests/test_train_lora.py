@@ -22,10 +22,11 @@ from tests.oracle import converted, randomize, relative
 from tests.toy import write_data, write_model
 from train import loop
 from train.__main__ import main
+from train.checkpoints import Checkpoints
 from train.export import newest, recipe_in
 from train.lora import fresh, published, targeted, with_lora
 from train.objective import Examples, velocity
-from train.recipe import ATTENTION, Lora, read_recipe
+from train.recipe import ATTENTION, Lora, Saving, read_recipe
 from train.report import Report
 from train.run_folder import Stopped, StopRequest
 from train.step import gradient_of
@@ -279,6 +280,9 @@ def test_stopped_and_resumed_it_ends_bit_equal(world, whole, monkeypatch):
     for last in (True, False):
         ours, theirs = (trained(world / name, last=last) for name in ("stopped", "whole"))
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    checkpoints = Checkpoints(world / "stopped", Saving())
+    assert checkpoints.facts(48)["samples"] == {"seen": 48 * 8, "skipped": 0}
+    checkpoints.close()
     file = world / "stopped.toml"
     assert main([str(file), "--set", "lora.rank=8"]) == 2
 

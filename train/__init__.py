@@ -1,1 +1,1 @@
-"""Training the adapter: data, stages, step and loop. `python -m train`."""
+"""Training the adapter, or a style LoRA: data, stages, step and loop. `python -m train`."""

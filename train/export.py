@@ -32,9 +32,8 @@ def main(arguments: list[str]) -> int:
         "run's LoRA as a file that diffusers reads.",
     )
     parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("--out", type=Path, required=True, metavar="OUT",
-        help="model folder; for a LoRA FILE.safetensors",
-    )  # fmt: skip
+    what = "model folder; for a LoRA FILE.safetensors"
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help=what)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of what was trained")
     parser.add_argument("--last", action="store_true", help="the last weights, not their average")
     parser.add_argument("--overwrite", action="store_true")

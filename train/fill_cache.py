@@ -24,7 +24,7 @@ from train.data.cache import Rows
 from train.data.characters import held_out
 from train.data.dataset import Dataset
 from train.data.errors import DataError
-from train.data.pictures import CENTRED, Decoded, prepare_target
+from train.data.pictures import CENTRED, decoded, prepare_target
 from train.data.plan import Plan
 from train.encode import embeddings, moments
 from train.models import TEXT, Tokenizers, load_parts, tokenizers
@@ -138,7 +138,7 @@ class Encoders:
             size = plan.sizes[bucket]
 
             def cut(n: int, size: Any = size) -> np.ndarray:
-                return prepare_target(Decoded(self._dataset.read(n)), size, CENTRED, rng)
+                return prepare_target(decoded(self._dataset.read(n)), size, CENTRED, rng)
 
             found = self._read(records[sizes == bucket], cut)
             made |= self._in_batches(lambda x: self._moments(self._models[2], x), found)

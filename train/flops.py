@@ -1,7 +1,8 @@
 """Model FLOP utilisation: what the arithmetic of a sample needs, against what the chip could do.
 
-Counted are the multiplications and additions of FLUX and the adapter, not of the frozen encoders
-and not what is computed twice to save memory, so that the figure is comparable.
+Counted are the multiplications and additions of FLUX and the adapter, not of the frozen encoders,
+not of a LoRA, whose pairs add a hundredth to the maps that they stand beside, and not what is
+computed twice to save memory, so that the figure is comparable.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW on the adapter alone, the learning rate an argument of the step."""
+"""The optimiser: AdamW on what is trained alone, the learning rate an argument of the step."""
 
 import optax
 
