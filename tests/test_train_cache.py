@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from ic_jax import checkpoint
 from tests.toy import CONFIGS, write_data, write_model
 from train import loop
 from train.__main__ import main
@@ -19,7 +19,6 @@ from train.data.cache import Embeddings, Rows
 from train.data.dataset import Dataset
 from train.data.pictures import CENTRED
 from train.encode import encode, row_keys
-from train.export import newest, recipe_in
 from train.recipe import read_recipe
 from train.run_folder import StopRequest
 
@@ -122,9 +121,9 @@ def losses(world, run):
 def test_whole_runs_have_equal_losses(world, kind, monkeypatch):
     monkeypatch.setattr(loop, "Augment", lambda: CENTRED)
     names = [f"{kind[1:5]}{cached}" for cached in (True, False)]
+    preview = 4 if kind == LORA else 0
     for name, cached in zip(names, (True, False), strict=True):
-        assert main([world.file(name, kind, cached=cached, preview=4)]) == 0
-        assert (world.folder / name / "previews" / "0000004.png").exists()
+        assert main([world.file(name, kind, cached=cached, preview=preview)]) == 0
     (ours, lines), (theirs, plain) = (losses(world, name) for name in names)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     effects = [
@@ -132,13 +131,10 @@ def test_whole_runs_have_equal_losses(world, kind, monkeypatch):
     ]
     np.testing.assert_allclose(*effects, atol=1e-6)
     assert len(effects[0]) == (kind == ADAPTER)
-    weights = []
-    for name in names:
-        made = recipe_in(world.folder / name)
-        base = checkpoint.ModelFolder.open(made.model)
-        weights.append(newest(world.folder / name, made, base, last=True)[1])
-    pictures = [(world.folder / n / "previews/0000004.png").read_bytes() for n in names]
-    assert pictures[0] == pictures[1] or kind == ADAPTER
+    if preview:
+        shown = [Image.open(world.folder / n / "previews/0000004.png") for n in names]
+        ours, theirs = (np.asarray(picture, np.int16) for picture in shown)
+        assert abs(ours - theirs).max() <= 1
 
 
 @pytest.mark.parametrize(
