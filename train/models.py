@@ -78,8 +78,9 @@ def load_models(recipe: Recipe) -> Models:
 
 
 def load_parts(recipe: Recipe, needed: set[str]) -> checkpoint.Model:
-    """Components of the recipe's model, and its schedule; WeightsError names what it lacks."""
-    model = checkpoint.load(recipe.model, jnp.dtype(recipe.dtype), kinds={*needed, "scheduler"})
+    """Components of the recipe's model, and its settings; WeightsError names what it lacks."""
+    kinds = {*needed, *checkpoint.CONFIG_ONLY}
+    model = checkpoint.load(recipe.model, jnp.dtype(recipe.dtype), kinds=kinds)
     lacks = sorted(name for name in needed if getattr(model, name) is None)
     if lacks:
         raise WeightsError(

@@ -88,7 +88,8 @@ def _prompts(recipe: Recipe, stored: Cache | None) -> dict[str, Any]:
         return {"prompt": [recipe.prompted(p) for p in recipe.reporting.preview_prompts]}
     found = [stored.prompts.read(i) for i in range(1, len(stored.texts))]
     embeds, pooled = map(np.stack, zip(*found, strict=True))
-    return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    # True guidance would need the text encoders for its negative prompt.
+    return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled, "true_cfg_scale": 1.0}
 
 
 def _sheet(rows: list[list[Image.Image]], side: int) -> Image.Image:
