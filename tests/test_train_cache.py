@@ -143,7 +143,7 @@ def test_whole_runs_have_equal_losses(world, kind, monkeypatch):
         ("text_length=12", "captions: was made with another text_length"),
         ("dtype=bfloat16", "captions: was made with another dtype"),
         ('reporting.preview_prompts=["x"]', "prompts: was made with another preview_prompts"),
-        ("stage1.batch=16", "is not cached, or not to its end"),
+        ("holdout=0.4", "is not cached, or not to its end"),
         ("cache=elsewhere", "elsewhere/captions: is not cached, or not to its end"),
         ("stage1.resolution=64", "latents-64-"),
     ],
