@@ -90,7 +90,7 @@ def trained(recipe: Recipe) -> dict[str, Path]:
     if not all(model.exists() for model in models.values()):
         train(recipe)
         for name, model in models.items():
-            export(recipe.out, model, "float32", step=ends[name], last=False, overwrite=True)
+            export(recipe.out, model, "float32", step=ends[name], overwrite=True)
     return models
 
 

@@ -23,7 +23,7 @@ from tests.toy import write_data, write_model
 from train import loop
 from train.__main__ import main
 from train.checkpoints import Checkpoints
-from train.export import newest, recipe_in
+from train.export import kept, recipe_in
 from train.lora import fresh, published, targeted, with_lora
 from train.objective import Examples, velocity
 from train.recipe import ATTENTION, Lora, Saving, read_recipe
@@ -246,7 +246,7 @@ def whole(world):
 def trained(folder, *, last):
     made = recipe_in(folder)
     base = checkpoint.ModelFolder.open(made.model)
-    return jax.device_get(newest(folder, made, base, last=last))
+    return jax.device_get(kept(folder, made, base, last=last))
 
 
 def test_a_run_lowers_the_loss_and_leaves_the_base_alone(world, whole):

@@ -18,7 +18,7 @@ from ic_jax import checkpoint
 from tests.oracle import main as convert
 from tests.toy import write_data, write_model
 from train.__main__ import main
-from train.export import newest, recipe_in
+from train.export import kept, recipe_in
 from train.run_folder import owned
 
 ROOT = Path(__file__).parent.parent
@@ -99,7 +99,7 @@ class World:
         recipe = recipe_in(folder)
         base = checkpoint.ModelFolder.open(recipe.model)
         (step, last), (_, average) = (
-            newest(folder, recipe, base, last=last) for last in (True, False)
+            kept(folder, recipe, base, last=last) for last in (True, False)
         )
         assert step == recipe.total_steps
         return jax.device_get((last, average))
@@ -209,6 +209,22 @@ def test_the_exported_adapter_is_drawn_with_and_converted(world, tmp_path):
     command += ["--subject", str(world.folder / "source/0-0.png"), "--out", str(picture)]
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, env=world.environment)
     assert Image.open(picture).size == (32, 32)
+
+
+def test_an_earlier_step_is_exported_whole_in_another_dtype(world, tmp_path, capsys):
+    run, out = str(world.folder / "whole"), tmp_path / "exported"
+    assert main(["export", run, "--out", str(out), "--step", "3"]) == 2
+    assert "has kept 36, 40" in capsys.readouterr().err
+    command = ["export", run, "--out", str(out), "--step", "36", "--whole", "--dtype", "bfloat16"]
+    assert main(command) == 0
+    assert "after step 36 of 40" in capsys.readouterr().out
+    folder = checkpoint.ModelFolder.open(out)
+    for kind in checkpoint.COMPONENTS:
+        assert {str(t.dtype) for t in folder.tensors(kind).values()} == {"bfloat16"}
+    of_end = world.weights("whole")[1]
+    exported = checkpoint.load_component(out, "adapter", "float32")
+    different = jax.tree.map(lambda a, b: np.abs(a - b).max(), jax.device_get(exported), of_end)
+    assert max(jax.tree.leaves(different)) > 1e-6
 
 
 def test_exporting_what_is_no_run(tmp_path, capsys):

@@ -73,13 +73,18 @@ class Checkpoints:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def restore(self, abstract: Any, facts: dict[str, Any]) -> Any:
-        """The newest state, laid out as `abstract` (shapes, dtypes, shardings).
+    @property
+    def steps(self) -> list[int]:
+        """All that are kept."""
+        return sorted(self._manager.all_steps())
+
+    def restore(self, abstract: Any, facts: dict[str, Any], step: int | None = None) -> Any:
+        """A state, by default the newest, laid out as `abstract` (shapes, dtypes, shardings).
 
         Raises:
             ConfigError: the run was started with other sizes, types, seed or data; names it.
         """
-        step = self.latest
+        step = self.latest if step is None else step
         assert step is not None
         saved, facts = self.facts(step), json.loads(json.dumps(facts))  # tuples are lists there
         for name in facts:

@@ -35,29 +35,55 @@ def main(arguments: list[str]) -> int:
     what = "model folder; for a LoRA FILE.safetensors"
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help=what)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of what was trained")
+    parser.add_argument("--whole", action="store_true", help="in that dtype, the base as well")
+    parser.add_argument("--step", type=int, metavar="N", help="kept then (default: the newest)")
     parser.add_argument("--last", action="store_true", help="the last weights, not their average")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     o = parser.parse_args(arguments)
     return cli.run(
-        lambda: export(o.run, o.out, o.dtype, last=o.last, overwrite=o.overwrite), debug=o.debug
+        lambda: export(
+            *(o.run, o.out, o.dtype),
+            step=o.step,
+            last=o.last,
+            whole=o.whole,
+            overwrite=o.overwrite,
+        ),
+        debug=o.debug,
     )
 
 
-def export(run: Path, out: Path, dtype: str, *, last: bool, overwrite: bool) -> None:
+def export(
+    run: Path,
+    out: Path,
+    dtype: str,
+    *,
+    step: int | None = None,
+    last: bool = False,
+    whole: bool = False,
+    overwrite: bool = False,
+) -> None:
     """Write `out`: the base's components linked or copied and the adapter anew; or the LoRA.
 
+    Args:
+        dtype: of what was trained, and of everything with `whole`.
+        step: of a checkpoint that was kept; by default the newest.
+        last: the weights after that step instead of their average.
+
     Raises:
-        ConfigError: no run, or one without a checkpoint.
+        ConfigError: no run, or one without such a checkpoint.
         FileExistsError: `out` is in the way.
     """
     recipe = recipe_in(run)
     base = ModelFolder.open(recipe.model)
-    step, trained = newest(run, recipe, base, last=last)
+    step, trained = kept(run, recipe, base, step=step, last=last)
     if isinstance(trained, Adapter):
         with model_folder.create(out, overwrite=overwrite) as writer:
             for kind in base.components:
-                if kind != "adapter":
+                if whole and kind in checkpoint.COMPONENTS.keys() - {"adapter"}:
+                    module = checkpoint.load_component(base, kind)
+                    checkpoint.write_component(writer, kind, module, jnp.dtype(dtype))
+                elif kind != "adapter":
                     writer.add_from(base, kind)
             checkpoint.write_component(writer, "adapter", trained, jnp.dtype(dtype))
     else:
@@ -75,13 +101,19 @@ def recipe_in(run: Path) -> Recipe:
         raise ConfigError(f"{run} is no run of `python -m train` (it has no recipe.json)") from None
 
 
-def newest(run: Path, recipe: Recipe, base: ModelFolder, *, last: bool) -> tuple[int, Trained]:
-    """(step, what was trained) of the newest checkpoint: the averaged weights unless `last`."""
+def kept(
+    run: Path, recipe: Recipe, base: ModelFolder, *, step: int | None = None, last: bool = False
+) -> tuple[int, Trained]:
+    """(step, what was trained) of a checkpoint, by default the newest: the averaged weights
+    unless `last`."""
     checkpoints = Checkpoints(run, recipe.saving)
     try:
-        step = checkpoints.latest
-        if step is None:
+        if checkpoints.latest is None:
             raise ConfigError(f"{run} has no checkpoint yet; train longer, or save more often")
+        step = checkpoints.latest if step is None else step
+        if step not in checkpoints.steps:
+            have = ", ".join(map(str, checkpoints.steps))
+            raise ConfigError(f"--step {step}: {run} has kept {have}")
         first = next(iter(recipe.stages.values()))
         make = partial(State.start, rule=optimizer(first), average=first.ema > 0)
         where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -89,7 +121,7 @@ def newest(run: Path, recipe: Recipe, base: ModelFolder, *, last: bool) -> tuple
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             jax.eval_shape(make, _abstract(recipe, base, checkpoints.facts(step))),
         )
-        state = checkpoints.restore(abstract, {})
+        state = checkpoints.restore(abstract, {}, step)
     finally:
         checkpoints.close()
     return step, state.trained if last or state.average is None else state.average
