@@ -39,6 +39,7 @@ PIPELINE = {
     "tokenizer": ("tokenizer", "transformers", "CLIPTokenizer"),
     "tokenizer_2": ("tokenizer_2", "transformers", "T5TokenizerFast"),
 }
+ANY = "PreTrainedTokenizerFast"  # transformers' class for a tokenizer.json of any kind
 
 
 def run(args: Namespace) -> None:
@@ -152,6 +153,13 @@ def _copy(model: ModelFolder, kind: str, target: Path) -> None:
             (target / name).write_bytes((model.path / kind / name).read_bytes())
 
 
+def _is_of_any_kind(model: ModelFolder, kind: str) -> bool:
+    """Whether a tokenizer says that it is neither CLIP's nor T5's."""
+    if "tokenizer_config.json" not in model.components[kind]:
+        return False
+    return model.json(kind, "tokenizer_config.json").get("tokenizer_class") == ANY
+
+
 def _write_rest(folder: Path, model: ModelFolder, written: list[str]) -> None:
     """The pipeline's small files."""
     flux = folder / "flux"
@@ -166,5 +174,6 @@ def _write_rest(folder: Path, model: ModelFolder, written: list[str]) -> None:
     kinds = [kind for kind in model.components if kind in written or kind not in COMPONENTS]
     index: dict[str, Any] = {"_class_name": "FluxPipeline"}
     index |= {PIPELINE[kind][0]: PIPELINE[kind][1:] for kind in kinds if kind in PIPELINE}
+    index |= {kind: ("transformers", ANY) for kind in kinds if _is_of_any_kind(model, kind)}
     if flux.exists():
         (flux / "model_index.json").write_bytes(as_json(index))

@@ -23,7 +23,7 @@ from train.foundations.autoencoder import encode_all
 from train.foundations.fit import Fit, fit
 from train.foundations.pictures import Drawn
 from train.foundations.settings import Settings
-from train.foundations.words import prompt_ids
+from train.foundations.words import Files, prompt_ids
 from train.foundations.worlds import WORLDS
 
 # Captions: what a picture shows in full; without who it is, as the adapter's are; or empty.
@@ -75,7 +75,7 @@ def train_base(
     drawn: Drawn,
     vae: Vae,
     encoders: tuple[T5Encoder, ClipText],
-    tokenizers: dict[str, str],
+    tokenizers: dict[str, Files],
     options: Fit,
 ) -> tuple[Base, dict[str, Any]]:
     """Transformer and text encoders, and the figures of their training."""
@@ -101,7 +101,7 @@ def train_base(
 
 
 def _encoded(
-    settings: Settings, drawn: Drawn, vae: Vae, tokenizers: dict[str, str]
+    settings: Settings, drawn: Drawn, vae: Vae, tokenizers: dict[str, Files]
 ) -> dict[str, np.ndarray]:
     """Latents of the pictures, and ids of their captions of each kind."""
     raw, logvar = encode_all(vae, drawn.pixels)

@@ -67,8 +67,9 @@ def foundations(
             checkpoint.write_component(writer, kind, module)
         writer.add_config("scheduler", SchedulerConfig().to_dict())
         writer.add_config("sampling", settings.sampling.to_dict())
-        for kind, text in files.items():
-            writer.add_file(kind, "tokenizer.json", text.encode())
+        for kind, texts in files.items():
+            for name, text in texts.items():
+                writer.add_file(kind, name, text.encode())
     return json.loads((parts / FACTS).read_text())
 
 
@@ -80,7 +81,7 @@ class _Parts:
         self.facts = _facts(folder, settings)
         self.files, *self.words = words.tokenizers(WORLDS[settings.world].words())
 
-    def all(self) -> tuple[dict[str, Any], dict[str, str]]:
+    def all(self) -> tuple[dict[str, Any], dict[str, words.Files]]:
         """Modules by component, and the tokenizers' files."""
         (vae,) = self._kept(("vae",), self._vae)
         base = self._kept(("transformer", "t5", "clip"), lambda: self._base(vae))
