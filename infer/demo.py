@@ -8,7 +8,7 @@ from ic_jax.cli import say
 from ic_jax.model_folder import SMALL_MODEL
 
 SUBJECT = Path(__file__).with_suffix(".png")
-PROMPT = "person shrugging laughing yellow-clad on-teal"
+PROMPT = "person drinking-coffee laughing yellow-clad on-teal"
 
 NOTICE = (
     "No --model given: drawing with the small model, which knows one small world of drawn people. "

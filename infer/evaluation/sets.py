@@ -1,15 +1,18 @@
 """What is asked of a model: held-out people, each in a picture and in another view to draw."""
 
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-from train.foundations.worlds import WORLDS
+from train.foundations.worlds import WORLDS, World
 from train.peeps.render import Identity, View, over, render
 
 SIDE = 128  # pixels of a reference's longer side at least; encoders see it in tiles, too
 CANDIDATES = 50  # of the identity question; chance is 2%
+ORDER = 12  # seed of who is asked for, and as what
+POOL = 1000  # people that triples and candidates are taken from
 
 
 class Triple(NamedTuple):
@@ -25,7 +28,8 @@ class Triple(NamedTuple):
 
 
 def triples(world: str, people: str, count: int, first: int = 0) -> list[Triple]:
-    """`count` of them, the same for every model; no body is both seen and asked for.
+    """`count` of them; the nth is the same for every model and every count, and no body is both
+    seen and asked for.
 
     Args:
         world: of `train.foundations.worlds`.
@@ -35,31 +39,25 @@ def triples(world: str, people: str, count: int, first: int = 0) -> list[Triple]
     Raises:
         ValueError: there are fewer people.
     """
-    known = WORLDS[world]
-    order = known.held_out[people](12)
-    everyone = [one for one, _ in zip(order, range(first + count + 4 * CANDIDATES), strict=False)]
-    if len(everyone) < max(first + count, CANDIDATES):
-        raise ValueError(f"{count} triples were asked for; {world} has {len(everyone)} {people}")
-    found = []
-    for n in range(first, first + count):
-        rng, one = np.random.default_rng((n, 2)), everyone[n]
-        seen = known.reference(rng)
-        view = known.view(rng)
-        while view.body == seen.body:
-            view = known.view(rng)
-        others = [everyone[k] for k in rng.permutation(len(everyone)) if k != n]
-        found.append(
-            Triple(
-                one,
-                seen,
-                view,
-                known.caption(view, None, rng),
-                known.caption(view, one, rng),
-                cut_out(one, seen),
-                tuple(others[: CANDIDATES - 1]),
-            )
+    everyone = list(islice(WORLDS[world].held_out[people](ORDER), POOL))
+    if len(everyone) < first + count:
+        raise ValueError(
+            f"{count} triples were asked for, after {first}; {world} has {len(everyone)} people "
+            f"that are {people}: ask for at most {len(everyone) - first}"
         )
-    return found
+    return [_triple(WORLDS[world], everyone, n) for n in range(first, first + count)]
+
+
+def _triple(world: World, everyone: list[Identity], n: int) -> Triple:
+    rng, one = np.random.default_rng((n, ORDER)), everyone[n]
+    seen, view = world.reference(rng), world.view(rng)
+    while view.body == seen.body:
+        view = world.view(rng)
+    prompt, full = world.caption(view, None, rng), world.caption(view, one, rng)
+    others = [everyone[k] for k in rng.permutation(len(everyone)) if k != n]
+    return Triple(
+        one, seen, view, prompt, full, cut_out(one, seen), tuple(others[: CANDIDATES - 1])
+    )
 
 
 def cut_out(identity: Identity, view: View) -> UInt8[np.ndarray, "h w 3"]:
