@@ -18,6 +18,7 @@ and experiments/stages.png.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from infer.evaluation import rows, scores
 from infer.evaluation.rows import Pictures
 from infer.evaluation.sets import Triple, triples
 from infer.evaluation.sheet import sheet
-from train.export import export
+from train.export import export, recipe_in
 from train.loop import train
 from train.recipe import Recipe, read_recipe
 
@@ -59,6 +60,7 @@ def main() -> None:
         out = given.work / f"run{seed}"
         changes = [f"model={given.model}", f"data={data}", f"seed={seed}", f"out={out}"]
         recipe = read_recipe(HERE / "stages.toml", [*changes, *given.set])
+        recipe = keeping_ends(recipe)
         for name, model in trained(recipe).items():
             row = f"{name} seed {seed}"
             pipe = InstantCharacterPipeline.from_pretrained(model, "float32")
@@ -83,10 +85,18 @@ def main() -> None:
     print(text)
 
 
+def keeping_ends(recipe: Recipe) -> Recipe:
+    """With every stage's end among the checkpoints that stay."""
+    steps = recipe.stages["stage1"].steps
+    return replace(recipe, saving=replace(recipe.saving, keep_every=steps))
+
+
 def trained(recipe: Recipe) -> dict[str, Path]:
     """A MODEL for the end of each stage, from an earlier call or trained now."""
     ends = {n: first + recipe.stages[n].steps for n, first in recipe.first_steps().items()}
     models = {n: recipe.out.with_name(f"{recipe.out.name}-{n}") for n in ends}
+    if (recipe.out / "recipe.json").exists() and recipe_in(recipe.out) != recipe:
+        raise SystemExit(f"{recipe.out} was trained by another recipe; name another WORK")
     if not all(model.exists() for model in models.values()):
         train(recipe)
         for name, model in models.items():

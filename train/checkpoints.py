@@ -25,19 +25,24 @@ from train.recipe import Saving
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
 
-    def __init__(self, run: Path, saving: Saving):
+    `read_only` leaves everything as it is, for a look at a run that may be going on.
+    """
+
+    def __init__(self, run: Path, saving: Saving, *, read_only: bool = False):
         self._steps, self._manifests = run / "checkpoints", run / "manifests"
         self._aside = run / "set-aside"
         for folder in (self._steps, self._manifests):
             folder.mkdir(parents=True, exist_ok=True)
-        self._set_aside_untrusted()
+        if not read_only:
+            self._set_aside_untrusted()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=saving.keep,
             keep_period=saving.keep_every or None,
             enable_async_checkpointing=True,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
         self._manager = ocp.CheckpointManager(self._steps.absolute(), options=options)
         self._committer = ThreadPoolExecutor(1)
@@ -45,7 +50,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        return self._manager.latest_step()
+        return max(self.steps, default=None)
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
         """Start saving; the arrays are copied before this returns.
@@ -75,8 +80,9 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """All that are kept."""
-        return sorted(self._manager.all_steps())
+        """All that are kept and have their manifest."""
+        kept = self._manager.all_steps()
+        return sorted(step for step in kept if self._manifest(step).exists())
 
     def restore(self, abstract: Any, facts: dict[str, Any], step: int | None = None) -> Any:
         """A state, by default the newest, laid out as `abstract` (shapes, dtypes, shardings).
@@ -107,6 +113,12 @@ class Checkpoints:
         ).state
         structure = jax.tree.structure(abstract)
         return jax.tree.unflatten(structure, [flat[name] for name in expected])
+
+    def verify(self, step: int) -> None:
+        """ConfigError if a step's files are not what its manifest says."""
+        folder = self._steps / str(step)
+        if not self._trusted(folder):
+            raise ConfigError(f"{folder}: is damaged; name another --step, or go on training")
 
     def facts(self, step: int) -> dict[str, Any]:
         """What was saved as facts with a step."""

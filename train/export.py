@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ic_jax import checkpoint, cli, model_folder
 from ic_jax.config import AdapterConfig, ConfigError
 from ic_jax.lora import write_lora
-from ic_jax.model_folder import ModelFolder
+from ic_jax.model_folder import ModelFolder, ModelWriter
 from ic_jax.models.adapter import Adapter
+from ic_jax.safetensors import Spec
 from train import lora
 from train.checkpoints import Checkpoints
 from train.objective import Trained
@@ -81,16 +83,27 @@ def export(
         with model_folder.create(out, overwrite=overwrite) as writer:
             for kind in base.components:
                 if whole and kind in checkpoint.COMPONENTS.keys() - {"adapter"}:
-                    module = checkpoint.load_component(base, kind)
-                    checkpoint.write_component(writer, kind, module, jnp.dtype(dtype))
+                    _write_cast(writer, base, kind, jnp.dtype(dtype))
                 elif kind != "adapter":
                     writer.add_from(base, kind)
             checkpoint.write_component(writer, "adapter", trained, jnp.dtype(dtype))
+    elif whole:
+        raise ConfigError("--whole: this run trained a LoRA, which is exported without a base")
     else:
         write_lora(out, lora.published(trained), jnp.dtype(dtype), overwrite=overwrite)
     what = "the adapter" if isinstance(trained, Adapter) else "the LoRA"
     trigger = f"; draw with --trigger {recipe.trigger!r}" if recipe.trigger else ""
     print(f"{out}: {what} after step {step} of {recipe.total_steps}{trigger}")
+
+
+def _write_cast(writer: ModelWriter, base: ModelFolder, kind: str, dtype: np.dtype) -> None:
+    """A component of the base in another type, with what only the way back to PyTorch needs."""
+    checkpoint.write_component(writer, kind, checkpoint.load_component(base, kind), dtype)
+    if unused := base.unused(kind):
+        specs = {name: Spec(dtype, tensor.shape) for name, tensor in unused.items()}
+        writer.add_tensors(
+            kind, specs, lambda name: [unused[name].array().astype(dtype)], unused=True
+        )
 
 
 def recipe_in(run: Path) -> Recipe:
@@ -106,7 +119,7 @@ def kept(
 ) -> tuple[int, Trained]:
     """(step, what was trained) of a checkpoint, by default the newest: the averaged weights
     unless `last`."""
-    checkpoints = Checkpoints(run, recipe.saving)
+    checkpoints = Checkpoints(run, recipe.saving, read_only=True)
     try:
         if checkpoints.latest is None:
             raise ConfigError(f"{run} has no checkpoint yet; train longer, or save more often")
@@ -121,6 +134,7 @@ def kept(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             jax.eval_shape(make, _abstract(recipe, base, checkpoints.facts(step))),
         )
+        checkpoints.verify(step)
         state = checkpoints.restore(abstract, {}, step)
     finally:
         checkpoints.close()

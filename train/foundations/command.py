@@ -15,6 +15,7 @@ import numpy as np
 
 from ic_jax import checkpoint, cli, model_folder
 from ic_jax.config import ConfigError, SchedulerConfig
+from ic_jax.folders import locked
 from ic_jax.models.vae import Vae
 from train.foundations import words
 from train.foundations.autoencoder import train_vae
@@ -25,6 +26,7 @@ from train.foundations.settings import PEEPS, SMALL, Settings, change
 from train.foundations.text_encoders import text_encoders
 from train.foundations.vision import train_dinov2, train_siglip
 from train.foundations.worlds import WORLDS
+from train.run_folder import write_json
 
 FACTS = "foundations.json"
 PRESETS = {"small": SMALL, "peeps": PEEPS}
@@ -61,7 +63,8 @@ def foundations(
     """
     parts = out.with_name(out.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
-    modules, files = _Parts(parts, settings, workers).all()
+    with locked(parts, f"{parts}: another process is training there"):
+        modules, files = _Parts(parts, settings, workers).all()
     with model_folder.create(out, overwrite=overwrite) as writer:
         for kind, module in modules.items():
             checkpoint.write_component(writer, kind, module)
@@ -144,10 +147,12 @@ class _Parts:
             "seconds": round(time.perf_counter() - start),
             "parameters": sum(x.size for x in jax.tree.leaves(modules)),
         }
-        (self.folder / FACTS).write_text(json.dumps(self.facts, indent=1) + "\n")
+        write_json(self.folder / FACTS, self.facts)
         for kind, module in zip(kinds, modules, strict=True):
             with model_folder.create(self.folder / kind, overwrite=True) as writer:
                 checkpoint.write_component(writer, kind, module)
+        for state in self.folder.glob("*.npz"):  # the part's own, which is safe now
+            state.unlink()
         return tuple(modules)
 
 
@@ -156,7 +161,8 @@ def _facts(parts: Path, settings: Settings) -> dict[str, Any]:
     # As JSON has it, where a tuple is a list.
     values = json.loads(json.dumps(dataclasses.asdict(settings)))
     if not (parts / FACTS).exists():
-        return {"settings": values, "jax": jax.__version__, "processor": platform.machine()}
+        facts = {"settings": values, "jax": jax.__version__, "processor": platform.machine()}
+        write_json(parts / FACTS, facts)
     facts = json.loads((parts / FACTS).read_text())
     for name, value in values.items():
         if facts["settings"].get(name) != value:

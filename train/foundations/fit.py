@@ -25,7 +25,7 @@ class Fit:
     batch: int
     learning_rate: float
     seed: int
-    kept: Path  # where the state is kept on the way, and gone on from; removed at the end
+    kept: Path  # where the state is kept on the way, and gone on from
     warmup: int = 100  # steps
     ema: float = 0.998  # decay of the average that is returned
 
@@ -39,7 +39,8 @@ def fit(
 ) -> tuple[M, list[float]]:
     """The averaged module after all steps, and the mean loss of each fortieth of them.
 
-    Stopped on its way, it goes on where its state was last kept: every `KEEP_EVERY` steps.
+    Stopped on its way, it goes on where its state was last kept: every `KEEP_EVERY` steps, and
+    at the end, until the caller has the module safe and removes it.
 
     Args:
         name: of the progress bar.
@@ -81,9 +82,8 @@ def fit(
         state, value = step(state, batch, jax.random.fold_in(key, n))
         losses.append(float(value))
         bar.set_postfix(loss=round(float(np.mean(losses[-100:])), 4), refresh=False)
-        if (n + 1) % KEEP_EVERY == 0:
+        if (n + 1) % KEEP_EVERY == 0 or n + 1 == options.steps:
             _keep(options.kept, state, losses)
-    options.kept.unlink(missing_ok=True)
     parts = np.array_split(losses, min(40, len(losses)))
     return state[1], [round(float(np.mean(part)), 5) for part in parts]
 

@@ -50,6 +50,16 @@ class Settings:
     encoder_batch: int = 128
     encoder_rate: float = 1e-3
 
+    def __post_init__(self) -> None:
+        for name, divisor in (("width", "heads"), ("side", "encoder_patch")):
+            if getattr(self, name) % getattr(self, divisor):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must be a multiple of {divisor}, "
+                    f"{getattr(self, divisor)}"
+                )
+        if self.vae_crop > self.side:
+            raise ConfigError(f"vae_crop is {self.vae_crop}; it must be at most side, {self.side}")
+
     @property
     def vae(self) -> VaeConfig:
         return VaeConfig(block_out_channels=self.vae_widths, layers_per_block=1, norm_num_groups=4)
@@ -128,13 +138,14 @@ PEEPS = Settings(
 
 def change(settings: Settings, changes: Sequence[str]) -> Settings:
     """Settings with changes such as "vae_steps=100"; ConfigError for what there is not."""
-    names = [f.name for f in fields(Settings)]
+    names = [f.name for f in fields(Settings) if f.name != "world"]  # that is --world
+    values: dict[str, Any] = {}
     for text in changes:
         name, equals, value = text.partition("=")
         if not equals or name not in names:
             raise ConfigError(f"--set {text}: write KEY=VALUE with a KEY of {', '.join(names)}")
-        settings = replace(settings, **{name: _typed(settings, name, value)})
-    return settings
+        values[name] = _typed(settings, name, value)
+    return replace(settings, **values)
 
 
 def _typed(settings: Settings, name: str, text: str) -> Any:
