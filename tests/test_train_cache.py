@@ -155,6 +155,15 @@ def test_another_recipe_is_refused_in_one_line(world, change, message, capsys):
     assert "run `python -m train cache`" in line
 
 
+def test_what_was_made_with_other_settings_is_not_replaced_unasked(world, capsys):
+    before = {p: p.stat().st_mtime_ns for p in (world.folder / "cache").rglob("*")}
+    assert main(["cache", world.file("refused"), "--set", "text_length=12"]) == 4
+    assert (
+        "captions: was made with another text_length; give --overwrite" in capsys.readouterr().err
+    )
+    assert before == {p: p.stat().st_mtime_ns for p in (world.folder / "cache").rglob("*")}
+
+
 def test_other_data_and_encoders_are_refused(world, tmp_path, capsys):
     write_data(tmp_path, characters=11)
     assert main([world.file("refused"), "--set", f"data={tmp_path}/data"]) == 4

@@ -6,15 +6,14 @@ CACHE/latents-512-1a2b3c4d    the VAE's moments of a plan's targets, cut at the 
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
 from ic_jax.model_folder import ModelFolder
 from train.data.cache import Embeddings, Moments, Rows
 from train.data.dataset import Dataset
+from train.data.hashing import digest
 from train.data.plan import Plan
 from train.recipe import Recipe
 
@@ -28,10 +27,10 @@ class Cache:
         base = ModelFolder.open(recipe.model)
         self._recipe, self._folder = recipe, recipe.cache_folder
         self._common = {"version": VERSION, "dtype": recipe.dtype}
-        self._data = {"data set": _digest([s["sha256"] for s in dataset.card["shards"]])}
+        self._data = {"data set": digest([s["sha256"] for s in dataset.card["shards"]])}
         self._vae, text = (
             {
-                kind: _digest({n: e.sha256 for n, e in base.components.get(kind, {}).items()})
+                kind: digest({n: e.sha256 for n, e in base.components.get(kind, {}).items()})
                 for kind in kinds
             }
             for kinds in (("vae",), ("t5", "clip", "tokenizer", "tokenizer_2"))
@@ -56,7 +55,7 @@ class Cache:
         records = hashlib.sha256(plan.records.astype("<i8").tobytes()).hexdigest()
         settings = {"sizes": [list(size) for size in plan.sizes], "records": records}
         return Rows(
-            self._folder / f"latents-{plan.resolution}-{_digest(settings)[:8]}",
+            self._folder / f"latents-{plan.resolution}-{digest(settings)[:8]}",
             Moments,
             plan.records,
             self._common | self._data | self._vae | settings,
@@ -70,7 +69,3 @@ class Cache:
     @property
     def empty(self) -> Embeddings:
         return self.prompts.read(0)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -128,7 +128,7 @@ def kept(
             have = ", ".join(map(str, checkpoints.steps))
             raise ConfigError(f"--step {step}: {run} has kept {have}")
         first = next(iter(recipe.stages.values()))
-        make = partial(State.start, rule=optimizer(first), average=first.ema > 0)
+        make = partial(State.start, rule=optimizer(first), average=recipe.averages)
         where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),

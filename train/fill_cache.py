@@ -43,16 +43,20 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("recipe", type=Path, help="TOML file (docs/training.md)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--overwrite", action="store_true", help="parts made with other settings")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     options = parser.parse_args(arguments)
-    return cli.run(lambda: fill(read_recipe(options.recipe, options.set)), debug=options.debug)
+    return cli.run(
+        lambda: fill(read_recipe(options.recipe, options.set), overwrite=options.overwrite),
+        debug=options.debug,
+    )
 
 
-def fill(recipe: Recipe) -> None:
+def fill(recipe: Recipe, *, overwrite: bool = False) -> None:
     """Write what is not there yet of the recipe's cache; an interrupted call is gone on with.
 
     Raises:
-        DataError: no data set.
+        DataError: no data set; or a part that was made with other settings is in the way.
         FileExistsError: another process writes it.
         WeightsError: the model is damaged, or lacks an encoder.
     """
@@ -63,6 +67,8 @@ def fill(recipe: Recipe) -> None:
         stored, held = Cache(recipe, dataset), held_out(dataset, recipe.holdout)
         wanted = list(plans.every(recipe, dataset, held))
         missing = {rows.folder for rows in stored.parts(wanted) if not _whole(rows)}
+        for rows in stored.parts(wanted) if not overwrite else ():
+            rows.refuse_replacing()
         if missing:
             for rows, make in Encoders(recipe, dataset).makers(stored, wanted):
                 if rows.folder in missing:

@@ -24,7 +24,7 @@ from train.data.pictures import CENTRED, Augment
 from train.data.plan import Plan
 from train.effect import Meter
 from train.feed import Feed
-from train.models import load_models, trained_facts
+from train.models import base_digests, load_models, trained_facts
 from train.optimizer import learning_rate, optimizer
 from train.preview import Preview
 from train.recipe import Recipe, Stage
@@ -60,6 +60,8 @@ class Run:
         self.checkpoints = Checkpoints(recipe.out, recipe.saving)
         self.dataset = Dataset(recipe.data)
         self.held = held_out(self.dataset, recipe.holdout)
+        # All of them now: a stage that cannot be drawn must not be found out days later.
+        self.plans = list(plans.every(recipe, self.dataset, self.held))
         self.cache = self._cache()
         self.models = load_models(recipe)
         self.feed = Feed(recipe, self.models, self.cache)
@@ -132,6 +134,8 @@ class Run:
             "holdout": recipe.holdout,
             "data": [shard["sha256"] for shard in self.dataset.card["shards"]],
             "cached": bool(recipe.cache),
+            "text_length": recipe.text_length,
+            "model": base_digests(recipe),
             **trained_facts(recipe, self.models.trained),
             "finished stages": done,
         }
@@ -141,7 +145,7 @@ class Run:
         if not self.recipe.cache:
             return None
         stored = Cache(self.recipe, self.dataset)
-        for part in stored.parts(plans.every(self.recipe, self.dataset, self.held)):
+        for part in stored.parts(self.plans):
             part.check()
         return stored
 
@@ -171,7 +175,7 @@ class Run:
     def _start(self) -> steps.State:
         """A fresh state, or the newest saved one."""
         stage = next(iter(self.recipe.stages.values()))
-        make = partial(steps.State.start, rule=optimizer(stage), average=stage.ema > 0)
+        make = partial(steps.State.start, rule=optimizer(stage), average=self.recipe.averages)
         if self.checkpoints.latest is None:
             return jax.jit(make, out_shardings=self.feed.whole)(self.models.trained)
         abstract = jax.tree.map(
@@ -200,7 +204,7 @@ class Run:
     def _summary(self, log: Log, seconds: float) -> dict[str, float]:
         """Means since the last summary; FloatingPointError after too many bad steps."""
         found = jax.device_get([metrics for metrics, *_ in log])
-        bad = int(found[-1].bad)
+        bad = max(int(metrics.bad) for metrics in found)
         if bad >= self.recipe.stop_after_bad:
             raise FloatingPointError(
                 f"{bad} steps in a row up to step {self.step} had a loss or gradient that is not "

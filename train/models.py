@@ -15,6 +15,7 @@ from ic_jax.models.adapter import Adapter
 from ic_jax.text import PromptTokenizer
 from ic_jax.weights import WeightsError
 from train import lora
+from train.data.hashing import digest
 from train.encode import Frozen, Ids
 from train.objective import Trained
 from train.recipe import Recipe
@@ -108,6 +109,16 @@ def _trained(recipe: Recipe, frozen: Frozen, folder: ModelFolder) -> Trained:
             'or adapter = "instantcharacter" for the published ones; or train a LoRA, [lora]'
         )
     return checkpoint.load_component(folder, "adapter", jnp.float32)
+
+
+def base_digests(recipe: Recipe) -> dict[str, str]:
+    """What tells a base from another: the checksum of each component's files."""
+    components = ModelFolder.open(recipe.model).components
+    return {
+        kind: digest({name: entry.sha256 for name, entry in files.items()})
+        for kind, files in components.items()
+        if kind not in ("adapter", "sampling")
+    }
 
 
 def trained_facts(recipe: Recipe, trained: Trained) -> dict[str, Any]:

@@ -32,15 +32,20 @@ def measuring(recipe: Recipe, name: str, dataset: Dataset, held: Held) -> Plan:
         dataset,
         batch=stage.batch,
         resolution=stage.resolution,
-        paired=1.0 if stage.paired else 0.0,
+        paired=1.0 if stage.paired and _has_pairs(dataset, held) else 0.0,
         seed=(0, "effect", name),
         characters=held,
     )
 
 
 def measures(recipe: Recipe, held: Held) -> bool:
-    """Only an adapter has a reference, and only characters held out can tell."""
-    return recipe.lora is None and bool(held.any())
+    """Only an adapter has a reference, and only characters held out can tell: with one alone
+    there is no other's reference to compare with."""
+    return recipe.lora is None and int(held.sum()) >= 2
+
+
+def _has_pairs(dataset: Dataset, held: Held) -> bool:
+    return bool((np.bincount(dataset.character, minlength=len(held))[held] >= 2).any())
 
 
 def every(recipe: Recipe, dataset: Dataset, held: Held) -> Iterator[Plan]:

@@ -124,6 +124,11 @@ class Recipe:
     def total_steps(self) -> int:
         return sum(stage.steps for stage in self.stages.values())
 
+    @property
+    def averages(self) -> bool:
+        """Whether any stage averages the parameters."""
+        return any(stage.ema > 0 for stage in self.stages.values())
+
     def first_steps(self) -> dict[str, int]:
         """The global step that each stage starts at."""
         firsts, first = {}, 0

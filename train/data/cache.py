@@ -69,13 +69,25 @@ class Rows:
             shards = json.loads((self.folder / MANIFEST).read_text())["shards"]
         except (OSError, ValueError, KeyError):
             raise DataError(f"{self.folder}: is not cached, or not to its end; {again}") from None
-        other = [name for name in self.facts if found.get(name) != self.facts[name]]
-        if other:
-            raise DataError(f"{self.folder}: was made with another {', '.join(other)}; {again}")
+        if other := self._differing(found):
+            raise DataError(f"{self.folder}: was made with another {other}; {again}")
         for shard in shards:
             path = self.folder / shard["file"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise DataError(f"{path}: is missing or cut; remove {self.folder} and {again}")
+
+    def refuse_replacing(self) -> None:
+        """DataError if the folder holds what was made with other facts."""
+        if (self.folder / FACTS).exists():
+            found = json.loads((self.folder / FACTS).read_text())
+            if other := self._differing(found):
+                raise DataError(
+                    f"{self.folder}: was made with another {other}; give --overwrite to replace "
+                    "it, or another cache"
+                )
+
+    def _differing(self, found: Mapping[str, Any]) -> str:
+        return ", ".join(name for name in self.facts if found.get(name) != self.facts[name])
 
     def read(self, record: int) -> Any:
         """A record's arrays; DataError if its picture could not be read when they were made."""

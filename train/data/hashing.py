@@ -1,6 +1,8 @@
-"""Numbers that look random and are the same on every machine and with every library version."""
+"""Numbers and digests that are the same on every machine and with every library version."""
 
 import hashlib
+import json
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt64
@@ -10,8 +12,8 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 def key(*parts: object) -> np.uint64:
     """A 64-bit key for anything with a stable repr."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return np.frombuffer(digest[:8], "<u8")[0]
+    hashed = hashlib.sha256(repr(parts).encode()).digest()
+    return np.frombuffer(hashed[:8], "<u8")[0]
 
 
 def mixed(key: np.uint64, counters: np.ndarray) -> UInt64[np.ndarray, "n"]:
@@ -26,3 +28,8 @@ def mixed(key: np.uint64, counters: np.ndarray) -> UInt64[np.ndarray, "n"]:
 def permutation(key: np.uint64, n: int) -> np.ndarray:
     """0..n-1 shuffled, int32. numpy's own shuffles may change from one version to another."""
     return np.argsort(mixed(key, np.arange(n)), kind="stable").astype(np.int32)
+
+
+def digest(value: Any) -> str:
+    """Of JSON values, in 16 letters: short enough for a file's name."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
