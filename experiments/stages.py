@@ -37,7 +37,8 @@ from train.recipe import Recipe, read_recipe
 
 HERE = Path(__file__).parent
 STAGES = ("stage1", "stage2")
-STRONG = 3.0  # subject scale at which adapter and prompt contend
+USUAL = 1.0  # subject scale, which training has
+STRONG = 3.0  # one at which adapter and prompt contend
 WORDLESS = 50  # triples whose wordless pictures are read
 SHOWN = 8  # triples in the picture
 
@@ -64,16 +65,20 @@ def main() -> None:
         for name, model in trained(recipe).items():
             row = f"{name} seed {seed}"
             pipe = InstantCharacterPipeline.from_pretrained(model, "float32")
-            told[row] = rows.draw(pipe, asked, 0, name=row)
+            told[row] = rows.draw(pipe, asked, 0, name=row, subject_scale=USUAL)
             told[f"strong {row}"] = rows.draw(
                 pipe, asked, 0, name=f"{row}, strong", subject_scale=STRONG
             )
             untold[row] = rows.draw(
-                pipe, asked[:WORDLESS], 0, name=f"{row}, untold", prompt=lambda _: ""
+                *(pipe, asked[:WORDLESS], 0),
+                name=f"{row}, untold",
+                prompt=lambda _: "",
+                subject_scale=USUAL,
             )
             facts[row] = effect(recipe, name)
     results = report(told, untold, facts, asked, given.seeds) | {
-        "settings": vars(given) | {"recipe": recipe.to_dict(), "strong": STRONG},
+        "settings": _without_folders(vars(given))
+        | {"recipe": _without_folders(recipe.to_dict()), "usual": USUAL, "strong": STRONG},
         "origin": origin("jax", "flax"),
     }
     text = json.dumps(results, indent=1, default=str)
@@ -144,6 +149,10 @@ def effect(recipe: Recipe, stage: str) -> dict[str, float]:
     at = [line for line in lines if line["step"] == last]
     names = ("reference effect", "loss/right reference", "loss/wrong reference")
     return {name: line[name] for line in at for name in names if name in line}
+
+
+def _without_folders(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k not in ("model", "data", "out", "work")}
 
 
 def _rounded(rates: dict[str, float]) -> dict[str, float]:
