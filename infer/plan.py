@@ -115,10 +115,9 @@ def request(o: argparse.Namespace, flux: Any, shapes: Any, mesh: Mesh) -> sample
     prompt = sampler.Prompt(
         half(b, o.text_length, flux.joint_attention_dim), half(b, flux.pooled_projection_dim)
     )
-    later: Any = None  # what does not go by rows
-    return plan.rows(
-        sampler.Request(full(b, tokens, flux.in_channels), prompt, full(b), later, later), mesh
-    )._replace(
+    later: Any = None
+    latents = full(b, tokens, flux.in_channels)
+    return plan.rows(sampler.Request(latents, prompt, full(b), later, later), mesh)._replace(
         sigmas=_whole(mesh, (o.steps + 1,)),
         rope=Rope(_whole(mesh, every), _whole(mesh, every)),
         subject=plan.rows(sampler.Subject(features, full(b)), mesh),

@@ -26,10 +26,14 @@ PUBLISHED = {
     "t5": "t5-xxl",
     "clip": "clip-l",
 }
-# What each argument of the step counts as: words in place of arrays.
-_state: Any = ("masters", "their average", "moments", "batch", "batch")
-_frozen: Any = ("base", *["encoders"] * 5)
-KINDS = (State(*_state), Frozen(*_frozen), *["batch"] * 5)
+BASE, ENCODERS, MASTERS, AVERAGE, MOMENTS, BATCH = tuple[Any, ...](
+    ("base", "encoders", "masters", "their average", "moments", "batch")
+)
+KINDS = (
+    State(MASTERS, AVERAGE, MOMENTS, BATCH, BATCH),
+    Frozen(BASE, *[ENCODERS] * 5),
+    *[BATCH] * 5,
+)
 
 
 def main(arguments: list[str]) -> int:
