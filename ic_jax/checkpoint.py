@@ -1,6 +1,6 @@
 """A MODEL folder's components as modules on the device."""
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from ic_jax.config import (
     AdapterConfig,
@@ -31,6 +32,7 @@ from ic_jax.models.siglip import SiglipVision
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
 from ic_jax.safetensors import Spec
+from ic_jax.sharding import parameter_sharding, put
 from ic_jax.weights import Mismatch, WeightsError
 
 COMPONENTS: dict[str, tuple[Any, Any]] = {
@@ -43,9 +45,6 @@ COMPONENTS: dict[str, tuple[Any, Any]] = {
     "vae": (VaeConfig, Vae),
 }
 CONFIG_ONLY: dict[str, Any] = {"scheduler": SchedulerConfig, "sampling": SamplingConfig}
-
-# Puts a host array under a parameter's path on the devices.
-Place = Callable[[str, np.ndarray], jax.Array]
 
 
 def abstract(kind: str, config: Any, flux: FluxConfig | None = None) -> Any:
@@ -82,16 +81,21 @@ def load_component(
     dtype: Any = None,
     *,
     verify: bool = True,
-    place: Place = lambda path, array: jax.device_put(array),
+    mesh: Mesh | None = None,
+    whole: bool = False,
 ) -> Any:
-    """One component of a MODEL folder, tensor by tensor from the mapped file to the device.
+    """One component of a MODEL folder, tensor by tensor from the mapped file to the devices.
 
     Args:
         dtype: what every parameter is cast to; None keeps the types of the files.
         verify: compare the files' SHA-256 first; their sizes are compared always.
+        mesh: where the parameters go, as `ic_jax.sharding` says; a host reads its own pieces
+            only. Without one they go to the default device.
+        whole: see `sharding.shardings`.
 
     Raises:
         WeightsError: the component is absent or damaged, or is not what its config says.
+        ShardingError: it cannot be laid out on the mesh; nothing is read then.
     """
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(folder)
@@ -103,14 +107,17 @@ def load_component(
     variables = parameters(module)
     if wrong := Mismatch.between({path: v.shape for path, v in variables.items()}, tensors):
         raise WeightsError(f"{folder.path / kind}: {wrong}; convert the model again")
+    places = {
+        path: mesh and parameter_sharding(f"{kind}.{path}", variable, mesh, whole=whole)
+        for path, variable in variables.items()
+    }
     for path, variable in variables.items():
-        array = tensors[path].array()
-        variable.set_value(place(path, array if dtype is None else _cast(array, dtype)))
+        array, place = tensors[path].array(), places[path]
+        kept = array.dtype if dtype is None else jnp.dtype(dtype)
+        variable.set_value(
+            put(array, place, kept) if place else jax.device_put(array.astype(kept, copy=False))
+        )
     return module
-
-
-def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
-    return array.astype(jnp.dtype(dtype), copy=False)
 
 
 @dataclass
@@ -136,7 +143,8 @@ def load(
     *,
     kinds: Container[str] = KINDS,
     verify: bool = True,
-    place: Place = lambda path, array: jax.device_put(array),
+    mesh: Mesh | None = None,
+    whole: bool = False,
 ) -> Model:
     """The components of a MODEL folder that are of `kinds`, all by default.
 
@@ -149,7 +157,7 @@ def load(
     model = Model()
     for kind in wanted:
         if kind in COMPONENTS:
-            part = load_component(folder, kind, dtype, verify=False, place=place)
+            part = load_component(folder, kind, dtype, verify=False, mesh=mesh, whole=whole)
         else:
             part = read_config(folder, kind) if kind in CONFIG_ONLY else folder.path / kind
         setattr(model, kind, part)

@@ -8,11 +8,12 @@ from typing import Any, Literal, Self
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from PIL import Image
 
-from ic_jax import checkpoint, flow, inputs, sampler
+from ic_jax import checkpoint, flow, inputs, meshes, sampler
 from ic_jax.config import SamplingConfig, SchedulerConfig
 from ic_jax.features import SubjectFeatures
 from ic_jax.images import Fit, Picture
@@ -60,7 +61,12 @@ class InstantCharacterPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str = SMALL_MODEL, dtype: DTypeLike = "bfloat16", *, verify: bool = True
+        cls,
+        folder: Path | str = SMALL_MODEL,
+        dtype: DTypeLike = "bfloat16",
+        *,
+        verify: bool = True,
+        mesh: str | Mesh = "auto",
     ) -> Self:
         """Load a converted model folder (`python -m convert from-torch`).
 
@@ -69,13 +75,18 @@ class InstantCharacterPipeline:
             dtype: bfloat16 or float32, of all parameters and of computing. float16 is too
                 narrow for T5.
             verify: compare the files' SHA-256, which takes about as long as reading them.
+            mesh: devices to spread the model over, such as "tensor=4" or "data=2,tensor=4";
+                "auto" takes as many as it needs (docs/sharding.md).
 
         Raises:
             WeightsError: the folder is no model, incomplete or damaged.
+            ShardingError: the model cannot be laid out on the mesh.
         """
         if dtype not in ("bfloat16", "float32", jnp.bfloat16, jnp.float32):
             raise ValueError(f"dtype is {dtype!r}; it must be 'bfloat16' or 'float32'")
-        return cls(checkpoint.load(Path(folder), dtype=jnp.dtype(dtype), verify=verify))
+        if isinstance(mesh, str):
+            mesh = meshes.for_drawing(mesh, folder, jnp.dtype(dtype))
+        return cls(checkpoint.load(Path(folder), jnp.dtype(dtype), verify=verify, mesh=mesh))
 
     def __call__(
         self,

@@ -1,6 +1,7 @@
 """A model's parts, each run as a compiled program: one per shape, with the weights as arguments."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,13 +17,14 @@ from ic_jax.images import Fit, Picture, read_rgb, tiles, to_square
 from ic_jax.models.clip import ClipText
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
+from ic_jax.sharding import mesh_of
 from ic_jax.text import PromptTokenizer
 
 Grid = tuple[int, int]  # height and width of a picture in tokens
 
 
 class Runner:
-    """Checks what a model lacks, and runs what it has."""
+    """Checks what a model lacks, and runs what it has, on the mesh that its parameters lie on."""
 
     def __init__(self, model: Model):
         if model.transformer is None or model.vae is None:
@@ -31,6 +33,7 @@ class Runner:
             )
         self.model = model
         self.transformer, self.vae = model.transformer, model.vae
+        self.mesh = mesh_of(model.transformer)
         self.dtype = self.transformer.proj_out.kernel.dtype
         self.pixels_per_token = self.vae.config.downscale * flow.PATCH
         self._tokenizer = None
@@ -53,7 +56,8 @@ class Runner:
             prompts_2 * (count // len(prompts_2)),
             max_sequence_length=length,
         )
-        return _encode_text(model.clip, model.t5, clip_ids, t5_ids)
+        with self._on_mesh():
+            return _encode_text(model.clip, model.t5, clip_ids, t5_ids)
 
     def encode_pictures(self, pictures: Sequence[Picture], fit: Fit) -> SubjectFeatures:
         """One row for each."""
@@ -66,9 +70,10 @@ class Runner:
         size = model.siglip.config.image_size
         cut = [tiles(to_square(read_rgb(picture), fit), size) for picture in pictures]
         low, high = (np.stack(part) for part in zip(*cut, strict=True))
-        return _encode_subject(
-            model.siglip, model.dinov2, model.adapter.config, low, high, self.dtype
-        )
+        with self._on_mesh():
+            return _encode_subject(
+                model.siglip, model.dinov2, model.adapter.config, low, high, self.dtype
+            )
 
     def check_features(self, features: SubjectFeatures) -> SubjectFeatures:
         """Features that fit the adapter, in its dtype; ValueError for others."""
@@ -90,7 +95,8 @@ class Runner:
 
     def sample(self, request: sampler.Request) -> Float[Array, "b n c"]:
         """Packed latents, drawn by one program for all steps."""
-        return _sample(self.transformer, self.model.adapter, request)
+        with self._on_mesh():
+            return _sample(self.transformer, self.model.adapter, request)
 
     def sample_stepwise(
         self,
@@ -99,9 +105,11 @@ class Runner:
     ) -> Float[Array, "b n c"]:
         """The same by one program a step; `after_step` sees and may replace the latents."""
         flux, adapter = self.transformer, self.model.adapter
-        conditioning, latents = _prepare(flux, adapter, request), request.latents
+        with self._on_mesh():
+            conditioning, latents = _prepare(flux, adapter, request), request.latents
         for i, sigma in enumerate(np.asarray(request.sigmas[:-1])):
-            latents = _step(flux, adapter, conditioning, latents, np.int32(i))
+            with self._on_mesh():
+                latents = _step(flux, adapter, conditioning, latents, np.int32(i))
             changed = after_step(i, 1000.0 * float(sigma), {"latents": latents})
             if changed is not None and "latents" in changed:
                 inputs.check_shape("the callback's latents", changed["latents"], latents.shape)
@@ -110,7 +118,8 @@ class Runner:
 
     def decode(self, latents: Float[Array, "b n c"], grid: Grid) -> np.ndarray:
         """Pictures of packed latents, float32 [b, height, width, 3] in 0..1."""
-        return np.asarray(_decode(self.vae, latents.astype(self.dtype), grid))
+        with self._on_mesh():
+            return np.asarray(_decode(self.vae, latents.astype(self.dtype), grid))
 
     def refuse_not_finite(self, values: Array | np.ndarray) -> None:
         """FloatingPointError unless all of `values` are numbers."""
@@ -119,6 +128,9 @@ class Runner:
                 f"the model produced numbers that are not finite in {self.dtype}; "
                 "try dtype='float32', or a smaller guidance_scale, subject_scale or LoRA weight"
             )
+
+    def _on_mesh(self) -> AbstractContextManager:
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
 _sample = jax.jit(sampler.sample)

@@ -16,6 +16,7 @@ from ic_jax.models.adapter import Adapter
 from ic_jax.models.flux import Flux, Modulation
 from ic_jax.models.image_prompt import ImagePrompt
 from ic_jax.models.rope import Rope
+from ic_jax.sharding import constrain
 
 STEPS_AT_ONCE = 4  # that the resampler runs for; its attention is large enough to fill a chip
 
@@ -107,7 +108,8 @@ def _modulation(
     )  # rows: step by step, all pictures of one after the other
 
     def by_step(x: Float[Array, "blocks sb k d"]) -> Float[Array, "s blocks b k d"]:
-        return x.reshape(x.shape[0], s, b, *x.shape[2:]).swapaxes(0, 1)
+        steps = x.reshape(x.shape[0], s, b, *x.shape[2:]).swapaxes(0, 1)
+        return constrain(steps, None, None, "batch", None, None)
 
     return Modulation(
         img=by_step(every.img),

@@ -8,6 +8,10 @@ def run() -> int:
             from infer.evaluation.command import main as evaluate
 
             return evaluate(sys.argv[2:])
+        if sys.argv[1:2] == ["plan"]:
+            from infer.plan import main as plan
+
+            return plan(sys.argv[2:])
         from infer.generate import main
 
         return main()

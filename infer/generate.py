@@ -46,7 +46,9 @@ def _generate(
     files: list[list[Path]],
 ) -> None:
     watch = Stopwatch()
-    pipe = InstantCharacterPipeline.from_pretrained(o.model, o.dtype, verify=not o.no_verify)
+    pipe = InstantCharacterPipeline.from_pretrained(
+        o.model, o.dtype, verify=not o.no_verify, mesh=o.mesh
+    )
     for file, weight, trigger in loras:
         pipe.load_lora(file, weight, trigger)
     say(f"loaded {o.model}: {watch.lap()}")

@@ -88,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--dtype", choices=DTYPES, help="to compute in (default: bfloat16; on a CPU float32)"
     )
+    run.add_argument(
+        "--mesh", default="auto", help="devices to spread over, such as data=2,tensor=4"
+    )
     run.add_argument("--no-progress", action="store_true", help="one program for all steps")
     run.add_argument("--no-verify", action="store_true", help="trust the model's files unread")
     run.add_argument("--no-compile-cache", action="store_true", help="compile everything anew")

@@ -48,7 +48,9 @@ HALF, FULL = jnp.bfloat16, jnp.float32
         ("gpu", "gfx942", HALF, 4608, 128, "xla"),  # AMD
         ("gpu", "9.0", HALF, 16384, 512, "xla"),  # the VAE at 1024 x 1024
         ("gpu", "9.0", HALF, 65536, 512, "blocked"),  # and at 2048 x 2048
-        ("tpu", "", HALF, 4608, 128, "xla"),
+        ("tpu", "", HALF, 4608, 128, "splash"),
+        ("tpu", "", HALF, 729, 128, "xla"),  # few keys
+        ("tpu", "", HALF, 4608, 72, "xla"),
     ],
 )
 def test_default_backend(platform, capability, dtype, tokens, head_dim, backend, monkeypatch):

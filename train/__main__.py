@@ -1,4 +1,4 @@
-"""python -m train RECIPE | prepare | verify | cache | export | peeps | foundations."""
+"""python -m train RECIPE | prepare | verify | cache | export | plan | peeps | foundations."""
 
 import argparse
 import sys
@@ -31,6 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
             from train.data.verify import main as verify
 
             return verify(arguments[1:])
+        case ["plan"]:
+            from train.plan import main as plan
+
+            return plan(arguments[1:])
         case ["export"]:
             from train.export import main as export
 
@@ -42,7 +46,7 @@ def _train(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description="Train an adapter or a style LoRA by a recipe; the same command goes on where "
-        "it stopped. Other commands: prepare, verify, cache, export, peeps, foundations.",
+        "it stopped. Other commands: prepare, verify, cache, export, plan, peeps, foundations.",
     )
     parser.add_argument("recipe", type=Path, help="TOML file (docs/training.md)")
     parser.add_argument(

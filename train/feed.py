@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ic_jax import flow
 from ic_jax.models.rope import Rope, rope_table
+from ic_jax.sharding import RULES
 from train.cache import Cache
 from train.data.loader import Batch as HostBatch
 from train.encode import Batch, Ids, Knobs, Reference
@@ -19,14 +20,14 @@ from train.recipe import Recipe, Stage
 
 
 class Feed:
-    """Puts things where they belong: rows spread over all devices, everything else on each."""
+    """Puts things where they belong: rows spread over the mesh, everything else on each device."""
 
     def __init__(self, recipe: Recipe, models: Models, stored: Cache | None):
         self._models, self._recipe = models, recipe
-        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-        self.whole, self.rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+        self.whole = NamedSharding(models.mesh, P())
+        self.rows = NamedSharding(models.mesh, P(RULES["batch"]))
         empty = stored.empty if stored else Ids(*(x[0] for x in self._ids([""])))
-        self.frozen, self.empty = self.put((models.frozen, empty))
+        self.frozen, self.empty = models.frozen, self.put(empty)
         self.rope_of = cache(self._rope)
 
     def put(self, tree: Any) -> Any:

@@ -8,17 +8,7 @@ computed twice to save memory, so that the figure is comparable.
 import jax
 
 from ic_jax.config import AdapterConfig, FluxConfig
-
-# Dense bfloat16 FLOP/s of one device, by the start of its name in JAX; vendors' data sheets.
-PEAKS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
+from ic_jax.devices import Chip
 
 
 def flux_forward(config: FluxConfig, image_tokens: int, text_tokens: int) -> float:
@@ -59,7 +49,5 @@ def training_sample(flux_flops: float, adapter_flops: float) -> float:
 
 def utilisation(flops_per_second: float) -> float | None:
     """Share of what all devices could do; None for devices whose peak is not listed."""
-    kind = jax.devices()[0].device_kind
-    # The longest name first: "TPU v5 lite" is not "TPU v5".
-    known = sorted((name for name in PEAKS if kind.startswith(name)), key=len)
-    return flops_per_second / (PEAKS[known[-1]] * jax.device_count()) if known else None
+    chip = Chip.of(jax.devices()[0])
+    return flops_per_second / (chip.flops * jax.device_count()) if chip else None

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ic_jax.models.adapter import Adapter
+from ic_jax.sharding import shardings
 from train import flops, plans
 from train import step as steps
 from train.cache import Cache
@@ -44,8 +45,9 @@ def train(recipe: Recipe) -> None:
     with owned(recipe.out), StopRequest() as stop:
         run = Run(recipe, stop)
         try:
-            for name in recipe.stages:
-                run.stage(name)
+            with jax.set_mesh(run.models.mesh):
+                for name in recipe.stages:
+                    run.stage(name)
             run.save()
             run.checkpoints.wait()
         finally:
@@ -176,11 +178,12 @@ class Run:
         """A fresh state, or the newest saved one."""
         stage = next(iter(self.recipe.stages.values()))
         make = partial(steps.State.start, rule=optimizer(stage), average=self.recipe.averages)
+        shapes = jax.eval_shape(make, self.models.trained)
+        places = shardings(shapes, self.models.mesh)
         if self.checkpoints.latest is None:
-            return jax.jit(make, out_shardings=self.feed.whole)(self.models.trained)
+            return jax.jit(make, out_shardings=places)(self.models.trained)
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.feed.whole),
-            jax.eval_shape(make, self.models.trained),
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
         )
         state = self.checkpoints.restore(abstract, self._facts())
         self.skips = Skips(**self.checkpoints.facts(self.step)["samples"])
@@ -195,7 +198,8 @@ class Run:
             remat=stage.remat,
             dtype=jnp.dtype(self.recipe.dtype),
         )
-        return jax.jit(step, donate_argnums=0, out_shardings=(self.feed.whole, None))
+        places = shardings(self.state, self.models.mesh)
+        return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
 
     def _due(self, every: int, last: bool) -> bool:
         """At every so many steps, and at the last one of a stage."""

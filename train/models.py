@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
-from ic_jax import checkpoint
+from ic_jax import checkpoint, meshes
 from ic_jax.config import CONFIGS, AdapterConfig, ConfigError, SchedulerConfig, VaeConfig
 from ic_jax.model_folder import ModelFolder
 from ic_jax.models.adapter import Adapter
+from ic_jax.sharding import shardings
 from ic_jax.text import PromptTokenizer
 from ic_jax.weights import WeightsError
 from train import lora
@@ -47,6 +49,7 @@ class Models:
     scheduler: SchedulerConfig
     vae: VaeConfig
     tokenizers: Tokenizers | None  # None: a cache has the text
+    mesh: Mesh
 
 
 def load_models(recipe: Recipe) -> Models:
@@ -63,7 +66,8 @@ def load_models(recipe: Recipe) -> Models:
     needed = {"transformer", *(() if recipe.lora else IMAGES)}
     encoders = set() if recipe.cache else {*TEXT, "vae"}
     shown = {"vae"} if recipe.reporting.preview_every else set()
-    model = load_parts(recipe, needed | encoders | shown)
+    mesh, whole = mesh_for(recipe)
+    model = load_parts(recipe, needed | encoders | shown, mesh, whole=whole)
     run = needed | encoders
     parts: dict[str, Any] = {n: getattr(model, n) if n in run else None for n in Frozen._fields}
     frozen = Frozen(**parts)
@@ -71,17 +75,37 @@ def load_models(recipe: Recipe) -> Models:
     return Models(
         model=model,
         frozen=frozen,
-        trained=_trained(recipe, frozen, folder),
+        trained=_trained(recipe, frozen, folder, mesh),
         scheduler=model.scheduler or SchedulerConfig(),
         vae=checkpoint.read_config(folder, "vae"),
         tokenizers=None if recipe.cache else tokenizers(recipe, model),
+        mesh=mesh,
     )
 
 
-def load_parts(recipe: Recipe, needed: set[str]) -> checkpoint.Model:
+def mesh_for(recipe: Recipe) -> tuple[Mesh, bool]:
+    """The mesh of a run, and whether each of its devices keeps the whole base.
+
+    Raises:
+        ShardingError: there is no such mesh, or a batch does not divide over it.
+    """
+    rows = {name: stage.batch // stage.accumulate for name, stage in recipe.stages.items()}
+    fresh: Any = () if recipe.lora else None
+    if recipe.adapter:
+        flux = checkpoint.read_config(ModelFolder.open(recipe.model), "transformer")
+        fresh = checkpoint.abstract("adapter", adapter_config(recipe), flux)
+    dtype = jnp.dtype(recipe.dtype)
+    mesh, whole = meshes.for_training(recipe.mesh, recipe.model, dtype, rows, fresh)
+    return mesh, whole if recipe.base == "auto" else recipe.base == "whole"
+
+
+def load_parts(
+    recipe: Recipe, needed: set[str], mesh: Mesh | None = None, *, whole: bool = False
+) -> checkpoint.Model:
     """Components of the recipe's model, and its settings; WeightsError names what it lacks."""
     kinds = {*needed, *checkpoint.CONFIG_ONLY}
-    model = checkpoint.load(recipe.model, jnp.dtype(recipe.dtype), kinds=kinds)
+    dtype = jnp.dtype(recipe.dtype)
+    model = checkpoint.load(recipe.model, dtype, kinds=kinds, mesh=mesh, whole=whole)
     lacks = sorted(name for name in needed if getattr(model, name) is None)
     if lacks:
         raise WeightsError(
@@ -98,17 +122,17 @@ def tokenizers(recipe: Recipe, model: checkpoint.Model) -> Tokenizers:
     return Tokenizers(tokenizer, recipe.text_length)
 
 
-def _trained(recipe: Recipe, frozen: Frozen, folder: ModelFolder) -> Trained:
+def _trained(recipe: Recipe, frozen: Frozen, folder: ModelFolder, mesh: Mesh) -> Trained:
     if recipe.lora:
         return lora.fresh(frozen.transformer, recipe.lora, recipe.seed)
     if recipe.adapter:
-        return _fresh(recipe, frozen)
+        return _fresh(recipe, frozen, mesh)
     if "adapter" not in folder.components:
         raise ConfigError(
             f"{recipe.model} has no adapter to go on with; give a table [adapter] with its sizes, "
             'or adapter = "instantcharacter" for the published ones; or train a LoRA, [lora]'
         )
-    return checkpoint.load_component(folder, "adapter", jnp.float32)
+    return checkpoint.load_component(folder, "adapter", jnp.float32, mesh=mesh)
 
 
 def base_digests(recipe: Recipe) -> dict[str, str]:
@@ -129,7 +153,7 @@ def trained_facts(recipe: Recipe, trained: Trained) -> dict[str, Any]:
     }
 
 
-def _fresh(recipe: Recipe, frozen: Frozen) -> Adapter:
+def _fresh(recipe: Recipe, frozen: Frozen, mesh: Mesh) -> Adapter:
     config = adapter_config(recipe)
     assert frozen.siglip is not None
     assert frozen.dinov2 is not None
@@ -140,7 +164,11 @@ def _fresh(recipe: Recipe, frozen: Frozen) -> Adapter:
             "DINOv2's"
         )
     flux = frozen.transformer.config
-    return jax.jit(lambda: Adapter(config, flux, rngs=nnx.Rngs(recipe.seed)))()
+
+    def make() -> Adapter:
+        return Adapter(config, flux, rngs=nnx.Rngs(recipe.seed))
+
+    return jax.jit(make, out_shardings=shardings(nnx.eval_shape(make), mesh))()
 
 
 def adapter_config(recipe: Recipe) -> AdapterConfig:

@@ -63,7 +63,7 @@ class Preview:
     def _with(self, weights: Trained) -> Model:
         """The model that users would draw with."""
         dtype = jnp.dtype(self._recipe.dtype)
-        weights = jax.device_put(jax.tree.map(lambda x: x.astype(dtype), weights), jax.devices()[0])
+        weights = jax.tree.map(lambda x: x.astype(dtype), weights)
         if isinstance(weights, Adapter):
             return dataclasses.replace(self._model, adapter=weights)
         assert self._model.transformer is not None

@@ -23,6 +23,8 @@ ATTENTION = (
     *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
 )
 
+BASES = ("auto", "whole", "pieces")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -114,11 +116,16 @@ class Recipe:
     lora: Lora | None = None  # train this, and no adapter
     cache: str = ""  # folder of `python -m train cache`; empty encodes within the step
     text_length: int = 512  # T5 tokens [flux]
+    mesh: str = "auto"  # devices to spread over, such as "data=2,fsdp=4" (docs/sharding.md)
+    base: str = "auto"  # on each device of the mesh: "whole", or "pieces" put together as used
     dtype: str = "bfloat16"  # of the base and of computing; masters are float32
     holdout: float = 0.02  # share of characters kept from training, for measuring [ours]
     stop_after_bad: int = 10  # steps in a row whose loss or gradient is not finite [ours]
     saving: Saving = field(default_factory=Saving)
     reporting: Reporting = field(default_factory=Reporting)
+
+    def __post_init__(self) -> None:
+        _check(self.base in BASES, "base", self.base, " or ".join(BASES))
 
     @property
     def total_steps(self) -> int:

@@ -1,4 +1,4 @@
-"""Attention without a mask, in one function with named backends.
+"""Attention without a mask, in one function with named backends, alone or on a mesh.
 
 No mask or bias ever reaches it: FLUX and the adapter need none, and a mask would shut out
 the fast kernels. The text encoders, which need one, keep a few lines of their own.
@@ -8,13 +8,18 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float
 
-Backend = Literal["cudnn", "xla", "blocked"]
+from ic_jax.models.splash import splash, splash_takes
+from ic_jax.sharding import ShardingError, activation_spec, current
+
+Backend = Literal["cudnn", "splash", "xla", "blocked"]
+Split = Literal["none", "queries", "both"]
 Shaped = Array | jax.ShapeDtypeStruct
 
 BLOCK = 4096  # queries
@@ -26,26 +31,73 @@ def attention(
     k: Float[Array, "b m h d"],
     v: Float[Array, "b m h d"],
     backend: Backend | None = None,
+    *,
+    split: Split = "none",
 ) -> Float[Array, "b n h d"]:
     """softmax(q k^T / sqrt(d)) v per head, the softmax in float32.
+
+    On a mesh, rows lie over the batch's axes and heads over `tensor`, and every device computes
+    its own: no backend has to know of the mesh.
 
     Args:
         q: queries; n may differ from m.
         k: keys.
         v: values.
-        backend: "cudnn" (NVIDIA, bfloat16 or float16), "xla" (anywhere; holds all scores),
-            "blocked" (a head and 4096 queries at a time: little memory, fastest on a CPU).
-            By default the best one for the platform that JAX runs on and for the size.
+        backend: "cudnn" (NVIDIA, bfloat16 or float16), "splash" (TPU), "xla" (anywhere; holds
+            all scores), "blocked" (a head and 4096 queries at a time: little memory, fastest on a
+            CPU). By default the best one for the platform that JAX runs on and for the size.
+        split: whether tokens lie over a mesh's context axis: no tokens, those of the queries, or
+            those of keys and values too.
+
+    Raises:
+        ShardingError: the heads do not divide by the mesh's axes.
     """
+    mesh = current()
+    if mesh is None:
+        return _on_one_device(q, k, v, backend)
+    return _on_mesh(mesh, q, k, v, backend, split)
+
+
+def _on_mesh(
+    mesh: AbstractMesh, q: Array, k: Array, v: Array, backend: Backend | None, split: Split
+) -> Array:
+    parts, tokens = mesh.shape["context"], "tokens"
+    across = split == "both" and parts > 1
+
+    def local(q: Array, k: Array, v: Array) -> Array:
+        if not across:
+            return _on_one_device(q, k, v, backend)
+        # All tokens of a share of the heads, instead of all heads of a share of the tokens.
+        q, k, v = (jax.lax.all_to_all(x, "context", 2, 1, tiled=True) for x in (q, k, v))
+        out = _on_one_device(q, k, v, backend)
+        return jax.lax.all_to_all(out, "context", 1, 2, tiled=True)
+
+    q_axes = ("batch", None if split == "none" else tokens, "heads", None)
+    k_axes = ("batch", tokens if split == "both" else None, "heads", None)
+    q_spec, k_spec = (activation_spec(mesh, *x) for x in ((q.shape, q_axes), (k.shape, k_axes)))
+    split_heads = mesh.shape["tensor"] if q_spec[2] else 1
+    if across and (q_spec[1] is None or q.shape[2] // split_heads % parts):
+        raise ShardingError(
+            f"attention: {q.shape[1]} tokens and {q.shape[2]} heads do not divide by tensor="
+            f"{mesh.shape['tensor']} and context={parts}; take another mesh"
+        )
+    specs = (q_spec, k_spec, k_spec)
+    # Pallas kernels do not say over which axes their results vary.
+    return jax.shard_map(local, in_specs=specs, out_specs=q_spec, check_vma=False)(q, k, v)
+
+
+def _on_one_device(q: Array, k: Array, v: Array, backend: Backend | None) -> Array:
     match backend or _default_backend(q, k):
         case "cudnn":
             return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        case "splash":
+            return splash(q, k, v)
         case "xla":
             return _dense(q, k, v)
         case "blocked":
             return _blocked(q, k, v)
         case other:
-            raise ValueError(f"attention backend {other!r} is none of 'cudnn', 'xla', 'blocked'")
+            raise ValueError(f"attention backend {other!r} is none of {get_args(Backend)}")
 
 
 _target: ContextVar[str | None] = ContextVar("target", default=None)
@@ -69,6 +121,8 @@ def _default_backend(q: Shaped, k: Shaped) -> Backend:
     (b, n, h, _), m = q.shape, k.shape[1]
     if _cudnn_takes(q):
         return "cudnn"
+    if _platform() == "tpu" and splash_takes(q, k):
+        return "splash"
     scores = 4 * b * h * n * m  # bytes
     return "blocked" if _platform() == "cpu" or scores > MAX_SCORES else "xla"
 

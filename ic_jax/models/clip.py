@@ -11,6 +11,7 @@ from ic_jax.config import ClipConfig
 from ic_jax.models.attention import merge_heads, split_heads
 from ic_jax.models.layers import Embedding, LayerNorm, Linear, Mlp, Stack, gelu_erf, quick_gelu
 from ic_jax.models.text_attention import biased_attention
+from ic_jax.sharding import by_rows
 
 
 class ClipText(nnx.Module):
@@ -42,8 +43,8 @@ class Embeddings(nnx.Module):
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
         d = config.hidden_size
         positions = config.max_position_embeddings
-        self.token_embedding = Embedding(config.vocab_size, d, axes=("vocab", "embed"), rngs=rngs)
-        self.position_embedding = Embedding(positions, d, axes=(None, "embed"), rngs=rngs)
+        self.token_embedding = Embedding(config.vocab_size, d, axes=(None, "width"), rngs=rngs)
+        self.position_embedding = Embedding(positions, d, axes=(None, "width"), rngs=rngs)
 
     def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
@@ -59,7 +60,11 @@ class Encoder(nnx.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         n = x.shape[1]
         causal = jnp.where(jnp.tri(n, dtype=bool), 0.0, -jnp.inf)
-        x, _ = self.layers.scan(lambda layer, x, _: (layer(x, causal), None), x)
+
+        def step(layer: EncoderLayer, x: Array, _: None) -> tuple[Array, None]:
+            return by_rows(layer(by_rows(x), causal)), None
+
+        x, _ = self.layers.scan(step, x)
         return x
 
 
@@ -82,12 +87,12 @@ class EncoderLayer(nnx.Module):
 class SelfAttention(nnx.Module):
     def __init__(self, features: int, heads: int, *, rngs: nnx.Rngs):
         def project_in() -> Linear:
-            return Linear(features, features, axes=("embed", "heads"), rngs=rngs)
+            return Linear(features, features, axes=("width", None), rngs=rngs)
 
         self.q_proj = project_in()
         self.k_proj = project_in()
         self.v_proj = project_in()
-        self.out_proj = Linear(features, features, axes=("heads", "embed"), rngs=rngs)
+        self.out_proj = Linear(features, features, axes=(None, "width"), rngs=rngs)
         self.head_dim = features // heads
 
     def __call__(

@@ -20,10 +20,10 @@ class SelfAttention(nnx.Module):
         d = config.hidden_size
 
         def project() -> Linear:
-            return Linear(d, d, axes=("embed", "heads"), rngs=rngs)
+            return Linear(d, d, axes=("width", None), rngs=rngs)
 
         self.attention = nnx.Dict({"query": project(), "key": project(), "value": project()})
-        self.output = nnx.Dict({"dense": Linear(d, d, axes=("heads", "embed"), rngs=rngs)})
+        self.output = nnx.Dict({"dense": Linear(d, d, axes=(None, "width"), rngs=rngs)})
         self.head_dim = d // config.num_attention_heads
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -49,8 +49,8 @@ class SwiGlu(nnx.Module):
 
     def __init__(self, features: int, mlp_width: int, *, rngs: nnx.Rngs):
         hidden = (int(mlp_width * 2 / 3) + 7) // 8 * 8
-        self.weights_in = Linear(features, 2 * hidden, axes=("embed", "mlp"), rngs=rngs)
-        self.weights_out = Linear(hidden, features, axes=("mlp", "embed"), rngs=rngs)
+        self.weights_in = Linear(features, 2 * hidden, axes=("width", None), rngs=rngs)
+        self.weights_out = Linear(hidden, features, axes=(None, "width"), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         gate, value = jnp.split(self.weights_in(x), 2, axis=-1)
@@ -82,9 +82,9 @@ class Embeddings(nnx.Module):
     def __init__(self, config: Dinov2Config, *, rngs: nnx.Rngs):
         d, patch = config.hidden_size, config.patch_size
         positions = 1 + (config.image_size // patch) ** 2
-        self.cls_token = nnx.Param(jnp.zeros((1, 1, d)), axes=(None, None, "embed"))
+        self.cls_token = nnx.Param(jnp.zeros((1, 1, d)), axes=(None, None, "width"))
         self.position_embeddings = nnx.Param(
-            0.02 * jax.random.normal(rngs.params(), (1, positions, d)), axes=(None, None, "embed")
+            0.02 * jax.random.normal(rngs.params(), (1, positions, d)), axes=(None, None, "width")
         )
         projection = Conv(
             3,
@@ -92,7 +92,7 @@ class Embeddings(nnx.Module):
             patch,
             stride=patch,
             padding=((0, 0), (0, 0)),
-            axes=(None, None, None, "embed"),
+            axes=(None, None, None, "width"),
             rngs=rngs,
         )
         self.patch_embeddings = nnx.Dict({"projection": projection})

@@ -27,6 +27,8 @@ from ic_jax.models.layers import (
     sinusoid,
 )
 from ic_jax.models.rope import Rope, rotate
+from ic_jax.models.streams import add_to_image, in_stream_order, join, part, split_tokens
+from ic_jax.sharding import by_rows, constrain
 
 LAYER_NORM_EPS = 1e-6
 
@@ -78,11 +80,13 @@ class JointAttention(nnx.Module):
         d, head_dim = config.hidden_size, config.attention_head_dim
         self.head_dim = head_dim
 
+        heads = config.num_attention_heads
+
         def project() -> Linear:
-            return Linear(d, d, axes=("embed", "heads"), rngs=rngs)
+            return Linear(d, d, axes=("embed", "heads"), heads=heads, rngs=rngs)
 
         def output() -> Linear:
-            return Linear(d, d, axes=("heads", "embed"), rngs=rngs)
+            return Linear(d, d, axes=("heads", "embed"), heads=heads, rngs=rngs)
 
         self.to_q, self.to_k, self.to_v = project(), project(), project()
         self.norm_q = RMSNorm(head_dim, eps=LAYER_NORM_EPS)
@@ -130,11 +134,12 @@ class DoubleBlock(nnx.Module):
         txt_q, txt_k, txt_v = attn.added_qkv(modulate(txt, txt_mod[:, 0], txt_mod[:, 1]))
 
         out = attention(
-            rotate(jnp.concatenate([attn.norm_added_q(txt_q), attn.norm_q(q)], axis=1), rope),
-            rotate(jnp.concatenate([attn.norm_added_k(txt_k), attn.norm_k(k)], axis=1), rope),
-            jnp.concatenate([txt_v, v], axis=1),
+            rotate(join(attn.norm_added_q(txt_q), attn.norm_q(q)), rope),
+            rotate(join(attn.norm_added_k(txt_k), attn.norm_k(k)), rope),
+            join(txt_v, v),
+            split="both",
         )
-        txt_out, img_out = out[:, :t], out[:, t:]
+        txt_out, img_out = part(out, t)
         if image_prompt is not None:
             img_out = img_out + image_prompt(q)
 
@@ -164,9 +169,9 @@ class SingleBlock(nnx.Module):
         attn = self.attn
         y = modulate(x, mod[:, 0], mod[:, 1])
         q, k, v = attn.qkv(y)
-        out = attention(rotate(attn.norm_q(q), rope), rotate(attn.norm_k(k), rope), v)
+        out = attention(rotate(attn.norm_q(q), rope), rotate(attn.norm_k(k), rope), v, split="both")
         if image_prompt is not None:
-            out = out.at[:, text_tokens:].add(image_prompt(q[:, text_tokens:]))
+            out = add_to_image(out, image_prompt(part(q, text_tokens)[1]))
         both = jnp.concatenate([merge_heads(out), gelu_tanh(self.proj_mlp(y))], axis=-1)
         return x + mod[:, 2, None] * self.proj_out(both)
 
@@ -229,13 +234,14 @@ class Flux(nnx.Module):
 
         def every_block(linear: ModulationLinear) -> Array:
             # Block by block: as one product, all the blocks' kernels would be copied, transposed.
-            return jax.lax.map(lambda one: one(vec), linear)
+            every = jax.lax.map(lambda one: by_rows(one(vec)), linear)
+            return constrain(every, None, "batch", None, None)
 
         return Modulation(
             img=every_block(double.norm1),
             txt=every_block(double.norm1_context),
             single=every_block(single.norm),
-            out=self.norm_out(vec),
+            out=by_rows(self.norm_out(vec)),
         )
 
     def embed_text(self, prompt_embeds: Float[Array, "b t c"]) -> Float[Array, "b t d"]:
@@ -256,7 +262,8 @@ class Flux(nnx.Module):
 
         `remat` says what differentiating it keeps of each block (`ic_jax.models.layers.Remat`).
         """
-        img, t = self.x_embedder(latents), txt.shape[1]
+        img, txt, t = split_tokens(self.x_embedder(latents)), split_tokens(txt), txt.shape[1]
+        rope = Rope(*(in_stream_order(x, t) for x in rope))
         double_ip = single_ip = None
         if image_prompt is not None:
             double_ip = image_prompt.attention.transformer_blocks.blocks
@@ -266,24 +273,26 @@ class Flux(nnx.Module):
             return image_prompt.block(attention) if image_prompt and attention else None
 
         def double(block: DoubleBlock, carry: tuple, x: tuple) -> tuple:
-            (img, txt), (img_mod, txt_mod, ip) = carry, x
-            return block(img, txt, img_mod, txt_mod, rope, block_prompt(ip)), None
+            (img, txt), (img_mod, txt_mod, ip) = map(split_tokens, carry), x
+            img, txt = block(img, txt, img_mod, txt_mod, rope, block_prompt(ip))
+            return (split_tokens(img), split_tokens(txt)), None
 
         def single(block: SingleBlock, joint: Array, x: tuple) -> tuple:
             mod, ip = x
-            return block(joint, mod, rope, t, block_prompt(ip)), None
+            joint = split_tokens(joint)
+            return split_tokens(block(joint, mod, rope, t, block_prompt(ip))), None
 
         (img, txt), _ = self.transformer_blocks.scan(
             double, (img, txt), (modulation.img, modulation.txt, double_ip), remat=remat
         )
         joint, _ = self.single_transformer_blocks.scan(
             single,
-            jnp.concatenate([txt, img], axis=1),
+            join(txt, img),
             (modulation.single, single_ip),
             remat=remat,
         )
         scale, shift = modulation.out[:, 0], modulation.out[:, 1]
-        return self.proj_out(modulate(joint[:, t:], shift, scale))
+        return self.proj_out(modulate(part(joint, t)[1], shift, scale))
 
     def __call__(
         self,

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from ic_jax.config import AdapterConfig, FluxConfig
 from ic_jax.models.attention import attention, split_heads
 from ic_jax.models.layers import Linear, Stack
+from ic_jax.sharding import current
 
 
 class RootMeanSquareNorm(nnx.Module):
@@ -42,8 +43,9 @@ class ImagePromptAttention(nnx.Module):
 
     def __init__(self, config: AdapterConfig, flux: FluxConfig, *, rngs: nnx.Rngs):
         sizes = (config.output_dim, flux.hidden_size)
-        self.to_k_ip = Linear(*sizes, axes=("embed", "heads"), rngs=rngs)
-        self.to_v_ip = Linear(*sizes, axes=("embed", "heads"), zero=True, rngs=rngs)
+        axes, heads = ("embed", "heads"), flux.num_attention_heads
+        self.to_k_ip = Linear(*sizes, axes=axes, heads=heads, rngs=rngs)
+        self.to_v_ip = Linear(*sizes, axes=axes, heads=heads, zero=True, rngs=rngs)
         self.norm_ip_q = RootMeanSquareNorm(flux.attention_head_dim)
         self.norm_ip_k = RootMeanSquareNorm(flux.attention_head_dim)
 
@@ -54,8 +56,13 @@ class ImagePromptAttention(nnx.Module):
         head_dim = q.shape[-1]
         k = self.norm_ip_k(split_heads(self.to_k_ip(tokens), head_dim))
         v = split_heads(self.to_v_ip(tokens), head_dim)
+        q = self.norm_ip_q(q)
+        if current() is not None:  # rows stay where they are: each gets its subject's keys
+            each = q.shape[0] // tokens.shape[0]
+            k, v = (jnp.repeat(x, each, axis=0) for x in (k, v))
+            return attention(q, k, v, split="queries")
         # Without a mask, pictures of one subject are one long row of queries.
-        grouped = self.norm_ip_q(q).reshape(tokens.shape[0], -1, *q.shape[2:])
+        grouped = q.reshape(tokens.shape[0], -1, *q.shape[2:])
         return attention(grouped, k, v).reshape(q.shape)
 
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from ic_jax.sharding import gathered
+
 Axes = tuple[str | None, ...]
 
 _kernel_init = jax.nn.initializers.lecun_normal()
@@ -38,14 +40,15 @@ class LowRankMap(nnx.Module):
         self.scale = scale
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        return self.scale * (x @ self.a[...].astype(x.dtype) @ self.b[...].astype(x.dtype))
+        return self.scale * (x @ gathered(self.a, x.dtype) @ gathered(self.b, x.dtype))
 
 
 class Linear(nnx.Module):
-    """x @ kernel + bias over the last dimension; `axes` names (in, out).
+    """x @ kernel + bias over the last dimension.
 
-    `low_rank` is set while a LoRA is trained on a frozen kernel: their sum would need a
-    gradient of the kernel's size.
+    `axes` names (in, out); `heads` says how many make up the axis of that name. `low_rank` is set
+    while a LoRA is trained on a frozen kernel: their sum would need a gradient of the kernel's
+    size.
     """
 
     def __init__(
@@ -54,21 +57,23 @@ class Linear(nnx.Module):
         out_features: int,
         *,
         axes: Axes,
+        heads: int | None = None,
         bias: bool = True,
         zero: bool = False,
         rngs: nnx.Rngs,
     ):
         shape = (in_features, out_features)
         kernel = jnp.zeros(shape) if zero else _kernel_init(rngs.params(), shape)
-        self.kernel = nnx.Param(kernel, axes=axes)
-        self.bias = nnx.Param(jnp.zeros(out_features), axes=axes[1:]) if bias else None
+        self.kernel = nnx.Param(kernel, axes=axes, heads=heads)
+        zeros = jnp.zeros(out_features)
+        self.bias = nnx.Param(zeros, axes=axes[1:], heads=heads) if bias else None
         self.low_rank: LowRankMap | None = None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = x @ gathered(self.kernel, x.dtype)
         if self.low_rank is not None:
             y = y + self.low_rank(x)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else y + gathered(self.bias, x.dtype)
 
 
 class Conv(nnx.Module):
@@ -94,12 +99,12 @@ class Conv(nnx.Module):
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         y = jax.lax.conv_general_dilated(
             x,
-            self.kernel[...].astype(x.dtype),
+            gathered(self.kernel, x.dtype),
             window_strides=(self.stride, self.stride),
             padding=self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + self.bias[...].astype(x.dtype)
+        return y + gathered(self.bias, x.dtype)
 
 
 class Embedding(nnx.Module):
@@ -110,7 +115,7 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(table, axes=axes)
 
     def __call__(self, ids: Int[Array, "*b"]) -> Float[Array, "*b d"]:
-        return self.weight[...][ids]
+        return gathered(self.weight, self.weight.dtype)[ids]
 
 
 def normalize(x: Float[Array, "*b d"], eps: float) -> Float[Array, "*b d"]:
@@ -155,8 +160,8 @@ class Mlp(nnx.Module):
         activation: Callable[[Array], Array],
         rngs: nnx.Rngs,
     ):
-        self.fc1 = Linear(features, hidden, axes=("embed", "mlp"), rngs=rngs)
-        self.fc2 = Linear(hidden, features, axes=("mlp", "embed"), rngs=rngs)
+        self.fc1 = Linear(features, hidden, axes=("width", None), rngs=rngs)
+        self.fc2 = Linear(hidden, features, axes=(None, "width"), rngs=rngs)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

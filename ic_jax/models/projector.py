@@ -25,6 +25,7 @@ from ic_jax.models.layers import (
     gelu_tanh,
     sinusoid,
 )
+from ic_jax.sharding import by_rows
 
 STACK_EPS = 1e-6
 RESAMPLER_EPS = 1e-5
@@ -33,12 +34,10 @@ RESAMPLER_EPS = 1e-5
 class CrossAttention(nnx.Module):
     def __init__(self, features: int, head_dim: int, *, rngs: nnx.Rngs):
         def project() -> Linear:
-            return Linear(features, features, axes=("embed", "heads"), bias=False, rngs=rngs)
+            return Linear(features, features, axes=("width", None), bias=False, rngs=rngs)
 
         self.to_q, self.to_k, self.to_v = project(), project(), project()
-        self.to_out = nnx.Dict(
-            {"0": Linear(features, features, axes=("heads", "embed"), rngs=rngs)}
-        )
+        self.to_out = nnx.Dict({"0": Linear(features, features, axes=(None, "width"), rngs=rngs)})
         self.head_dim = head_dim
 
     def __call__(
@@ -55,8 +54,8 @@ class GatedFeedForward(nnx.Module):
     """GEGLU: the first half of the hidden channels times the GELU of the second."""
 
     def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs):
-        up = nnx.Dict({"proj": Linear(features, 2 * hidden, axes=("embed", "mlp"), rngs=rngs)})
-        down = Linear(hidden, features, axes=("mlp", "embed"), rngs=rngs)
+        up = nnx.Dict({"proj": Linear(features, 2 * hidden, axes=("width", None), rngs=rngs)})
+        down = Linear(hidden, features, axes=(None, "width"), rngs=rngs)
         self.net: Any = nnx.Dict({"0": up, "2": down})
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -92,9 +91,9 @@ class LatentAttention(nnx.Module):
         d, inner = config.dim, config.heads * config.dim_head
         self.norm1 = LayerNorm(d, eps=RESAMPLER_EPS)
         self.norm2 = LayerNorm(d, eps=RESAMPLER_EPS)
-        self.to_q = Linear(d, inner, axes=("embed", "heads"), bias=False, rngs=rngs)
-        self.to_kv = Linear(d, 2 * inner, axes=("embed", "heads"), bias=False, rngs=rngs)
-        self.to_out = Linear(inner, d, axes=("heads", "embed"), bias=False, rngs=rngs)
+        self.to_q = Linear(d, inner, axes=("width", None), bias=False, rngs=rngs)
+        self.to_kv = Linear(d, 2 * inner, axes=("width", None), bias=False, rngs=rngs)
+        self.to_out = Linear(inner, d, axes=(None, "width"), bias=False, rngs=rngs)
         self.head_dim = config.dim_head
 
     def __call__(
@@ -119,11 +118,11 @@ class ResamplerLayer(nnx.Module):
         feed_forward = nnx.Dict(
             {
                 "0": LayerNorm(d, eps=RESAMPLER_EPS),
-                "1": Linear(d, hidden, axes=("embed", "mlp"), bias=False, rngs=rngs),
-                "3": Linear(hidden, d, axes=("mlp", "embed"), bias=False, rngs=rngs),
+                "1": Linear(d, hidden, axes=("width", None), bias=False, rngs=rngs),
+                "3": Linear(hidden, d, axes=(None, "width"), bias=False, rngs=rngs),
             }
         )
-        modulation = nnx.Dict({"1": Linear(d, 4 * d, axes=("embed", "mlp"), rngs=rngs)})
+        modulation = nnx.Dict({"1": Linear(d, 4 * d, axes=("width", None), rngs=rngs)})
         setattr(self, "0", LatentAttention(config, rngs=rngs))
         setattr(self, "1", feed_forward)
         setattr(self, "2", modulation)
@@ -146,11 +145,11 @@ class Resampler(nnx.Module):
     def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs):
         d = config.dim
         self.time_embedding = EmbedMlp(config.timestep_in_dim, d, rngs=rngs)
-        self.proj_in = Linear(config.inner_dim, d, axes=(None, "embed"), rngs=rngs)
+        self.proj_in = Linear(config.inner_dim, d, axes=(None, "width"), rngs=rngs)
         latents = jax.random.normal(rngs.params(), (1, config.num_queries, d)) * d**-0.5
-        self.latents = nnx.Param(latents, axes=(None, None, "embed"))
+        self.latents = nnx.Param(latents, axes=(None, None, "width"))
         self.layers = Stack(lambda rngs: ResamplerLayer(config, rngs=rngs), config.depth, rngs=rngs)
-        self.proj_out = Linear(d, config.output_dim, axes=("embed", None), rngs=rngs)
+        self.proj_out = Linear(d, config.output_dim, axes=("width", None), rngs=rngs)
         self.norm_out = LayerNorm(config.output_dim, eps=RESAMPLER_EPS)
         self.time_channels = config.timestep_in_dim
 
@@ -163,7 +162,7 @@ class Resampler(nnx.Module):
         latents = jnp.broadcast_to(latents, (x.shape[0], *latents.shape[1:]))
 
         def layer(layer: ResamplerLayer, latents: Array, _: None) -> tuple[Array, None]:
-            return layer(x, latents, temb), None
+            return by_rows(layer(x, by_rows(latents), temb)), None
 
         latents, _ = self.layers.scan(layer, latents)
         return self.norm_out(self.proj_out(latents)), temb
@@ -188,7 +187,10 @@ class Projector(nnx.Module):
         deep = features.low_res_deep
 
         def attend(stack: Stack, context: Array) -> Array:
-            return stack.scan(lambda block, x, _: (block(x, context), None), deep)[0]
+            def step(block: CrossBlock, x: Array, _: None) -> tuple[Array, None]:
+                return by_rows(block(by_rows(x), context)), None
+
+            return stack.scan(step, deep)[0]
 
         scale = self.proj_cross_scale(attend(self.cross_scale_blocks, features.high_res_deep))
         layer = self.proj_cross_layer(attend(self.cross_layer_blocks, features.low_res_shallow))

@@ -16,10 +16,10 @@ from ic_jax.models.layers import Conv, Embedding, LayerNorm, Linear, Mlp, Stack,
 class SelfAttention(nnx.Module):
     def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
         d = config.hidden_size
-        self.q_proj = Linear(d, d, axes=("embed", "heads"), rngs=rngs)
-        self.k_proj = Linear(d, d, axes=("embed", "heads"), rngs=rngs)
-        self.v_proj = Linear(d, d, axes=("embed", "heads"), rngs=rngs)
-        self.out_proj = Linear(d, d, axes=("heads", "embed"), rngs=rngs)
+        self.q_proj = Linear(d, d, axes=("width", None), rngs=rngs)
+        self.k_proj = Linear(d, d, axes=("width", None), rngs=rngs)
+        self.v_proj = Linear(d, d, axes=("width", None), rngs=rngs)
+        self.out_proj = Linear(d, d, axes=(None, "width"), rngs=rngs)
         self.head_dim = d // config.num_attention_heads
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -53,11 +53,11 @@ class Embeddings(nnx.Module):
             patch,
             stride=patch,
             padding=((0, 0), (0, 0)),
-            axes=(None, None, None, "embed"),
+            axes=(None, None, None, "width"),
             rngs=rngs,
         )
         positions = (config.image_size // patch) ** 2
-        self.position_embedding = Embedding(positions, d, axes=(None, "embed"), rngs=rngs)
+        self.position_embedding = Embedding(positions, d, axes=(None, "width"), rngs=rngs)
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         x = self.patch_embedding(pixels)

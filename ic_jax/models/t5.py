@@ -16,6 +16,7 @@ from ic_jax.config import T5Config
 from ic_jax.models.attention import merge_heads, split_heads
 from ic_jax.models.layers import Embedding, Linear, RMSNorm, Stack, gelu_tanh
 from ic_jax.models.text_attention import biased_attention
+from ic_jax.sharding import by_rows
 
 
 class T5Encoder(nnx.Module):
@@ -23,7 +24,7 @@ class T5Encoder(nnx.Module):
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.config = config
-        axes = ("vocab", "embed")
+        axes = (None, "width")
         self.shared = Embedding(config.vocab_size, config.d_model, axes=axes, rngs=rngs)
         self.encoder = Blocks(config, rngs=rngs)
 
@@ -39,7 +40,7 @@ class Blocks(nnx.Module):
         buckets = config.relative_attention_num_buckets
         self.block = Stack(make, config.num_layers, rngs=rngs)
         self.relative_attention_bias = Embedding(
-            buckets, config.num_heads, axes=(None, "heads"), rngs=rngs
+            buckets, config.num_heads, axes=(None, None), rngs=rngs
         )
         self.final_layer_norm = RMSNorm(config.d_model, eps=config.layer_norm_epsilon)
         self.buckets = buckets
@@ -47,7 +48,11 @@ class Blocks(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         bias = self.bias(x.shape[1])
-        x, _ = self.block.scan(lambda block, x, _: (block(x, bias), None), x)
+
+        def step(block: Block, x: Array, _: None) -> tuple[Array, None]:
+            return by_rows(block(by_rows(x), bias)), None
+
+        x, _ = self.block.scan(step, x)
         return self.final_layer_norm(x)
 
     def bias(self, n: int) -> Float[Array, "h n n"]:
@@ -106,12 +111,12 @@ class SelfAttention(nnx.Module):
         d, inner = config.d_model, config.num_heads * config.d_kv
 
         def project_in() -> Linear:
-            return Linear(d, inner, axes=("embed", "heads"), bias=False, rngs=rngs)
+            return Linear(d, inner, axes=("width", None), bias=False, rngs=rngs)
 
         self.q = project_in()
         self.k = project_in()
         self.v = project_in()
-        self.o = Linear(inner, d, axes=("heads", "embed"), bias=False, rngs=rngs)
+        self.o = Linear(inner, d, axes=(None, "width"), bias=False, rngs=rngs)
         self.head_dim = config.d_kv
 
     def __call__(
@@ -135,9 +140,9 @@ class GatedFeedForward(nnx.Module):
     """wo(gelu(wi_0(x)) * wi_1(x)); the published name is older than the gate."""
 
     def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs):
-        self.wi_0 = Linear(features, hidden, axes=("embed", "mlp"), bias=False, rngs=rngs)
-        self.wi_1 = Linear(features, hidden, axes=("embed", "mlp"), bias=False, rngs=rngs)
-        self.wo = Linear(hidden, features, axes=("mlp", "embed"), bias=False, rngs=rngs)
+        self.wi_0 = Linear(features, hidden, axes=("width", None), bias=False, rngs=rngs)
+        self.wi_1 = Linear(features, hidden, axes=("width", None), bias=False, rngs=rngs)
+        self.wo = Linear(hidden, features, axes=(None, "width"), bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         return self.wo(gelu_tanh(self.wi_0(x)) * self.wi_1(x))

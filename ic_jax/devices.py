@@ -1,0 +1,41 @@
+"""What accelerators can do, by the name that JAX has for them; vendors' data sheets."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Of one JAX device."""
+
+    flops: float  # dense bfloat16, a second
+    memory: float  # bytes that a program can have
+    bandwidth: float  # of that memory, bytes a second
+    links: float  # to the other devices of a machine or slice, bytes a second, one way
+
+    @classmethod
+    def of(cls, device: Any) -> "Chip | None":
+        """None for devices that are not listed."""
+        # The longest name first: "TPU v5 lite" is not "TPU v5".
+        known = sorted((n for n in CHIPS if device.device_kind.startswith(n)), key=len)
+        return CHIPS[known[-1]] if known else None
+
+
+GIB = 2.0**30
+
+# TPU memory is what libtpu's compiler accepts, a little below the data sheet's. Links: cloud.google
+# .com/tpu/docs (both directions there, hence halved) and NVIDIA's NVLink figures, likewise.
+CHIPS = {
+    "NVIDIA A100": Chip(312e12, 79e9, 2.0e12, 300e9),
+    "NVIDIA H100": Chip(989e12, 79e9, 3.35e12, 450e9),
+    "NVIDIA H200": Chip(989e12, 139 * GIB, 4.8e12, 450e9),
+    "TPU v4": Chip(275e12, 30.75 * GIB, 1.2e12, 150e9),
+    "TPU v5 lite": Chip(197e12, 15.75 * GIB, 0.82e12, 100e9),
+    "TPU v5": Chip(459e12, 95.74 * GIB, 2.77e12, 300e9),
+    "TPU v6 lite": Chip(918e12, 31.25 * GIB, 1.64e12, 224e9),
+}
+
+
+def platform(device: Any) -> str:
+    """ "tpu", "gpu" or "cpu", whoever the device belongs to."""
+    return {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)

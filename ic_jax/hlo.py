@@ -1,0 +1,263 @@
+"""What a compiled program does on each device, read from its text.
+
+XLA's own cost analysis counts the body of a loop once; here each instruction counts as often as
+it runs, as far as the compiler knows how often that is (every scan of this project).
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2": 8}
+BITS |= {"s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32}
+BITS |= {"s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# These move nothing, or what they move is counted inside.
+FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
+    *("call", "iota", "after-all", "partition-id", "copy-done", "async-done", "async-update"),
+    *("slice-done", "all-gather-done", "all-reduce-done", "collective-permute-done"),
+}
+# Multiplications and additions of JAX's attention kernels for TPUs, per query, key and channel.
+KERNELS = {"splash_mha_fwd": 4, "splash_mha_dq": 6, "splash_mha_dkv": 8}
+SLICES = {"dynamic-slice", "slice", "gather"}
+
+_SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_OPCODE = re.compile(r"\s*([\w\-]+)\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\s*\{"n":"(\d+)"')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+
+
+@dataclass(frozen=True)
+class Shape:
+    dtype: str
+    dims: tuple[int, ...]
+    on_chip: bool  # in a scratchpad, not in the device's memory
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.dims) * BITS.get(self.dtype, 0) // 8
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]  # of the result, a tuple's one by one
+    operands: tuple[str, ...]
+    rest: str  # attributes
+
+    @property
+    def bytes(self) -> int:
+        return sum(s.bytes for s in self.shapes if not s.on_chip)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One kind of communication: `count` times `bytes`, the largest buffer of either side."""
+
+    kind: str
+    bytes: int
+    devices: int  # that take part in each
+    count: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends in all, by the ring algorithms."""
+        around = (self.devices - 1) / self.devices
+        factor = {"all-reduce": 2 * around, "collective-permute": 1.0}.get(self.kind, around)
+        return self.count * self.bytes * factor
+
+
+@dataclass
+class Work:
+    """Of one device in one run of a program."""
+
+    flops: float = 0.0  # of products and convolutions
+    bytes: float = 0.0  # to and from its memory, as if every result were written and read once
+    kernels: dict[str, int] = field(default_factory=dict)  # custom calls, and how often
+    collectives: list[Collective] = field(default_factory=list)
+    loops_of_unknown_length: int = 0
+
+
+def work_of(text: str) -> Work:
+    """Count the work in a compiled program's text."""
+    entry, computations = _parse(text)
+    work, found = Work(), dict[tuple[str, int, int], int]()
+    for computation, times, fused in _runs(entry, computations, work):
+        named = {i.name: i for i in computations[computation]}
+        for i in named.values():
+            work.flops += times * _flops(i, named)
+            kind = i.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                sizes = [i.shapes, *(named[o].shapes for o in i.operands if o in named)]
+                largest = max(s.bytes for shapes in sizes for s in shapes)
+                if not i.opcode.endswith("-start") and kind != "all-gather":
+                    largest = max(sum(s.bytes for s in shapes) for shapes in sizes)
+                key = (kind, largest, _group_size(i.rest))
+                found[key] = found.get(key, 0) + times
+            elif i.opcode == "custom-call":
+                target = re.search(r'custom_call_target="([^"]*)"', i.rest)
+                name = target[1] if target else "?"
+                work.kernels[name] = work.kernels.get(name, 0) + times
+            if not fused:
+                work.bytes += times * _moved(i, named, computations)
+    work.collectives = [Collective(k, b, n, times) for (k, b, n), times in found.items()]
+    work.collectives.sort(key=lambda c: -c.sent)
+    return work
+
+
+def _runs(
+    entry: str, computations: Mapping[str, list[Instruction]], work: Work
+) -> Iterator[tuple[str, int, bool]]:
+    """(computation, how often it runs, whether within a fusion) for every call of one."""
+    todo = [(entry, 1, False)]
+    while todo:
+        name, times, fused = todo.pop()
+        yield name, times, fused
+        for i in computations[name]:
+            called = [c for c in _CALLED.findall(i.rest) if c in computations]
+            if branches := _BRANCHES.search(i.rest):
+                called += [b.strip(" %") for b in branches[1].split(",")]
+            if i.opcode in ("reduce", "scatter", "sort", "map", "reduce-window", "all-reduce"):
+                continue  # applied to numbers, not to arrays
+            trips = 1
+            if i.opcode == "while":
+                known = _trips(i, computations)
+                work.loops_of_unknown_length += known is None
+                trips = known or 1
+            todo += [(c, times * trips, fused or i.opcode == "fusion") for c in called]
+
+
+def _trips(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> int | None:
+    """How often a loop runs: what the compiler says, or the bound that its condition names."""
+    if known := _TRIPS.search(loop.rest):
+        return int(known[1])
+    condition = _CONDITION.search(loop.rest)
+    bounds = []
+    for i in computations[condition[1]] if condition else []:
+        value = re.match(r"(\d+)\)", i.rest) if i.opcode == "constant" else None
+        if value and not i.shapes[0].dims:
+            bounds.append(int(value[1]))
+    return bounds[0] if len(bounds) == 1 else None
+
+
+def _flops(i: Instruction, named: Mapping[str, Instruction]) -> float:
+    results = math.prod(i.shapes[0].dims) if i.shapes else 0
+    if i.opcode == "dot":
+        dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)
+        left = named[i.operands[0]].shapes[0].dims
+        contracted = [left[int(d)] for d in dims[1].split(",") if d] if dims else []
+        return 2.0 * results * math.prod(contracted)
+    if i.opcode == "convolution":
+        labels = re.search(r"dim_labels=\w+_(\w+)->", i.rest)
+        kernel = named[i.operands[1]].shapes[0].dims
+        each = math.prod(kernel) / (kernel[labels[1].index("o")] if labels else 1)
+        groups = re.search(r"batch_group_count=(\d+)", i.rest)
+        return 2.0 * results * each / (int(groups[1]) if groups else 1)
+    for name, each in KERNELS.items():
+        if i.opcode == "custom-call" and i.name.startswith(name):
+            given = [named[o].shapes[0].dims for o in i.operands if o in named]
+            q, k = [dims for dims in given if len(dims) >= 3 and dims[-1] > 64][:2]
+            return float(each) * math.prod(q) * k[-2]
+    return 0.0
+
+
+def _moved(
+    i: Instruction,
+    named: Mapping[str, Instruction],
+    computations: Mapping[str, list[Instruction]],
+) -> float:
+    """Bytes that an instruction outside of fusions reads and writes."""
+    if i.opcode in FREE:
+        return 0
+    operands = [named[o].bytes if o in named else 0 for o in i.operands]
+    written = i.bytes
+    inside = _CALLED.search(i.rest) if i.opcode == "fusion" else None
+    if i.opcode in SLICES:
+        operands = [written]
+    elif i.opcode == "dynamic-update-slice":
+        written = operands[1] if len(operands) > 1 else written
+        operands = [written]
+    elif inside and inside[1] in computations:
+        body = computations[inside[1]]
+        parameters = [x for x in body if x.opcode == "parameter"]
+        by_number = {int(x.rest.split(")")[0] or 0): x for x in parameters}
+        operands = [min(b, _read(by_number[n], body, b)) for n, b in enumerate(operands)]
+        updates = [x for x in body if x.opcode == "dynamic-update-slice"]
+        if updates and any(u.bytes >= i.bytes for u in updates):  # in place
+            local = {x.name: x for x in body}
+            written = sum(_size(local[u.operands[1]]) for u in updates)
+            operands = [b for b in operands if b < i.bytes]
+    return written + sum(operands)
+
+
+def _read(parameter: Instruction, body: list[Instruction], whole: int) -> int:
+    """Bytes of a fusion's operand that it reads: slices, if only slices of it are used."""
+    users = [x for x in body if parameter.name in x.operands]
+    if users and all(x.opcode in SLICES and x.operands[0] == parameter.name for x in users):
+        return sum(_size(x) for x in users)
+    return whole
+
+
+def _size(i: Instruction) -> int:
+    return sum(s.bytes for s in i.shapes)
+
+
+def _group_size(rest: str) -> int:
+    if found := _GROUPS.search(rest):
+        return len(found[1].split(","))
+    if found := _IOTA_GROUPS.search(rest):
+        return int(found[2])
+    if found := _MESH_GROUPS.search(rest):
+        sizes = {k.strip(" '"): int(v) for k, v in (x.split("=") for x in found[1].split(","))}
+        return math.prod(sizes[name.strip(" '")] for name in found[2].split(","))
+    return 2  # a permutation names pairs
+
+
+def _parse(text: str) -> tuple[str, dict[str, list[Instruction]]]:
+    """The name of the entry, and every computation's instructions."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            current = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif current is not None and (found := _INSTRUCTION.match(line)):
+            current.append(_instruction(found[1], found[2]))
+    return entry, computations
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    end = _closing(text, 0) if text.startswith("(") else text.index(" ")
+    shapes = tuple(
+        Shape(d, tuple(map(int, filter(None, dims.split(",")))), "S(" in (layout or ""))
+        for d, dims, layout in _SHAPE.findall(text[:end])
+    )
+    opcode = _OPCODE.match(text, end)
+    assert opcode is not None, text
+    close = _closing(text, opcode.end() - 1)
+    operands = tuple(re.findall(r"%([\w.\-]+)", text[opcode.end() : close]))
+    # A parameter's number and a constant's value stand where others have operands.
+    literal = opcode[1] in ("parameter", "constant")
+    rest = text[opcode.end() :] if literal else text[close:]
+    return Instruction(name, opcode[1], shapes, operands, rest)
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the bracket that opens at `start` closes; the place after it."""
+    depth = 0
+    for at in range(start, len(text)):
+        depth += (text[at] == "(") - (text[at] == ")")
+        if depth == 0:
+            return at + 1
+    raise ValueError(text)

@@ -1,0 +1,339 @@
+"""A mesh of virtual devices against one device: sampling, training, where every array lies."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ic_jax import checkpoint, model_folder, sampler
+from ic_jax.config import AdapterConfig, FluxConfig
+from ic_jax.features import SubjectFeatures
+from ic_jax.flow import position_ids
+from ic_jax.hlo import work_of
+from ic_jax.models.rope import rope_table
+from ic_jax.sharding import RULES, ShardingError, make_mesh, parse, put, shardings
+from tests import toy
+from tests.oracle import relative
+from train.checkpoints import Checkpoints
+from train.encode import Batch, Frozen, Ids, Knobs, Reference, encode, row_keys
+from train.objective import Examples
+from train.optimizer import optimizer
+from train.recipe import Saving, Stage
+from train.step import State, apply_gradient, mean_gradient
+
+FLUX = FluxConfig(
+    num_layers=2,
+    num_single_layers=2,
+    num_attention_heads=8,
+    attention_head_dim=16,
+    joint_attention_dim=16,
+    pooled_projection_dim=16,
+    axes_dims_rope=(4, 6, 6),
+    in_channels=8,
+)
+ADAPTER = AdapterConfig(**(toy.CONFIGS["adapter"].to_dict() | {"output_dim": 32}))
+MESHES = (
+    "data=8",
+    "fsdp=8",
+    "tensor=8",
+    "context=8",
+    "data=2,fsdp=2,tensor=2",
+    "fsdp=2,tensor=2,context=2",
+)
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def made(seed, kind, *configs):
+    """A component with random values everywhere, also where a fresh one has zeros."""
+    rng = np.random.default_rng(seed)
+
+    def values(x):
+        fan_in = x.shape[-2] if x.ndim > 1 else 1
+        return jnp.asarray(rng.standard_normal(x.shape, np.float32) / math.sqrt(fan_in))
+
+    return jax.tree.map(values, checkpoint.abstract(kind, *configs))
+
+
+@pytest.fixture(scope="module")
+def models():
+    made_of = {"transformer": (FLUX,), "adapter": (ADAPTER, FLUX)}
+    return tuple(made(i, k, *sizes) for i, (k, sizes) in enumerate(made_of.items()))
+
+
+def request(rows):
+    features = SubjectFeatures(*(random(rows // 2, n * 4, 32, seed=n) for n in (1, 3, 4)))
+    prompt = sampler.Prompt(random(rows, 16, 16), random(rows, 16, seed=1))
+    return sampler.Request(
+        latents=random(rows, 64, 8),
+        prompt=prompt,
+        guidance_scale=np.full(rows, 3.5, np.float32),
+        sigmas=np.array([1.0, 0.6, 0.0], np.float32),
+        rope=rope_table(position_ids(16, 8, 8), FLUX),
+        subject=sampler.Subject(features, np.linspace(0.5, 1, rows, dtype=np.float32)),
+        true_guidance=sampler.Guidance(
+            sampler.Prompt(random(rows, 16, 16, seed=8), random(rows, 16, seed=9)),
+            np.full(rows, 2.0, np.float32),
+        ),
+    )
+
+
+@pytest.mark.parametrize("text", MESHES)
+def test_sampling_equals_one_device(models, text):
+    expected = jax.jit(sampler.sample)(*models, request(8))
+    mesh = make_mesh(parse(text))
+    spread = jax.device_put(models, shardings(models, mesh))
+    with jax.set_mesh(mesh):
+        ours = jax.jit(sampler.sample)(*spread, request(8))
+    assert len(ours.sharding.device_set) == 8
+    assert relative(ours, expected) < 1e-5
+
+
+def step(state, flux, examples, rope, *, rule):
+    """train_step without its encoders, which have a test of their own."""
+    value, gradient, *_ = mean_gradient(
+        state.trained, flux, rope, lambda e: e, examples, 1, remat="blocks"
+    )
+    number = jnp.float32
+    return apply_gradient(state, value, gradient, number(1e-2), number(0.9), rule=rule)[0], value
+
+
+class World:
+    """A run's first state and what its steps are given, on a mesh or on one device."""
+
+    def __init__(self, models):
+        self.made = {}
+        self.rule = optimizer(Stage(steps=3))
+        self.flux, self.rope = models[0], rope_table(position_ids(16, 8, 8), FLUX)
+        self.state = State.start(models[1], self.rule, average=True)
+
+    def examples(self, number):
+        given = request(8)
+        return Examples(
+            latents=random(8, 64, 8, seed=number),
+            noise=random(8, 64, 8, seed=number + 10),
+            sigma=np.linspace(0.1, 0.9, 8, dtype=np.float32),
+            prompt_embeds=given.prompt.embeds,
+            pooled=given.prompt.pooled,
+            features=SubjectFeatures(*(np.repeat(x, 2, axis=0) for x in given.subject.features)),
+            subject_scale=np.linspace(0, 1, 8, dtype=np.float32),
+            guidance=np.ones(8, np.float32),
+        )
+
+    def on(self, text, whole=False):
+        if (text, whole) not in self.made:
+            self.made[text, whole] = self.make(text, whole)
+        return self.made[text, whole]
+
+    def make(self, text, whole):
+        """(first state, base, compiled step, where rows and the rest go); "" is one device."""
+        run = partial(step, rule=self.rule)
+        if not text:
+            program = jax.jit(run).lower(self.state, self.flux, self.examples(0), self.rope)
+            return self.state, self.flux, program.compile(), (None, None)
+        mesh = make_mesh(parse(text))
+        rows, everywhere = (NamedSharding(mesh, P(axes)) for axes in (RULES["batch"], None))
+        places = shardings(self.state, mesh)
+        state = jax.device_put(self.state, places)
+        flux = jax.device_put(self.flux, shardings(self.flux, mesh, whole=whole))
+        given = jax.device_put(self.examples(0), rows), jax.device_put(self.rope, everywhere)
+        with jax.set_mesh(mesh):
+            program = jax.jit(run, out_shardings=(places, None)).lower(state, flux, *given)
+            return state, flux, program.compile(), (rows, everywhere)
+
+    def train(self, text, whole=False, state=None, numbers=(0, 1, 2)):
+        """The state after batches of these numbers, and the losses."""
+        first, flux, program, (rows, everywhere) = self.on(text, whole)
+        state, losses = first if state is None else state, []
+        for number in numbers:
+            examples = jax.device_put(self.examples(number), rows)
+            state, loss = program(state, flux, examples, jax.device_put(self.rope, everywhere))
+            losses.append(float(loss))
+        return state, losses
+
+
+@pytest.fixture(scope="module")
+def world(models):
+    with jax.numpy_dtype_promotion("standard"):  # Adam's count is an integer
+        yield World(models)
+
+
+def test_encoding_equals_one_device(models):
+    """The encoders' weights in pieces over all axes, the batch over one of them."""
+    kinds = ("vae", "siglip", "dinov2", "t5", "clip")
+    encoders = {kind: made(i, kind, toy.CONFIGS[kind]) for i, kind in enumerate(kinds, 5)}
+    frozen, rng = Frozen(models[0], **encoders), np.random.default_rng(0)
+    target, low = (rng.integers(0, 255, (8, 32, 32, 3), np.uint8) for _ in range(2))
+    tiles = rng.integers(0, 255, (8, 4, 32, 32, 3), np.uint8)
+    ids = (rng.integers(0, 100, (8, 16)).astype(np.int32) for _ in range(2))
+    empty = Ids(np.zeros(16, np.int32), np.zeros(16, np.int32))
+    knobs = Knobs(*(np.float32(x) for x in (1e-2, 1.5, 1.0, 0.3, 0.3, 0.9)))
+    batch = Batch(target, Ids(*ids), Reference(low, tiles))
+
+    def encoded(frozen, batch):
+        keys = row_keys(jnp.int32(0), jnp.int32(3), batch)
+        return encode(frozen, batch, keys, empty, knobs, ADAPTER, "logit-normal", jnp.float32)
+
+    expected = jax.jit(encoded)(frozen, batch)
+    mesh = make_mesh(parse("fsdp=2,tensor=2,context=2"))
+    spread = jax.device_put(frozen, shardings(frozen, mesh))
+    rows = jax.device_put(batch, NamedSharding(mesh, P(RULES["batch"])))
+    with jax.set_mesh(mesh):
+        ours = jax.jit(encoded)(spread, rows)
+    assert max(jax.tree.leaves(jax.tree.map(relative, ours, expected))) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"), [*((text, False) for text in MESHES), ("data=2,fsdp=4", True)]
+)
+def test_three_steps_equal_one_device(world, text, whole):
+    mesh = make_mesh(parse(text))
+    state, losses = world.train(text, whole)
+    expected, expected_losses = world.train("")
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    for field in ("trained", "average", "optimizer"):
+        pairs = zip(*(jax.tree.leaves(getattr(s, field)) for s in (state, expected)), strict=True)
+        assert max(relative(a, b) for a, b in pairs if np.linalg.norm(b)) < 1e-5, field
+
+    # Every parameter, its average and its moments lie as the table says, written out here.
+    parts = {"fsdp": ("embed", "width"), "tensor": ("heads", "mlp", "width"), "context": ("width",)}
+    for tree in (state.trained, state.average, *(state.optimizer[1][1:])):
+        for path, variable in checkpoint.parameters(tree).items():
+            held = variable[...].sharding.shard_shape(variable.shape)
+            for axis, size, own in zip(variable.axes, variable.shape, held, strict=True):
+                split = math.prod(mesh.shape[m] for m, axes in parts.items() if axis in axes)
+                assert own == size // split, (path, axis)
+
+
+def test_nothing_large_is_replicated(world):
+    """Parameters, moments and gradients in pieces; only a block's own kernel is put together."""
+    state, flux, program, _ = world.on("fsdp=8")
+    alone = world.on("")[2].memory_analysis()
+    spread = program.memory_analysis()
+    given = jax.tree.leaves((state, flux))
+    whole = sum(x.nbytes for x in given)
+    pieces = sum(math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in given)
+    assert pieces < 0.15 * whole  # an eighth, and the norms
+    assert spread.argument_size_in_bytes < pieces + 1e6  # the examples
+    assert spread.temp_size_in_bytes < 0.3 * alone.temp_size_in_bytes
+
+    variables = [*checkpoint.parameters(state.trained).values()]
+    variables += checkpoint.parameters(flux).values()
+    block = max(v.size // (v.shape[0] if v.axes[0] == "layers" else 1) for v in variables)
+    work = work_of(program.as_text())
+    assert work.loops_of_unknown_length == 0
+    gathers = [c for c in work.collectives if c.kind == "all-gather"]
+    assert gathers
+    assert max(c.bytes for c in gathers) <= 4 * block
+
+
+def test_resumed_on_another_mesh(world, tmp_path):
+    """Saved on 8 devices; on 4 and on 1 it is the same, and so is what comes next."""
+    state, _ = world.train("fsdp=8", numbers=(0, 1))
+    saved = Checkpoints(tmp_path, Saving())
+    saved.save(2, state, {"seed": 0})
+    saved.close()
+    _, (loss,) = world.train("fsdp=8", state=state, numbers=(2,))
+    for text in ("fsdp=2,tensor=2", ""):
+        first = world.on(text)[0]
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), first
+        )
+        checkpoints = Checkpoints(tmp_path, Saving())
+        restored = checkpoints.restore(shapes, {"seed": 0})
+        checkpoints.close()
+        pairs = list(zip(*map(jax.tree.leaves, (restored, state, first)), strict=True))
+        for ours, theirs, expected in pairs:
+            np.testing.assert_array_equal(ours, theirs)
+            assert ours.sharding.device_set == expected.sharding.device_set
+        _, (again,) = world.train(text, state=restored, numbers=(2,))
+        assert again == pytest.approx(loss, rel=1e-6)
+
+
+def test_a_component_is_read_to_its_pieces(models, tmp_path):
+    with model_folder.create(tmp_path / "model") as writer:
+        for kind, module in zip(("transformer", "adapter"), models, strict=True):
+            checkpoint.write_component(writer, kind, module)
+    mesh = make_mesh(parse("fsdp=4,tensor=2"))
+    for kind, module in zip(("transformer", "adapter"), models, strict=True):
+        read = checkpoint.load_component(tmp_path / "model", kind, mesh=mesh)
+        jax.tree.map(np.testing.assert_array_equal, read, module)
+        places = jax.tree.leaves(shardings(module, mesh))
+        assert [x.sharding for x in jax.tree.leaves(read)] == places
+    with pytest.raises(ShardingError, match=r"transformer\..*axis embed, size 128, .* fsdp=3"):
+        checkpoint.load_component(
+            tmp_path / "model", "transformer", mesh=make_mesh(parse("fsdp=3"))
+        )
+
+
+class Mapped:
+    """A host array that notes what is read of it."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.read = array, array.shape, []
+
+    def __getitem__(self, index):
+        self.read.append(self.array[index].nbytes)
+        return self.array[index]
+
+
+def test_a_piece_is_read_once_and_the_whole_never():
+    mesh = make_mesh(parse("data=2,fsdp=4"))
+    given = Mapped(random(16, 8))
+    placed = put(given, NamedSharding(mesh, P("fsdp")), jnp.float32)
+    np.testing.assert_array_equal(placed, given.array)
+    assert max(given.read) == given.array.nbytes // 4
+    assert sum(given.read) <= 2 * given.array.nbytes  # two devices hold each piece
+
+
+def test_what_does_not_divide_is_named(models):
+    mesh = make_mesh(parse("tensor=8"))
+    few = FluxConfig(
+        **(
+            FLUX.to_dict()
+            | {"num_attention_heads": 4, "attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)}
+        )
+    )
+    flux = checkpoint.abstract("transformer", few)
+    with pytest.raises(ShardingError, match=r"to_k.*axis heads, 4 heads, .* by tensor=8"):
+        shardings(flux, mesh)
+    narrow = checkpoint.abstract("clip", toy.CONFIGS["clip"])
+    uneven = make_mesh(parse("fsdp=3,tensor=2"))
+    with pytest.raises(ShardingError, match=r"text_model.*: axis width, size 16, .* fsdp=3 x tens"):
+        shardings(narrow, uneven)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data=2,pipe=3", "'pipe=3' is not understood"),
+        ("data=0", "'data=0'"),
+        ("data=2,data=2", "at most once"),
+        ("", "is not understood"),
+        ("fsdp", "'fsdp'"),
+    ],
+)
+def test_a_mesh_that_is_none(text, message):
+    with pytest.raises(ShardingError, match=message):
+        parse(text)
+
+
+def test_a_mesh_of_more_devices_than_there_are():
+    with pytest.raises(ShardingError, match="2 x 8 x 1 x 1 needs 16 devices; there are 8"):
+        make_mesh(parse("fsdp=8,data=2"))
+
+
+def test_tokens_that_do_not_divide_are_named(models):
+    mesh = make_mesh(parse("context=8"))
+    odd = request(2)._replace(
+        latents=random(2, 63, 8), rope=rope_table(position_ids(16, 7, 9), FLUX)
+    )
+    with jax.set_mesh(mesh), pytest.raises(ShardingError, match=r"63 tokens .* context=8"):
+        jax.eval_shape(sampler.sample, *models, odd)

@@ -1,0 +1,158 @@
+"""`python -m train plan`: what a training step needs on devices that need not be there."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ic_jax import checkpoint, cli, meshes, plan
+from ic_jax.config import CONFIGS, FluxConfig
+from ic_jax.models.rope import Rope
+from ic_jax.sharding import ShardingError, describe, make_mesh, parse, shardings
+from train import flops
+from train.encode import Batch, Frozen, Ids, Knobs, Reference
+from train.optimizer import optimizer
+from train.recipe import BASES, Stage
+from train.step import State, train_step
+
+PUBLISHED = {
+    "transformer": "flux-dev",
+    "vae": "flux-vae",
+    "siglip": "siglip-so400m-384",
+    "dinov2": "dinov2-giant",
+    "t5": "t5-xxl",
+    "clip": "clip-l",
+}
+KINDS = (
+    State("masters", "their average", "moments", "batch", "batch"),
+    Frozen("base", *["encoders"] * 5),
+    *["batch"] * 5,
+)
+
+
+def main(arguments: list[str]) -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m train plan",
+        description="Compile the training step at full size for devices that need not be there: "
+        "memory, arithmetic and communication of each device.",
+    )
+    p.add_argument("--topology", help="such as v5e:16x16 or v5p:4x4x4 (default: this machine)")
+    p.add_argument("--mesh", default="auto", help="such as data=4,fsdp=64")
+    p.add_argument("--base", default="auto", choices=BASES, help="whole on each device or not")
+    p.add_argument("--resolution", type=int, default=512, help="pixels a side")
+    p.add_argument("--batch", type=int, default=32, help="samples of a step, over all devices")
+    p.add_argument("--accumulate", type=int, default=1, help="parts that it is computed in")
+    p.add_argument("--text-length", type=int, default=512, help="T5 tokens")
+    p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    p.add_argument("--debug", action="store_true", help="show where an error came from")
+    o = p.parse_args(arguments)
+    return cli.run(lambda: plan.show([step_plan(o)], o.json), debug=o.debug)
+
+
+def step_plan(o: argparse.Namespace) -> dict[str, Any]:
+    """The plan that the options ask for, as JSON values."""
+    devices = plan.devices_of(o.topology)
+    memory = meshes.memory_of(devices[0])
+    flux = CONFIGS["flux-dev"]
+    assert isinstance(flux, FluxConfig)
+    base = {k: _half(checkpoint.abstract(k, CONFIGS[name])) for k, name in PUBLISHED.items()}
+    adapter = checkpoint.abstract("adapter", CONFIGS["instantcharacter"], flux)
+    parts = {"a step": o.batch // o.accumulate}
+    sizes = (
+        meshes.training_sizes(base, adapter, parts.values(), len(devices), memory)
+        if o.mesh == "auto"
+        else parse(o.mesh)
+    )
+    mesh = make_mesh(sizes, devices)
+    meshes.check_rows(parts, mesh)
+    whole = o.base == "whole"
+    if o.base == "auto" and memory is not None:
+        whole = meshes.base_fits_whole(base, adapter, mesh, memory)
+
+    stage = Stage(steps=1, batch=o.batch, resolution=o.resolution, accumulate=o.accumulate)
+    rule = optimizer(stage)
+    state = plan.placed(
+        jax.eval_shape(partial(State.start, rule=rule, average=True), adapter), mesh
+    )
+    step = partial(
+        train_step,
+        rule=rule,
+        timesteps=stage.timesteps,
+        accumulate=stage.accumulate,
+        remat=stage.remat,
+        dtype=jnp.bfloat16,
+    )
+    frozen = plan.placed(Frozen(**base), mesh, whole=whole)
+    found = plan.compile_plan(
+        "training step",
+        step,
+        (state, frozen, *_rest(o, base, mesh)),
+        KINDS,
+        mesh,
+        donate=(0,),
+        out_shardings=(shardings(state, mesh), None),
+    )
+    values = plan.report(found, mesh) | {
+        "base": "whole" if whole else "pieces",
+        "model TFLOP per sample": round(_model_flops(o, base, adapter.config) / 1e12, 1),
+        "settings": {k: getattr(o, k) for k in ("resolution", "batch", "accumulate")},
+    }
+    if values["fits"] is False:
+        values["suggestion"] = _better(base, adapter, parts, devices, memory, values["mesh"])
+    return values
+
+
+def _rest(o: argparse.Namespace, base: dict[str, Any], mesh: Any) -> tuple[Any, ...]:
+    """The step's other arguments: batch, empty prompt, rotary table, knobs, seed."""
+    clip, siglip, flux = (base[k].config for k in ("clip", "siglip", "transformer"))
+    side, b = siglip.image_size, o.batch
+
+    def ids(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    def pixels(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((b, *shape, 3), jnp.uint8)
+
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    words = clip.max_position_embeddings
+    rows = (o.text_length + (o.resolution // 16) ** 2, flux.attention_head_dim // 2)
+    table = jax.ShapeDtypeStruct(rows, jnp.float32)
+    batch = Batch(
+        target=pixels(o.resolution, o.resolution),
+        prompt=Ids(ids(b, words), ids(b, o.text_length)),
+        reference=Reference(pixels(side, side), pixels(4, side, side)),
+    )
+    others = (
+        Ids(ids(words), ids(o.text_length)),
+        Rope(table, table),
+        Knobs(*[number] * 6),
+        ids(),
+    )
+    return plan.rows(batch, mesh), *plan.everywhere(others, mesh)
+
+
+def _model_flops(o: argparse.Namespace, base: dict[str, Any], adapter: Any) -> float:
+    siglip, flux = base["siglip"].config, base["transformer"].config
+    tokens = (o.resolution // 16) ** 2
+    return flops.training_sample(
+        flops.flux_forward(flux, tokens, o.text_length),
+        flops.adapter_forward(adapter, flux, tokens, (siglip.image_size // siglip.patch_size) ** 2),
+    )
+
+
+def _half(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), tree)
+
+
+def _better(
+    base: dict[str, Any], adapter: Any, parts: Any, devices: Any, memory: Any, tried: str
+) -> str:
+    try:
+        sizes = meshes.training_sizes(base, adapter, parts.values(), len(devices), memory)
+        better = describe(make_mesh(sizes, devices))
+    except ShardingError as error:
+        return f"{error}; take more devices"
+    return f"try --mesh {better}" if better != tried else "accumulate more, or take more devices"
