@@ -190,9 +190,10 @@ def _moved(
         operands = [written]
     elif inside and inside[1] in computations:
         body = computations[inside[1]]
-        parameters = [x for x in body if x.opcode == "parameter"]
-        by_number = {int(x.rest.split(")")[0] or 0): x for x in parameters}
-        operands = [min(b, _read(by_number[n], body, b)) for n, b in enumerate(operands)]
+        operands = [
+            _read(_parameter(body, n), body, b, computations) if b else 0
+            for n, b in enumerate(operands)
+        ]
         updates = [x for x in body if x.opcode == "dynamic-update-slice"]
         if updates and any(u.bytes >= i.bytes for u in updates):  # in place
             local = {x.name: x for x in body}
@@ -201,12 +202,33 @@ def _moved(
     return written + sum(operands)
 
 
-def _read(parameter: Instruction, body: list[Instruction], whole: int) -> int:
-    """Bytes of a fusion's operand that it reads: slices, if only slices of it are used."""
-    users = [x for x in body if parameter.name in x.operands]
-    if users and all(x.opcode in SLICES and x.operands[0] == parameter.name for x in users):
-        return sum(_size(x) for x in users)
-    return whole
+def _read(
+    value: Instruction,
+    body: list[Instruction],
+    whole: int,
+    computations: Mapping[str, list[Instruction]],
+) -> int:
+    """Bytes that a fusion reads of an operand: of one that is only sliced, within fusions in it
+    too, the slices."""
+    read = 0
+    for user in (x for x in body if value.name in x.operands):
+        inside = _CALLED.search(user.rest) if user.opcode == "fusion" else None
+        if user.opcode in SLICES and user.operands[0] == value.name:
+            read += _size(user)
+        elif user.opcode == "bitcast":
+            read += _read(user, body, whole, computations)
+        elif inside:
+            inner = computations[inside[1]]
+            for number, operand in enumerate(user.operands):
+                if operand == value.name:
+                    read += _read(_parameter(inner, number), inner, whole, computations)
+        else:
+            return whole
+    return min(read, whole)
+
+
+def _parameter(body: list[Instruction], number: int) -> Instruction:
+    return next(x for x in body if x.opcode == "parameter" and x.rest.startswith(f"{number})"))
 
 
 def _size(i: Instruction) -> int:

@@ -84,9 +84,9 @@ class InstantCharacterPipeline:
         """
         if dtype not in ("bfloat16", "float32", jnp.bfloat16, jnp.float32):
             raise ValueError(f"dtype is {dtype!r}; it must be 'bfloat16' or 'float32'")
-        if isinstance(mesh, str):
-            mesh = meshes.for_drawing(mesh, folder, jnp.dtype(dtype))
-        return cls(checkpoint.load(Path(folder), jnp.dtype(dtype), verify=verify, mesh=mesh))
+        kept = jnp.dtype(dtype)
+        placed = meshes.for_drawing(mesh, folder, kept) if isinstance(mesh, str) else mesh
+        return cls(checkpoint.load(Path(folder), kept, verify=verify, mesh=placed))
 
     def __call__(
         self,

@@ -127,7 +127,7 @@ def compile_plan(
         lowered = jax.jit(function, donate_argnums=tuple(donate), **options).lower(*arguments)
         sizes = _bytes_by_kind(arguments, kinds, lowered)
         try:
-            program = lowered.compile()
+            program: Any = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             wanted = _TOO_LARGE.search(str(error))
             if wanted is None:

@@ -148,8 +148,9 @@ def put(array: np.ndarray, sharding: NamedSharding, dtype: Any) -> jax.Array:
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh that the parameters of some modules lie on."""
     for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh.axis_names == AXES:
-            return leaf.sharding.mesh
+        mesh = getattr(leaf.sharding, "mesh", None)
+        if isinstance(mesh, Mesh) and mesh.axis_names == AXES:
+            return mesh
     return None
 
 

@@ -104,10 +104,10 @@ def request(o: argparse.Namespace, flux: Any, shapes: Any, mesh: Mesh) -> sample
     patches = (siglip.image_size // siglip.patch_size) ** 2
     every = tokens + o.text_length, flux.attention_head_dim // 2
 
-    def half(*shape: int) -> jax.ShapeDtypeStruct:
+    def half(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
 
-    def full(*shape: int) -> jax.ShapeDtypeStruct:
+    def full(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     parts = (1, len(adapter.siglip_layers), 4)
@@ -115,9 +115,9 @@ def request(o: argparse.Namespace, flux: Any, shapes: Any, mesh: Mesh) -> sample
     prompt = sampler.Prompt(
         half(b, o.text_length, flux.joint_attention_dim), half(b, flux.pooled_projection_dim)
     )
-    return plan.rows(
-        sampler.Request(full(b, tokens, flux.in_channels), prompt, full(b), None, None), mesh
-    )._replace(
+    later: Any = None
+    latents = full(b, tokens, flux.in_channels)
+    return plan.rows(sampler.Request(latents, prompt, full(b), later, later), mesh)._replace(
         sigmas=_whole(mesh, (o.steps + 1,)),
         rope=Rope(_whole(mesh, every), _whole(mesh, every)),
         subject=plan.rows(sampler.Subject(features, full(b)), mesh),

@@ -26,10 +26,13 @@ PUBLISHED = {
     "t5": "t5-xxl",
     "clip": "clip-l",
 }
+BASE, ENCODERS, MASTERS, AVERAGE, MOMENTS, BATCH = tuple[Any, ...](
+    ("base", "encoders", "masters", "their average", "moments", "batch")
+)
 KINDS = (
-    State("masters", "their average", "moments", "batch", "batch"),
-    Frozen("base", *["encoders"] * 5),
-    *["batch"] * 5,
+    State(MASTERS, AVERAGE, MOMENTS, BATCH, BATCH),
+    Frozen(BASE, *[ENCODERS] * 5),
+    *[BATCH] * 5,
 )
 
 
@@ -110,16 +113,16 @@ def _rest(o: argparse.Namespace, base: dict[str, Any], mesh: Any) -> tuple[Any, 
     clip, siglip, flux = (base[k].config for k in ("clip", "siglip", "transformer"))
     side, b = siglip.image_size, o.batch
 
-    def ids(*shape: int) -> jax.ShapeDtypeStruct:
+    def ids(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    def pixels(*shape: int) -> jax.ShapeDtypeStruct:
+    def pixels(*shape: int) -> Any:
         return jax.ShapeDtypeStruct((b, *shape, 3), jnp.uint8)
 
-    number = jax.ShapeDtypeStruct((), jnp.float32)
+    number: Any = jax.ShapeDtypeStruct((), jnp.float32)
     words = clip.max_position_embeddings
     rows = (o.text_length + (o.resolution // 16) ** 2, flux.attention_head_dim // 2)
-    table = jax.ShapeDtypeStruct(rows, jnp.float32)
+    table: Any = jax.ShapeDtypeStruct(rows, jnp.float32)
     batch = Batch(
         target=pixels(o.resolution, o.resolution),
         prompt=Ids(ids(b, words), ids(b, o.text_length)),
