@@ -16,7 +16,7 @@ from ic_jax.sharding import AXES, ShardingError, make_mesh, parse, stored_bytes
 
 # Of a device's memory; what is left is for activations. Plans (docs/sharding.md) say more.
 SHARE_FOR_WEIGHTS = 0.65
-SHARE_FOR_STATE = 0.7
+SHARE_FOR_STATE = 0.65
 
 Sizes = dict[str, int]
 
