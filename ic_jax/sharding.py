@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -82,7 +83,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         product = " x ".join(map(str, shape))
         raise ShardingError(f"a mesh of {product} needs {count} devices; there are {len(devices)}")
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:count])
+    # An axis of a torus may be split: of 4 x 4 x 4 chips two can be an axis of their own.
+    grid = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def shardings(tree: Any, mesh: Mesh | AbstractMesh, *, whole: bool = False) -> Any:
