@@ -46,7 +46,7 @@ def _drawn(
     workers: int | None,
 ) -> Drawn:
     rng = np.random.default_rng(seed)
-    identities = list(islice(WORLDS[world].people(sum(seed)), count))
+    identities = list(islice(WORLDS[world].people(seed[0]), count))
     views = [WORLDS[world].view(rng) for _ in identities]
     return Drawn(
         np.stack(list(_mapped(one, identities, views, workers=workers))), identities, views
