@@ -65,6 +65,12 @@ def test_a_recipe_survives_json(tmp_path):
         (HEAD + "adapter = 'x'\n[lora]\n[stage1]\nsteps = 1", "has both adapter and .lora."),
         (HEAD + "[stag1]\nsteps = 1", "unknown table .stag1.; did you mean stage1?"),
         (HEAD + "[saving]\nevry = 1\n[stage1]\nsteps = 1", "saving.evry; did you mean every?"),
+        (HEAD + "[saving]\nkeep = 0\n[stage1]\nsteps = 1", "saving.keep is 0; it must be at l"),
+        (HEAD + "[reporting]\nevery = 0\n[stage1]\nsteps = 1", "reporting.every is 0"),
+        (HEAD + "dtype = 'float15'\n[stage1]\nsteps = 1", "dtype is 'float15'; it must be bfl"),
+        (HEAD + "holdout = 2\n[stage1]\nsteps = 1", "holdout is 2.0; it must be from 0"),
+        (HEAD + "text_length = 0\n[stage1]\nsteps = 1", "text_length is 0; it must be at le"),
+        (HEAD + "[stage1]\nsteps = 1\nclip = 0", "stage1.clip is 0.0; it must be above 0"),
     ],
 )
 def test_a_wrong_recipe_is_told_in_one_line(tmp_path, text, message):
@@ -76,6 +82,8 @@ def test_a_wrong_recipe_is_told_in_one_line(tmp_path, text, message):
 def test_a_wrong_change_is_told(tmp_path):
     with pytest.raises(ConfigError, match="--set steps: write KEY=VALUE"):
         read(tmp_path, HEAD + "[stage1]\nsteps = 1", "steps")
+    with pytest.raises(ConfigError, match="adapter is 'instantcharacter', which has no dim"):
+        read(tmp_path, HEAD + "adapter = 'instantcharacter'\n[stage1]\nsteps = 1", "adapter.dim=8")
 
 
 def test_a_lora_is_trained_instead_of_an_adapter(tmp_path):

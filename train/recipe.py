@@ -24,6 +24,7 @@ ATTENTION = (
 )
 
 BASES = ("auto", "whole", "pieces")
+DTYPES = ("bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Stage:
             _check(value in choices, name, value, " or ".join(choices))
         for name in ("paired", "text_dropout", "early_text_dropout", "subject_dropout", "ema"):
             _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        for name in ("b1", "b2"):
+            _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1")
+        _check(self.clip > 0, "clip", self.clip, "above 0")
+        for name in ("warmup", "weight_decay", "early_steps"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
 
 
 @dataclass(frozen=True)
@@ -90,17 +96,29 @@ class Saving:
     keep: int = 3  # newest ones [ours]
     keep_every: int = 0  # and every one at a multiple of this; 0 is none [ours]
 
+    def __post_init__(self) -> None:
+        _check(self.every >= 1, "every", self.every, "at least 1")
+        _check(self.keep >= 1, "keep", self.keep, "at least 1")
+        _check(self.keep_every >= 0, "keep_every", self.keep_every, "at least 0")
+
 
 @dataclass(frozen=True)
 class Reporting:
     every: int = 10  # steps between log lines [ours]
-    effect_every: int = 250  # steps between measurements of the reference effect [ours]
+    effect_every: int = 250  # steps between measurements of the effect; 0 is none [ours]
     effect_batches: int = 4  # held-out batches in each [ours]
     preview_every: int = 500  # steps between contact sheets; 0 is none [ours]
     preview_prompts: tuple[str, ...] = ("",)
     preview_references: int = 4  # held-out characters on the sheet [ours]
     preview_steps: int = 28  # sampling steps [flux]
     wandb: str = ""  # project name; empty is off
+
+    def __post_init__(self) -> None:
+        for name in ("every", "effect_batches", "preview_steps"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("effect_every", "preview_every", "preview_references"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _check(bool(self.preview_prompts), "preview_prompts", [], "a list of prompts")
 
 
 @dataclass(frozen=True)
@@ -125,7 +143,12 @@ class Recipe:
     reporting: Reporting = field(default_factory=Reporting)
 
     def __post_init__(self) -> None:
-        _check(self.base in BASES, "base", self.base, " or ".join(BASES))
+        for name, choices in (("base", BASES), ("dtype", DTYPES)):
+            value = getattr(self, name)
+            _check(value in choices, name, value, " or ".join(choices))
+        _check(0 <= self.holdout < 1, "holdout", self.holdout, "from 0 to below 1")
+        for name in ("text_length", "stop_after_bad"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 
     @property
     def total_steps(self) -> int:
@@ -204,6 +227,8 @@ def _apply(values: dict[str, Any], change: str) -> None:
     *tables, key = path.strip().split(".")
     for table in tables:
         values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {change}: {table} is {values!r}, which has no {key}")
     values[key] = value
 
 
