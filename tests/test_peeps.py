@@ -219,10 +219,10 @@ def test_the_data_set_repeats_byte_for_byte(tmp_path):
 
 
 def test_an_interrupted_data_set_leaves_nothing(tmp_path, monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dataset, "_drawn", interrupted)
+    monkeypatch.setattr(dataset, "mapped", interrupted)
     assert dataset.main(command(tmp_path / "out")) == 130
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().err == "error: interrupted\n"

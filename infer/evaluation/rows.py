@@ -52,16 +52,15 @@ def draw(
     return np.concatenate(parts)
 
 
-def models_own(
+def controls(
     pipe: InstantCharacterPipeline, asked: Sequence[Triple], seed: int
 ) -> dict[str, Pictures]:
-    """What the model draws, and what it draws of nobody, of somebody else, and of words."""
+    """What the model draws of nobody, of somebody else, and of words."""
 
     def another(n: int) -> np.ndarray:
         return asked[(n + 1) % len(asked)].reference
 
     return {
-        "model": draw(pipe, asked, seed, name="model"),
         "no subject": draw(pipe, asked, seed, name="no subject", subject=False),
         "another's reference": draw(
             pipe, asked, seed, name="another's reference", reference=another

@@ -8,19 +8,25 @@ from tqdm import tqdm
 from infer.evaluation.rows import Pictures
 from infer.evaluation.sets import Triple
 from train.peeps import measure
+from train.workers import mapped
 
 Rates = dict[str, float]
 
 
 def scored(drawn: Mapping[str, Pictures], asked: Sequence[Triple]) -> dict[str, Rates]:
     """Every row's rates; a triple's pictures of all rows are read at once."""
-    scores: dict[str, list[measure.Score]] = {name: [] for name in drawn}
-    for n, one in enumerate(tqdm(asked, desc="reading", unit="triple", leave=False)):
-        pictures = np.stack([row[n] for row in drawn.values()])
-        found = measure.read(pictures, one.identity, one.view, one.others)
-        for name, reading in zip(drawn, found, strict=True):
-            scores[name].append(measure.score(reading, one.identity, one.view, one.seen))
-    return {name: measure.rates(found) for name, found in scores.items()}
+    pictures = [np.stack(of_one) for of_one in zip(*drawn.values(), strict=True)]
+    every = mapped(_scores, pictures, asked, chunk=16)
+    found = list(tqdm(every, desc="reading", total=len(asked), unit="triple", leave=False))
+    return {
+        name: measure.rates(of_row)
+        for name, of_row in zip(drawn, zip(*found, strict=True), strict=True)
+    }
+
+
+def _scores(pictures: Pictures, one: Triple) -> list[measure.Score]:
+    found = measure.read(pictures, one.identity, one.view, one.others)
+    return [measure.score(reading, one.identity, one.view, one.seen) for reading in found]
 
 
 def copied(drawn: Mapping[str, Pictures], asked: Sequence[Triple]) -> dict[str, float]:

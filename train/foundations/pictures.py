@@ -1,12 +1,9 @@
 """Pictures of a world, drawn once into memory."""
 
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,7 +11,7 @@ from jaxtyping import UInt8
 from train.data.pictures import Augment, Shown, prepare_reference
 from train.foundations.worlds import WORLDS
 from train.peeps.render import Identity, View, over, picture, render
-from train.workers import follow_parent
+from train.workers import mapped
 
 
 class Drawn(NamedTuple):
@@ -48,20 +45,7 @@ def _drawn(
     rng = np.random.default_rng(seed)
     identities = list(islice(WORLDS[world].people(seed[0]), count))
     views = [WORLDS[world].view(rng) for _ in identities]
-    return Drawn(
-        np.stack(list(_mapped(one, identities, views, workers=workers))), identities, views
-    )
-
-
-def _mapped(one: Callable, *over: Iterable, workers: int | None) -> Iterator[Any]:
-    workers = workers or os.cpu_count() or 1
-    if workers == 1:
-        yield from map(one, *over)
-        return
-    # Spawned, because a fork of a process that holds JAX's threads may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, follow_parent) as pool:
-        yield from pool.map(one, *over, chunksize=64)
+    return Drawn(np.stack(list(mapped(one, identities, views, workers=workers))), identities, views)
 
 
 def _picture(identity: Identity, view: View, *, side: int) -> np.ndarray:

@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from ic_jax import cli
 from ic_jax.folders import written_whole
 from train.peeps.files import MASK, PICTURE, WITH_IDENTITY, WITHOUT_IDENTITY, Job, write_character
 from train.peeps.world import SPLITS
-from train.workers import follow_parent
+from train.workers import mapped
 
 LINES = "metadata.jsonl"
 LARGEST = 4096
@@ -71,23 +69,10 @@ def write(args: argparse.Namespace) -> None:
             for number, identity in enumerate(identities)
         ]
         with (out / LINES).open("w") as lines:
-            for metadata in _drawn(jobs, args.workers):
+            drawn = mapped(write_character, jobs, workers=args.workers, chunk=1)
+            for metadata in tqdm(drawn, total=len(jobs), unit="character"):
                 lines.writelines(json.dumps(line) + "\n" for line in metadata)
 
 
 def _ours(name: str) -> bool:
     return name == LINES or name.endswith((PICTURE, MASK))
-
-
-def _drawn(jobs: list[Job], workers: int) -> Iterator[list[dict[str, str]]]:
-    # Spawned, because a fork of a process that holds JAX's threads may hang.
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)),
-        multiprocessing.get_context("spawn"),
-        initializer=follow_parent,
-    )
-    try:
-        yield from tqdm(pool.map(write_character, jobs), total=len(jobs), unit="character")
-    finally:
-        # Waits for the few drawings under way, so that none is written into a removed folder.
-        pool.shutdown(cancel_futures=True)
