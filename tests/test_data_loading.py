@@ -16,7 +16,7 @@ from train.data.plan import Plan
 from train.data.records import Record
 
 SIDE = 32
-TRAINING = Augment(flip=0.5, rotation=20)
+TRAINING = Augment(flip=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,5 @@ def test_reference_without_a_mask_is_the_whole_picture_mirrored_as_told():
     flipped, _, mirrored = prepare_reference(decoded(record(image)), 64, always, rng())
     np.testing.assert_array_equal(flipped, np.asarray(image)[:, ::-1])
     assert mirrored
-    turned, _, _ = prepare_reference(decoded(record(image)), 64, Augment(rotation=45), rng())
-    assert (turned[0, 0] == 255).all()
     with pytest.raises(ValueError, match="flip 2"):
         Augment(flip=2)

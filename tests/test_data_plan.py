@@ -164,26 +164,16 @@ def test_wrong_resolution(resolution):
 
 
 def test_held_out_characters_stay_out(index):
-    held = held_out(index, share=0.2, characters=["c7"])
-    assert held[7]
+    held = held_out(index, share=0.2)
     assert 0.1 < held.mean() < 0.3
     again = held_out(drawn_index(seed=9), share=0.2)
-    np.testing.assert_array_equal(np.delete(again, 7), np.delete(held, 7))  # by the id alone
+    np.testing.assert_array_equal(again, held)  # by the id alone
     training, evaluation = (plan(index, 0.5, characters=who) for who in (~held, held))
     for step in range(100):
         for made, inside in ((training, False), (evaluation, True)):
             rows = made.rows(step)
             for records in (rows.target, rows.reference):
                 assert (held[index.character[records]] == inside).all()
-    with pytest.raises(DataError, match="'nobody'"):
-        held_out(index, characters=["nobody"])
-
-
-def test_small_pictures_are_no_targets_at_high_resolution(index):
-    made = plan(index, 0.0, min_side=600)
-    area = index.width.astype(int) * index.height
-    assert made.targets == (area >= 600**2).sum()
-    assert all((area[made.rows(step).target] >= 600**2).all() for step in range(20))
 
 
 def test_what_cannot_be_planned(index):

@@ -1,34 +1,20 @@
 """Who is kept from training, and which pictures show the same character."""
 
-from collections.abc import Collection
-
 import numpy as np
 from jaxtyping import Bool
 
 from train.data.dataset import Dataset
-from train.data.errors import DataError
 from train.data.hashing import key
 
 
-def held_out(
-    dataset: Dataset, share: float = 0.0, characters: Collection[str] = ()
-) -> Bool[np.ndarray, "characters"]:
-    """Which characters are kept from training, by their ids alone: the same for every run.
+def is_held_out(character: str, share: float) -> bool:
+    """Whether a character is kept from training, by a hash of its id: the same for every run."""
+    return int(key(character)) < share * 2**64
 
-    Args:
-        dataset: whose characters are asked about.
-        share: of all characters, drawn by a hash of the id.
-        characters: ids of further ones.
 
-    Raises:
-        DataError: one of `characters` is not in the data set.
-    """
-    unknown = sorted(set(characters) - set(dataset.characters))
-    if unknown:
-        raise DataError(f"{dataset.path}: has no character {unknown[0]!r} to hold out")
-    chosen = set(characters)
-    limit = share * 2**64
-    return np.array([name in chosen or int(key(name)) < limit for name in dataset.characters])
+def held_out(dataset: Dataset, share: float) -> Bool[np.ndarray, "characters"]:
+    """Which of a data set's characters are."""
+    return np.array([is_held_out(name, share) for name in dataset.characters])
 
 
 class Partners:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from ic_jax.images import tiles
 from train.data.admit import FIGURE
@@ -16,21 +15,18 @@ from train.data.records import Record
 
 @dataclass(frozen=True)
 class Augment:
-    """What is random in preparing pictures. Targets are never flipped or turned: captions say
+    """What is random in preparing pictures. Targets are never flipped: captions say
     left and right, and clothes have writing on them."""
 
     shift: bool = True  # the pad of the reference and the crop of the target [WithAnyone]
     flip: float = 0.1  # share of references mirrored; light: characters are not symmetric [ours]
-    rotation: float = 0.0  # degrees, the reference up to so much either way [EasyControl: 20]
 
     def __post_init__(self) -> None:
-        if not (0 <= self.flip <= 1 and 0 <= self.rotation <= 180):
-            raise ValueError(
-                f"flip {self.flip} and rotation {self.rotation}; expected 0 to 1, and 0 to 180"
-            )
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip {self.flip}; expected 0 to 1")
 
 
-CENTRED = Augment(shift=False, flip=0.0, rotation=0.0)  # for evaluation: nothing is random
+CENTRED = Augment(shift=False, flip=0.0)  # for evaluation: nothing is random
 
 
 class Shown(NamedTuple):
@@ -61,7 +57,7 @@ def prepare_target(
 def prepare_reference(
     picture: Shown, side: int, augment: Augment, rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "{side} {side} 3"], UInt8[np.ndarray, "4 {side} {side} 3"], bool]:
-    """Cut out onto white, cropped to the figure, perhaps turned and mirrored, padded to a square.
+    """Cut out onto white, cropped to the figure, perhaps mirrored, padded to a square.
 
     Without a mask or alpha channel the whole picture counts as the figure.
 
@@ -70,12 +66,7 @@ def prepare_reference(
         mirrored.
     """
     figure = picture.rgb if picture.mask is None else _cut_out(picture.rgb, picture.mask)
-    turn, mirrored = 2 * rng.random() - 1, bool(rng.random() < augment.flip)
-    if augment.rotation:
-        image = Image.fromarray(figure).rotate(
-            turn * augment.rotation, Image.Resampling.BICUBIC, expand=True, fillcolor="white"
-        )
-        figure = np.asarray(image)
+    mirrored = bool(rng.random() < augment.flip)
     if mirrored:
         figure = figure[:, ::-1]
     height, width = figure.shape[:2]

@@ -60,7 +60,6 @@ class Plan:
         paired: float,
         seed: tuple[object, ...] | int,
         characters: Bool[np.ndarray, "characters"] | None = None,
-        min_side: int = 0,
     ) -> None:
         """
         Args:
@@ -71,8 +70,6 @@ class Plan:
             seed: of shuffling, pairing and preparation; give every stage its own, such as
                 (seed, "stage1").
             characters: which to take, by number; all by default.
-            min_side: pixels; pictures of less than its square are no targets, so that a stage
-                at high resolution sees no enlarged ones.
 
         Raises:
             DataError: there are no targets, or no pairs where pairs are wanted.
@@ -86,19 +83,17 @@ class Plan:
         self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
         taken = _taken(dataset, characters)
         self._partners = Partners(dataset.character, taken)
-        area = dataset.width[taken].astype(np.int64) * dataset.height[taken]
-        targets = taken[area >= min_side**2]
-        pairs = targets[self._partners.count(targets) >= 2]
-        _check(dataset, targets, pairs, paired)
-        used = pairs if paired == 1 else targets
+        pairs = taken[self._partners.count(taken) >= 2]
+        _check(dataset, taken, pairs, paired)
+        used = pairs if paired == 1 else taken
         width, height = np.asarray(dataset.width), np.asarray(dataset.height)
         self.sizes = _joined(width[used], height[used], buckets(resolution), batch)
         self.records, self.bucket = used, nearest(width[used], height[used], self.sizes)
         self._streams = []
-        for kind, records in (("unpaired", targets), ("paired", pairs)):
+        for kind, records in (("unpaired", taken), ("paired", pairs)):
             bucket = nearest(width[records], height[records], self.sizes)
             self._streams.append(Stream((*self._seed, kind), records, bucket, len(self.sizes)))
-        self.targets, self.pairs = len(targets), len(pairs)
+        self.targets, self.pairs = len(taken), len(pairs)
         self._lock = Lock()  # an epoch is shuffled by one thread while the others wait
         self._cached = lru_cache(maxsize=8)(self._rows)  # every sample of a batch asks for it
         self._made_by = (
@@ -109,7 +104,6 @@ class Plan:
                 paired=paired,
                 seed=seed,
                 characters=characters,
-                min_side=min_side,
             ),
             (dataset,),
         )

@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from train.data.hashing import key
+from train.data.characters import is_held_out
 from train.peeps.render import Identity, View
 
 BODIES = {
@@ -53,13 +53,9 @@ HELD_OUT = 0.1  # share of the people whom nothing is trained on, neither base n
 EVERYONE = tuple(Identity(*p) for p in product(HAIR, FACIAL_HAIR, ACCESSORIES, SKIN, HAIR_COLOUR))
 
 
-def is_held_out(identity: Identity) -> bool:
-    """The rule of `train.data.characters.held_out`, so that a recipe's holdout says the same."""
-    return int(key(str(identity))) < HELD_OUT * 2**64
-
-
-TRAINED = tuple(one for one in EVERYONE if not is_held_out(one))
-HELD = tuple(one for one in EVERYONE if is_held_out(one))
+# By the rule of a recipe's holdout, so that its share says the same.
+HELD = tuple(one for one in EVERYONE if is_held_out(str(one), HELD_OUT))
+TRAINED = tuple(one for one in EVERYONE if not is_held_out(str(one), HELD_OUT))
 
 
 def random_view(rng: np.random.Generator, body: str = "") -> View:
