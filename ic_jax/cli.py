@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from ic_jax import hosts
 from ic_jax.weights import WeightsError
 
 # The first kind that fits an exception decides; the rest are defects and show their traceback.
@@ -27,9 +28,9 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 def run(command: Callable[[], Any], *, debug: bool = False) -> int:
     """Run a command; returns its exit code.
 
-    0 done; 2 bad usage or input; 3 bad weights; 4 bad data set; 5 not a finite number; 74 input
-    or output failed; 130 interrupted; 141 the output's reader has gone; 1 out of memory.
-    `debug` shows tracebacks.
+    0 done; 2 bad usage or input; 3 bad weights; 4 bad data set; 5 not a finite number; 69 a host
+    is missing; 74 input or output failed; 130 interrupted; 141 the output's reader has gone; 1 out
+    of memory. `debug` shows tracebacks. One of several hosts ends together with the others.
     """
     try:
         with warnings.catch_warnings():
@@ -38,16 +39,18 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has gone: nothing to tell anyone
         _drop_output()
-        return 141
+        return hosts.end(141, "nobody reads its output")
     except BaseException as error:
-        code = _exit_code(error)
-        if code is None:
+        code, message = _exit_code(error), _message(error)
+        if gone := not _out_of_memory(error) and hosts.lost(error):
+            code, message = hosts.HostsError.exit_code, gone
+        if code is None and not hosts.several():
             raise
-        if debug:
+        if debug or code is None:
             traceback.print_exc()
-        print(f"error: {_message(error)}", file=sys.stderr)
-        return code
-    return 0
+        print(f"error: {message}", file=sys.stderr)
+        return hosts.end(code or 1, message, agreed=getattr(error, "agreed", False))
+    return hosts.end(0)
 
 
 def say(text: str) -> None:

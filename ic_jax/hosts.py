@@ -1,0 +1,334 @@
+"""Several processes, as a rule one a host, that compute together: started, waited for, ended.
+
+A TPU pod, SLURM, Open MPI and Kubernetes say in the environment who is who, and JAX reads that;
+elsewhere three flags say it. What hosts tell each other besides arrays (who is there, who is gone,
+who waits where) goes through the key-value store that `jax.distributed` keeps on host 0. JAX has
+no public way to it: its `sync_global_devices` knows neither a time limit nor names, so the client
+in `jax._src.distributed` is taken, as Orbax does.
+
+When a host dies JAX ends the others after a while with a stack trace. Here every host tells host 0
+every few seconds that it lives and asks it who does not, so that they end sooner, by name. Host 0
+keeps the store: when it dies itself, JAX's own message ends the others at once.
+"""
+
+import argparse
+import importlib.util
+import os
+import re
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from threading import Event, RLock, Thread, Timer
+from typing import Any
+
+import jax
+
+START_TIMEOUT = 300.0  # seconds until all hosts must have come
+BARRIER_TIMEOUT = 600.0
+PULSE = 2.0  # seconds between signs of life
+SILENCE = 40.0  # without one for so long a host is gone; JAX's own limit is 100
+FAREWELL = 10.0  # seconds that those who end with an error wait for each other
+
+REMEDY = "; see what it said last, and run the command on all hosts again"
+STATUS = re.compile(r"[A-Z_]{5,}: ")  # how the runtime's errors begin: "UNAVAILABLE: ..."
+Pulse = tuple[str, float]  # what a host counted, and when that was first seen
+
+_ROOT = "ic_jax"
+_waits: Counter[str] = Counter()  # by name: how many barriers of it were passed
+
+
+class HostsError(RuntimeError):
+    """A host did not come, or is gone; one line that names it."""
+
+    exit_code = 69
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of every command that runs on several hosts; `initialise` takes their values."""
+    group = parser.add_argument_group(
+        "several hosts",
+        "the same command on every host; a TPU pod, SLURM, Open MPI and Kubernetes need no flags "
+        "(docs/hosts.md)",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="an open port of host 0")
+    group.add_argument("--hosts", type=int, metavar="N", help="how many; 1 is this one alone")
+    group.add_argument("--host", type=int, metavar="I", help="which one this is, from 0")
+
+
+def initialise(
+    coordinator: str | None = None, hosts: int | None = None, host: int | None = None
+) -> None:
+    """Join the other hosts, before anything asks JAX for devices; alone, do nothing at all.
+
+    Args:
+        coordinator: HOST:PORT of host 0, where it listens.
+        hosts: how many there are; 1 is alone whatever the environment says.
+        host: which this is. With none of the three the environment says all.
+
+    Raises:
+        ValueError: flags that do not fit together.
+        HostsError: the environment names several hosts and JAX cannot make them out.
+    """
+    check_flags(coordinator, hosts, host)
+    kind = None if hosts else cluster(os.environ)
+    if jax.distributed.is_initialized() or hosts == 1 or not (hosts or kind):
+        return
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        # It would take SIGTERM for itself; training has its own way to stop on it.
+        jax.config.update("jax_enable_preemption_service", False)
+    own: dict[str, Any] = {"cluster_detection_method": "deactivate"} if hosts else {}
+    where = coordinator or f"the coordinator that {kind} names"
+    # JAX itself would wait as long and then abort with a stack trace.
+    late = Timer(START_TIMEOUT, _too_late, [where, host])
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(
+            coordinator, hosts, host, initialization_timeout=int(START_TIMEOUT) + 60, **own
+        )
+    except ValueError:  # the machine has TPUs, and no other hosts
+        if kind == "TPU":
+            return
+        raise
+    except (RuntimeError, OSError) as error:
+        raise HostsError(
+            f"cannot join the other hosts at {where}: {error}; give --coordinator HOST:PORT "
+            "--hosts N --host I, or --hosts 1 to be alone"
+        ) from error
+    finally:
+        late.cancel()
+    if several():
+        global _watch
+        client().key_value_set(f"{_ROOT}/names/{index()}", socket.gethostname())
+        barrier("start", START_TIMEOUT)
+        _watch = _Watch()
+        _watch.start()
+
+
+def check_flags(coordinator: str | None, hosts: int | None, host: int | None) -> None:
+    """ValueError unless they are all given and fit, or none, or --hosts 1."""
+    if hosts == 1 and coordinator is None and host in (None, 0):
+        return
+    given = [coordinator is not None, hosts is not None, host is not None]
+    if any(given) and not all(given):
+        raise ValueError("give all of --coordinator, --hosts and --host, or none, or --hosts 1")
+    if coordinator is None or hosts is None or host is None:
+        return
+    name, colon, port = coordinator.rpartition(":")
+    if not (name and colon and port.isdecimal()):
+        raise ValueError(f"--coordinator {coordinator}: write HOST:PORT, such as node-a:8476")
+    if hosts < 1 or not 0 <= host < hosts:
+        raise ValueError(f"--host {host} of --hosts {hosts}: they count from 0 to N - 1")
+
+
+def cluster(environment: Mapping[str, str]) -> str | None:
+    """What starts several processes here, as far as the environment shows; None if nothing does.
+
+    JAX makes out the rest. It is not asked always, since it takes a job of one process, or a
+    notebook within Kubernetes, for a part of something and waits or fails.
+    """
+
+    def number(name: str, otherwise: str = "1") -> int:
+        text = environment.get(name, otherwise)
+        return int(text) if text.isdecimal() else 1
+
+    if number("OMPI_COMM_WORLD_SIZE") > 1:
+        return "Open MPI"
+    tasks = number("SLURM_NTASKS")
+    if "SLURM_STEP_NODELIST" in environment and number("SLURM_STEP_NUM_TASKS", str(tasks)) > 1:
+        return "SLURM"
+    workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    if "," in (workers or "") or number("MEGASCALE_NUM_SLICES") > 1:
+        return "GKE"
+    if "JOB_COMPLETION_INDEX" in environment and importlib.util.find_spec("kubernetes"):
+        return "Kubernetes"
+    # JAX sets this on import where there is no TPU.
+    chips = "TPU_SKIP_MDS_QUERY" not in environment and importlib.util.find_spec("libtpu")
+    return "TPU" if chips and "tpu" in environment.get("JAX_PLATFORMS", "tpu") else None
+
+
+def several() -> bool:
+    """Whether this process is one of several; asks for no devices."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def index() -> int:
+    """Which host this is."""
+    return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
+def count() -> int:
+    """How many hosts there are."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is host 0, which writes what is written once."""
+    return index() == 0
+
+
+def client() -> Any:
+    """The client of the coordination service: keys, values and barriers of all hosts."""
+    from jax._src import distributed  # no public way, see above
+
+    return distributed.global_state.client
+
+
+def called(host: int) -> str:
+    """A host as people know it: "host 2 (node-c)"."""
+    names = dict(client().key_value_dir_get(f"{_ROOT}/names/"))
+    name = names.get(f"{_ROOT}/names/{host}")
+    return f"host {host} ({name})" if name else f"host {host}"
+
+
+def barrier(name: str, timeout: float = BARRIER_TIMEOUT) -> None:
+    """Wait until every host has called this with the same name; alone, return at once.
+
+    The name may be used again: the n-th call on one host meets the n-th on the others.
+
+    Raises:
+        HostsError: after `timeout` seconds since the first host came; names who is missing.
+    """
+    if not several():
+        return
+    key = f"{_ROOT}/barriers/{name}.{_waits[name]}"
+    _waits[name] += 1
+    client().key_value_set(f"{key}/{index()}", "")
+    try:
+        client().wait_at_barrier(key, int(timeout * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        came = {int(k.rpartition("/")[2]) for k, _ in client().key_value_dir_get(f"{key}/")}
+        missing = [called(i) for i in range(count()) if i not in came]
+        raise HostsError(
+            f"barrier {name!r}: waited {timeout:g} s for {', '.join(missing) or 'a late host'}"
+            f"{REMEDY}"
+        ) from error
+
+
+def lost(error: BaseException) -> str | None:
+    """Who is gone, if that can be why this host failed; waits until it would be known.
+
+    A collective that loses a host fails with an error of the network, if it fails at all.
+    """
+    if _watch is None or not _by_jax(error):
+        return None
+    return _watch.verdict(SILENCE + 4 * PULSE)
+
+
+def end(code: int, error: str | None = None, *, agreed: bool = False) -> int:
+    """Leave with an exit code; alone, just return it.
+
+    A process that simply ended would be held up by those that go on, and leave them waiting.
+
+    Args:
+        error: what went wrong here, None if nothing did; the other hosts say it too and end.
+        agreed: all hosts come to this end by themselves.
+    """
+    if _watch is None:
+        return code
+    if error is None or agreed:
+        # Others may have long to go; the watch ends this process if one of them dies.
+        barrier("end", 7 * 24 * 3600.0)
+        _watch.stop()
+        jax.distributed.shutdown()
+        return code
+    _watch.tell(f"{called(index())} ended: {error}")
+    _watch.leave(code)
+    raise AssertionError("this process has ended")
+
+
+class _Watch(Thread):
+    """Tells host 0 that this host lives, and ends the process when another one is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True, name="hosts")
+        self._stopped, self._known, self._ending = Event(), Event(), RLock()
+        self._reason = ""
+        self._pulses = dict.fromkeys(range(count()), ("", time.monotonic()))
+
+    def run(self) -> None:
+        beat = 0
+        while not self._stopped.wait(PULSE):
+            beat += 1
+            try:
+                client().key_value_set(f"{_ROOT}/pulses/{index()}", str(beat), True)
+                if is_first():
+                    self._judge(client().key_value_dir_get(f"{_ROOT}/pulses/"))
+                found = client().key_value_dir_get(f"{_ROOT}/lost/")
+            except jax.errors.JaxRuntimeError:
+                found = [("", f"host 0 does not answer{REMEDY}")]
+            if found and not self._stopped.is_set():
+                self._reason = found[0][1]
+                self._known.set()
+                with self._ending:  # unless the main thread is about it already
+                    print(f"error: {self._reason}", file=sys.stderr, flush=True)
+                    self.leave(HostsError.exit_code)
+
+    def _judge(self, found: Sequence[tuple[str, str]]) -> None:
+        pulses = {int(key.rpartition("/")[2]): value for key, value in found}
+        self._pulses, gone = judged(self._pulses, pulses, time.monotonic())
+        if gone:
+            names = ", ".join(map(called, gone))
+            self.tell(f"{names} gave no sign of life for {SILENCE:g} s{REMEDY}")
+
+    def tell(self, reason: str) -> None:
+        """Let all hosts know; the first reason stands."""
+        with suppress(jax.errors.JaxRuntimeError):
+            client().key_value_set(f"{_ROOT}/lost/reason", reason)
+
+    def verdict(self, timeout: float) -> str | None:
+        self._ending.acquire()  # for good
+        return self._reason if self._known.wait(timeout) else None
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+    def leave(self, code: int) -> None:
+        """End this process at once, but host 0 last: without it JAX aborts the others."""
+        self._ending.acquire()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with suppress(jax.errors.JaxRuntimeError):
+            client().wait_at_barrier(f"{_ROOT}/leave", int(FAREWELL * 1000))
+        if is_first():
+            time.sleep(PULSE)
+        os._exit(code)
+
+
+_watch: _Watch | None = None
+
+
+def judged(
+    before: Mapping[int, Pulse], now: Mapping[int, str], at: float
+) -> tuple[dict[int, Pulse], list[int]]:
+    """Each host's last pulse and when it was first seen, and the hosts that are silent too long."""
+    pulses = {
+        host: (now[host], at) if host in now and now[host] != value else (value, since)
+        for host, (value, since) in before.items()
+    }
+    return pulses, [host for host, (_, since) in pulses.items() if at - since > SILENCE]
+
+
+def _by_jax(error: BaseException | None) -> bool:
+    """Whether an error of the devices or the network stands behind this one."""
+    while error is not None:
+        # Where an array is fetched, the runtime's status comes as a ValueError.
+        if isinstance(error, jax.errors.JaxRuntimeError) or STATUS.match(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _too_late(where: str, host: int | None) -> None:
+    own = f"host {host} ({socket.gethostname()})" if host is not None else socket.gethostname()
+    print(
+        f"error: {own} waited {START_TIMEOUT:g} s at {where} and not all hosts came; see that the "
+        "command runs on each, with its own number, and that they reach that port",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(HostsError.exit_code)
