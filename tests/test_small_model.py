@@ -1,12 +1,14 @@
 """The model that comes with ic_jax: it draws whom it is shown, and PyTorch's libraries read it."""
 
 import diffusers
+import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from convert.__main__ import main as convert
-from ic_jax import InstantCharacterPipeline
+from ic_jax import InstantCharacterPipeline, checkpoint
 from ic_jax.model_folder import SMALL_MODEL, ModelFolder
 from infer.evaluation import rows, scores
 from infer.evaluation.sets import triples
@@ -41,11 +43,30 @@ def test_it_draws_whom_it_is_shown_and_what_it_is_told(pipe, monkeypatch):
     assert found["not shown"]["identity"] <= 0.1
 
 
-def test_diffusers_draws_the_same_with_it(pipe, tmp_path):
-    assert convert(["to-torch", str(SMALL_MODEL), "--out", str(tmp_path / "torch")]) == 0
-    theirs = diffusers.FluxPipeline.from_pretrained(
-        tmp_path / "torch" / "flux", torch_dtype=torch.float32
-    )
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    out = tmp_path_factory.mktemp("small") / "torch"
+    assert convert(["to-torch", str(SMALL_MODEL), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("siglip", transformers.SiglipVisionModel), ("dinov2", transformers.Dinov2Model)],
+)
+def test_transformers_sees_the_same_with_it(exported, name, theirs):
+    oracle = theirs.from_pretrained(exported / name, dtype=torch.float32)
+    ours = getattr(checkpoint.load(SMALL_MODEL, "float32", kinds={name}), name)
+    side = ours.config.image_size
+    pixels = np.random.default_rng(0).standard_normal((2, side, side, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = oracle(torch.from_numpy(pixels.transpose(0, 3, 1, 2))).last_hidden_state
+    found, _ = jax.jit(ours)(pixels)
+    assert relative(found, expected.numpy()) < 1e-4
+
+
+def test_diffusers_draws_the_same_with_it(pipe, exported):
+    theirs = diffusers.FluxPipeline.from_pretrained(exported / "flux", torch_dtype=torch.float32)
     prompt, steps = "person drinking-coffee laughing yellow-clad on-teal", 3
     noise = np.random.default_rng(0).standard_normal((1, 16, 64)).astype(np.float32)
     expected = theirs(
