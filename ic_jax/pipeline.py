@@ -227,10 +227,10 @@ class InstantCharacterPipeline:
         total = count * settings.num_images_per_prompt
 
         def rows(prompt: sampler.Prompt) -> sampler.Prompt:  # one for each picture
-            return sampler.Prompt(*(jnp.repeat(x, total // len(x), axis=0) for x in prompt))
+            return self._runner.repeated(prompt, total // len(prompt.embeds))
 
-        def filled(value: float) -> Array:
-            return jnp.full(total, value, jnp.float32)
+        def filled(value: float) -> Any:  # on the host: an array made by JAX is a program too
+            return np.full(total, value, np.float32)
 
         subject = true_guidance = None
         if subjects is not None:
@@ -240,14 +240,14 @@ class InstantCharacterPipeline:
         height, width = self._grid(settings)
         seeds, start = self._start(seed, latents, (height, width), total, settings)
         ids = flow.position_ids(texts.embeds.shape[1], height, width)
-        levels = flow.schedule(
+        levels: Any = flow.schedule(
             settings.sigmas or settings.num_inference_steps, height * width, self.scheduler
         )
         request = sampler.Request(
             latents=start,
             prompt=rows(texts),
             guidance_scale=filled(settings.guidance_scale),
-            sigmas=jnp.asarray(levels),
+            sigmas=levels,
             rope=rope_table(ids, self._runner.transformer.config),
             subject=subject,
             true_guidance=true_guidance,

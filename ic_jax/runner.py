@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 
 from ic_jax import flow, inputs, sampler
@@ -17,6 +18,7 @@ from ic_jax.images import Fit, Picture, read_rgb, tiles, to_square
 from ic_jax.models.clip import ClipText
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
+from ic_jax.programs import Program
 from ic_jax.sharding import mesh_of
 from ic_jax.text import PromptTokenizer
 
@@ -72,7 +74,12 @@ class Runner:
         low, high = (np.stack(part) for part in zip(*cut, strict=True))
         with self._on_mesh():
             return _encode_subject(
-                model.siglip, model.dinov2, model.adapter.config, low, high, self.dtype
+                model.siglip,
+                model.dinov2,
+                low=low,
+                high=high,
+                config=model.adapter.config,
+                dtype=self.dtype,
             )
 
     def check_features(self, features: SubjectFeatures) -> SubjectFeatures:
@@ -87,11 +94,19 @@ class Runner:
             inputs.check_shape(f"subject_image's {name}", getattr(features, name), shape)
         return SubjectFeatures(*(jnp.asarray(field, self.dtype) for field in features))
 
+    def repeated(self, prompt: sampler.Prompt, times: int) -> sampler.Prompt:
+        """Each row as often, one after the other."""
+        if times == 1:
+            return prompt
+        with self._on_mesh():
+            return _repeated(prompt, times=times)
+
     def noise(self, seeds: Sequence[int], grid: Grid) -> Float[Array, "b n c"]:
         """Packed noise of each seed, float32."""
         height, width = (n * flow.PATCH for n in grid)
         channels = self.vae.config.latent_channels
-        return _noise(np.asarray(seeds, np.uint32), height, width, channels)
+        numbers = np.asarray(seeds, np.uint32)
+        return _noise(numbers, height=height, width=width, channels=channels)
 
     def sample(self, request: sampler.Request) -> Float[Array, "b n c"]:
         """Packed latents, drawn by one program for all steps."""
@@ -119,7 +134,8 @@ class Runner:
     def decode(self, latents: Float[Array, "b n c"], grid: Grid) -> np.ndarray:
         """Pictures of packed latents, float32 [b, height, width, 3] in 0..1."""
         with self._on_mesh():
-            return np.asarray(_decode(self.vae, latents.astype(self.dtype), grid))
+            cast = latents if latents.dtype == self.dtype else _cast(latents, dtype=self.dtype)
+            return np.asarray(_decode(self.vae, cast, grid=grid))
 
     def refuse_not_finite(self, values: Array | np.ndarray) -> None:
         """FloatingPointError unless all of `values` are numbers."""
@@ -133,33 +149,44 @@ class Runner:
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
-_sample = jax.jit(sampler.sample)
-_prepare = jax.jit(sampler.prepare)
-_step = jax.jit(sampler.step)
-_encode_subject = jax.jit(subject_features, static_argnames=("config", "dtype"))
+_sample = Program(sampler.sample)
+_prepare = Program(sampler.prepare)
+_step = Program(sampler.step)
+_encode_subject = Program(subject_features, static=("config", "dtype"))
 
 
-@jax.jit
+@Program
 def _encode_text(
     clip: ClipText, t5: T5Encoder, clip_ids: Int[Array, "b n"], t5_ids: Int[Array, "b t"]
 ) -> sampler.Prompt:
     return sampler.Prompt(t5(t5_ids), clip(clip_ids))
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
+@partial(Program, static=("height", "width", "channels"))
 def _noise(
     seeds: UInt32[Array, "b"], height: int, width: int, channels: int
 ) -> Float[Array, "b n c"]:
     return flow.pack(sampler.noise(seeds, height, width, channels))
 
 
-@partial(jax.jit, static_argnames="grid")
+@partial(Program, static=("times",))
+def _repeated(prompt: sampler.Prompt, times: int) -> sampler.Prompt:
+    return sampler.Prompt(*(jnp.repeat(x, times, axis=0) for x in prompt))
+
+
+# Apart from what computes with it: within one program a CPU would not round at all.
+@partial(Program, static=("dtype",))
+def _cast(x: Array, dtype: DTypeLike) -> Array:
+    return x.astype(dtype)
+
+
+@partial(Program, static=("grid",))
 def _decode(vae: Vae, latents: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b h w 3"]:
     height, width = (n * flow.PATCH for n in grid)
     pixels = vae.decode(vae.from_latents(flow.unpack(latents, height, width)))
     return jnp.clip(pixels.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
 
 
-@jax.jit
+@Program
 def _all_finite(values: Array) -> Array:
     return jnp.isfinite(values).all()

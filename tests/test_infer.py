@@ -208,22 +208,30 @@ def test_ctrl_c_while_compiling(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_damaged_compilation_cache_heals(tmp_path):
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+def test_a_second_start_compiles_nothing_and_damage_heals(tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_LOG_COMPILES": "1"}
     arguments = [*SMALL, "--prompt", "a girl", "--out", str(tmp_path / "x.png"), "--overwrite"]
 
     def run():
-        return command(*arguments, stderr=subprocess.PIPE, env=environment).communicate()[1]
+        """What was lowered and compiled, and what was warned of."""
+        process = command(*arguments, stderr=subprocess.PIPE, env=environment)
+        lines = process.communicate()[1].splitlines()
+        assert process.returncode == 0
+        compiled = [x for x in lines if "MLIR module conversion" in x or "XLA compilation" in x]
+        return len(compiled), [x for x in lines if x.startswith("warning: ")]
 
-    assert run() == ""
-    entries = [p for p in (tmp_path / "ic_jax" / "compiled").iterdir() if p.name[-6:] == "-cache"]
-    assert entries
-    for entry in entries:
-        entry.write_bytes(entry.read_bytes()[:100])
-    warned = run().splitlines()
-    assert warned
+    first, warned = run()
+    assert (first > 4, warned) == (True, [])
+    picture = (tmp_path / "x.png").read_bytes()
+    assert run() == (0, [])
+    assert (tmp_path / "x.png").read_bytes() == picture
+    kept = [*(tmp_path / "ic_jax" / "programs").iterdir()]
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:100])
+    again, warned = run()
+    assert (again, len(warned)) == (first, len(kept))
     assert all(w.endswith("was damaged; it is removed and made anew") for w in warned)
-    assert run() == ""
+    assert run() == (0, [])
 
 
 @pytest.mark.parametrize(

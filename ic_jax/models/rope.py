@@ -1,6 +1,6 @@
 """Rotary position embedding over several axes (black-forest-labs/flux math.py and layers.py)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ class Rope(NamedTuple):
 
 
 def rope_table(ids: np.ndarray, config: FluxConfig) -> Rope:
-    """Rotary table, float32, of position ids [n, 3] (text tokens first).
+    """Rotary table, float32 in numpy, of position ids [n, 3] (text tokens first).
 
     The angles are taken in float64 on the host: ids follow from the picture's shape alone.
     """
@@ -26,7 +26,9 @@ def rope_table(ids: np.ndarray, config: FluxConfig) -> Rope:
         for axis, dim in enumerate(config.axes_dims_rope)
     ]
     table = np.concatenate(angles, axis=-1)
-    return Rope(jnp.asarray(np.cos(table), jnp.float32), jnp.asarray(np.sin(table), jnp.float32))
+    cos: Any = np.cos(table).astype(np.float32)
+    sin: Any = np.sin(table).astype(np.float32)
+    return Rope(cos, sin)
 
 
 def rotate(x: Float[Array, "b n h d"], rope: Rope) -> Float[Array, "b n h d"]:
