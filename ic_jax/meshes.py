@@ -24,18 +24,33 @@ Sizes = dict[str, int]
 def for_drawing(text: str, folder: str | Path, dtype: Any) -> Mesh | None:
     """The mesh that `text` says ("auto" or "data=2,tensor=4") for a MODEL folder in `dtype`.
 
-    None is one device. "auto" takes one where nothing is known of the devices' memory.
+    Of several hosts each takes a mesh of its own devices where that is enough, and all take one
+    mesh together where it is not. None is one device. "auto" takes one where nothing is known of
+    the devices' memory.
 
     Raises:
         ShardingError: there is no such mesh, or nothing that fits.
     """
-    devices = jax.devices()
+    own, every = jax.local_devices(), jax.devices()
     if text != "auto":
-        return make_mesh(parse(text), devices)
-    memory = memory_of(devices[0])
-    if len(devices) == 1 or memory is None:
+        sizes = parse(text)
+        count = math.prod(sizes.values())
+        if len(own) < count < len(every):
+            raise ShardingError(
+                f"mesh {text!r} has {count} devices: give one within a host's {len(own)}, or of "
+                f"all {len(every)}"
+            )
+        return make_mesh(sizes, own if count <= len(own) else every)
+    memory = memory_of(own[0])
+    if len(every) == 1 or memory is None:
         return None
-    sizes = drawing_sizes(shapes_of(folder, dtype), len(devices), memory)
+    shapes = shapes_of(folder, dtype)
+    try:
+        sizes, devices = drawing_sizes(shapes, len(own), memory), own
+    except ShardingError:
+        if len(own) == len(every):
+            raise
+        sizes, devices = drawing_sizes(shapes, len(every), memory), every
     return make_mesh(sizes, devices) if math.prod(sizes.values()) > 1 else None
 
 

@@ -13,13 +13,14 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from ic_jax import flow, inputs, sampler
 from ic_jax.checkpoint import Model
+from ic_jax.encoders import Encoders
 from ic_jax.features import SubjectFeatures, subject_features
 from ic_jax.images import Fit, Picture, read_rgb, tiles, to_square
 from ic_jax.models.clip import ClipText
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
 from ic_jax.programs import Program
-from ic_jax.sharding import mesh_of
+from ic_jax.sharding import constrain, mesh_of
 from ic_jax.text import PromptTokenizer
 
 Grid = tuple[int, int]  # height and width of a picture in tokens
@@ -28,14 +29,16 @@ Grid = tuple[int, int]  # height and width of a picture in tokens
 class Runner:
     """Checks what a model lacks, and runs what it has, on the mesh that its parameters lie on."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, encoders: Encoders):
+        """`encoders` are the model's, or read for it."""
         if model.transformer is None or model.vae is None:
             raise ValueError(
                 "drawing needs the transformer and the VAE; convert with --flux and --vae"
             )
-        self.model = model
+        self.model, self._encoders = model, encoders
         self.transformer, self.vae = model.transformer, model.vae
         self.mesh = mesh_of(model.transformer)
+        self.spans_hosts = self.mesh is not None and self.mesh.is_multi_process
         self.dtype = self.transformer.proj_out.kernel.dtype
         self.pixels_per_token = self.vae.config.downscale * flow.PATCH
         self._tokenizer = None
@@ -46,8 +49,8 @@ class Runner:
         self, prompts: list[str], prompts_2: list[str], length: int
     ) -> sampler.Prompt:
         """One row for each; a single prompt of either list goes with all of the other."""
-        model = self.model
-        if self._tokenizer is None or model.clip is None or model.t5 is None:
+        clip, (t5,) = self.model.clip, self._encoders.get("t5")
+        if self._tokenizer is None or clip is None or t5 is None:
             raise ValueError(
                 "the model has no text encoders; give prompt_embeds and pooled_prompt_embeds, "
                 "or convert it with --t5 and --clip"
@@ -59,27 +62,22 @@ class Runner:
             max_sequence_length=length,
         )
         with self._on_mesh():
-            return _encode_text(model.clip, model.t5, clip_ids, t5_ids)
+            return _encode_text(clip, t5, clip_ids, t5_ids)
 
     def encode_pictures(self, pictures: Sequence[Picture], fit: Fit) -> SubjectFeatures:
         """One row for each."""
-        model = self.model
-        if model.adapter is None or model.siglip is None or model.dinov2 is None:
+        adapter, (siglip, dinov2) = self.model.adapter, self._encoders.get("siglip", "dinov2")
+        if adapter is None or siglip is None or dinov2 is None:
             raise ValueError(
                 "a subject needs the adapter, SigLIP and DINOv2; convert the model with "
                 "--adapter, --siglip and --dinov2"
             )
-        size = model.siglip.config.image_size
+        size = siglip.config.image_size
         cut = [tiles(to_square(read_rgb(picture), fit), size) for picture in pictures]
         low, high = (np.stack(part) for part in zip(*cut, strict=True))
         with self._on_mesh():
             return _encode_subject(
-                model.siglip,
-                model.dinov2,
-                low=low,
-                high=high,
-                config=model.adapter.config,
-                dtype=self.dtype,
+                siglip, dinov2, low=low, high=high, config=adapter.config, dtype=self.dtype
             )
 
     def check_features(self, features: SubjectFeatures) -> SubjectFeatures:
@@ -106,10 +104,13 @@ class Runner:
         height, width = (n * flow.PATCH for n in grid)
         channels = self.vae.config.latent_channels
         numbers = np.asarray(seeds, np.uint32)
-        return _noise(numbers, height=height, width=width, channels=channels)
+        made = _noise(numbers, height=height, width=width, channels=channels)
+        # What every host has of its own goes to a mesh of all as a host's array.
+        return np.asarray(made) if self.spans_hosts else made  # type: ignore[return-value]
 
     def sample(self, request: sampler.Request) -> Float[Array, "b n c"]:
         """Packed latents, drawn by one program for all steps."""
+        self._encoders.put_away()
         with self._on_mesh():
             return _sample(self.transformer, self.model.adapter, request)
 
@@ -119,6 +120,7 @@ class Runner:
         after_step: Callable[[int, float, dict[str, Array]], Mapping[str, Any] | None],
     ) -> Float[Array, "b n c"]:
         """The same by one program a step; `after_step` sees and may replace the latents."""
+        self._encoders.put_away()
         flux, adapter = self.transformer, self.model.adapter
         with self._on_mesh():
             conditioning, latents = _prepare(flux, adapter, request), request.latents
@@ -184,7 +186,8 @@ def _cast(x: Array, dtype: DTypeLike) -> Array:
 def _decode(vae: Vae, latents: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b h w 3"]:
     height, width = (n * flow.PATCH for n in grid)
     pixels = vae.decode(vae.from_latents(flow.unpack(latents, height, width)))
-    return jnp.clip(pixels.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
+    whole = constrain(pixels, None, None, None, None)  # every host can look at them
+    return jnp.clip(whole.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
 
 
 @Program

@@ -4,22 +4,31 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array
 from PIL import Image
 from tqdm import tqdm
 
-from ic_jax import InstantCharacterPipeline, cli
+from ic_jax import InstantCharacterPipeline, cli, hosts, meshes
 from ic_jax.cli import say
 from ic_jax.features import SubjectFeatures
 from ic_jax.pipeline import StepCallback
 from ic_jax.version import __version__
 from infer import compiled, demo, options, output
+from infer.output import Job
 from infer.timing import Stopwatch
 
 DEFAULT_OUT = Path("out.png")
+NEGATIVE = None  # among prompts
+Ahead = dict[str | None, tuple[Array, Array]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,26 +37,52 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def generate(o: argparse.Namespace) -> None:
+    hosts.initialise(o.coordinator, o.hosts, o.host)
     if o.model is None:
         demo.fill(o)
-    prompts, seeds, loras = options.prompts(o), options.seeds(o), options.loras(o)
+    loras = options.loras(o)
+    asked = output.jobs(o.out or DEFAULT_OUT, options.prompts(o), options.seeds(o))
     options.check(o)
-    files = output.names(o.out or DEFAULT_OUT, prompts, seeds)
-    output.prepare(files, overwrite=o.overwrite or o.out is None)
-    with nullcontext() if o.no_compile_cache else compiled.kept():
-        _generate(o, prompts, seeds, loras, files)
+    mesh = meshes.for_drawing(o.mesh, o.model, o.dtype)
+    todo = _todo(o, asked, mesh)
+    if todo:
+        with nullcontext() if o.no_compile_cache else compiled.kept():
+            _generate(o, mesh, todo, loras)
+
+
+def _todo(o: argparse.Namespace, asked: list[Job], mesh: Mesh | None) -> list[Job]:
+    """What is drawn here: all hosts draw together on a mesh of all, otherwise each its share.
+
+    A host's share does not depend on what is there, since hosts see that at different times.
+    """
+
+    together = _spans_hosts(mesh)
+    own = asked if together else asked[hosts.index() :: hosts.count()]
+    wanted = np.zeros(len(own), np.int32)
+    if own and (hosts.is_first() or not together):
+        output.prepare(own)
+        left = own if o.overwrite or o.out is None else output.missing(own, partial(_metadata, o))
+        if len(left) < len(own):
+            say(f"{len(own) - len(left)} of {len(own)} pictures are there already")
+        wanted[[i for i, job in enumerate(own) if job in left]] = 1
+    if together:
+        wanted = multihost_utils.broadcast_one_to_all(wanted)
+    return [job for job, want in zip(own, wanted, strict=True) if want]
+
+
+def _spans_hosts(mesh: Mesh | None) -> bool:
+    return mesh is not None and mesh.is_multi_process
 
 
 def _generate(
     o: argparse.Namespace,
-    prompts: list[str],
-    seeds: list[int],
+    mesh: Mesh | None,
+    todo: list[Job],
     loras: list[tuple[Path, float, str | None]],
-    files: list[list[Path]],
 ) -> None:
     watch = Stopwatch()
     pipe = InstantCharacterPipeline.from_pretrained(
-        o.model, o.dtype, verify=not o.no_verify, mesh=o.mesh
+        o.model, o.dtype, verify=not o.no_verify, mesh=mesh, encoders=o.encoders
     )
     for file, weight, trigger in loras:
         pipe.load_lora(file, weight, trigger)
@@ -56,37 +91,70 @@ def _generate(
     if o.subject is not None:
         subject = jax.block_until_ready(pipe.encode_subject(o.subject, o.subject_fit))
         say(f"encoded {o.subject}: {watch.lap()}")
-    for prompt, row in zip(prompts, files, strict=True):
-        for seed, file in zip(seeds, row, strict=True):
-            image = _draw(pipe, o, prompt, seed, subject)
-            output.save(image, file, _metadata(o, prompt, seed))
-            say(f"drew {file}: {watch.lap()}")
+    ahead = _ahead(pipe, o, todo)
+    # One picture for each part of the batch's axes.
+    rows = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    for first in range(0, len(todo), rows):
+        some = todo[first : first + rows]
+        # Rows that nobody asked for keep the shape, so that nothing is compiled for the last ones.
+        images = _draw(pipe, o, [*some, *some[-1:] * (rows - len(some))], subject, ahead)
+        if _spans_hosts(mesh) and not hosts.is_first():
+            continue
+        for job, image in zip(some, images, strict=False):
+            output.save(image, job.file, _metadata(o, job))
+            say(f"drew {job.file}: {watch.lap()}")
+
+
+def _ahead(pipe: InstantCharacterPipeline, o: argparse.Namespace, todo: list[Job]) -> Ahead | None:
+    """Embeddings of every prompt where the encoders are freed, so that T5 is read once."""
+    if o.encoders == "keep":
+        return None
+    length = o.max_sequence_length
+    made: Ahead = {}
+    for prompt in dict.fromkeys(job.prompt for job in todo):
+        made[prompt] = pipe.encode_prompt(prompt, o.prompt_2, length)
+    if o.true_cfg_scale != 1.0:
+        made[NEGATIVE] = pipe.encode_prompt(o.negative_prompt or "", None, length, triggers=False)
+    return made
+
+
+def _texts(o: argparse.Namespace, some: list[Job], ahead: Ahead | None) -> dict[str, Any]:
+    """What the pipeline takes as the prompts of some pictures."""
+    if ahead is None:
+        own = {"prompt_2": o.prompt_2, "negative_prompt": o.negative_prompt}
+        return {"prompt": [job.prompt for job in some], **own}
+    pairs = zip(*(ahead[job.prompt] for job in some), strict=True)
+    embeds, pooled = (x[0] if len(x) == 1 else jnp.concatenate(x) for x in pairs)
+    given = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    if NEGATIVE in ahead:
+        embeds, pooled = ahead[NEGATIVE]
+        given |= {"negative_prompt_embeds": embeds, "negative_pooled_prompt_embeds": pooled}
+    return given
 
 
 def _draw(
     pipe: InstantCharacterPipeline,
     o: argparse.Namespace,
-    prompt: str,
-    seed: int,
+    some: list[Job],
     subject: SubjectFeatures | None,
-) -> Image.Image:
-    with _progress(o, prompt) as callback:
+    ahead: Ahead | None,
+) -> list[Image.Image]:
+    with _progress(o, some[0].prompt) as callback:
         result = pipe(
-            prompt,
             subject_image=subject,
-            seed=seed,
+            seed=[job.seed for job in some],
             callback_on_step_end=callback,
-            **{name: getattr(o, name) for name in options.PASSED_ON},
+            **_texts(o, some, ahead),
+            **{name: getattr(o, name) for name in options.SETTINGS},
         )
-    (image,) = result.images
-    assert isinstance(image, Image.Image)  # output_type is "pil"
-    return image
+    assert isinstance(result.images, list)  # output_type is "pil"
+    return result.images
 
 
 @contextmanager
 def _progress(o: argparse.Namespace, prompt: str) -> Iterator[StepCallback | None]:
     """A bar over the steps, where somebody looks at it; otherwise the loop stays one program."""
-    if o.no_progress or not sys.stderr.isatty():
+    if o.no_progress or hosts.several() or not sys.stderr.isatty():
         yield None
         return
     steps = len(o.sigmas) if o.sigmas else o.num_inference_steps
@@ -99,7 +167,7 @@ def _progress(o: argparse.Namespace, prompt: str) -> Iterator[StepCallback | Non
         yield advance
 
 
-def _metadata(o: argparse.Namespace, prompt: str, seed: int) -> dict[str, Any]:
+def _metadata(o: argparse.Namespace, job: Job) -> dict[str, Any]:
     arguments = {name: getattr(o, name) for name in options.PASSED_ON}
     files = {
         name: None if v is None else str(v)
@@ -109,8 +177,8 @@ def _metadata(o: argparse.Namespace, prompt: str, seed: int) -> dict[str, Any]:
         "ic_jax": __version__,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
-        "prompt": prompt,
-        "seed": seed,
+        "prompt": job.prompt,
+        "seed": job.seed,
         **files,
         **arguments,
         "subject_fit": o.subject_fit,

@@ -6,9 +6,10 @@ from typing import get_args
 
 import jax
 
-from ic_jax import inputs
+from ic_jax import hosts, inputs
 from ic_jax.checkpoint import read_config
 from ic_jax.config import SamplingConfig
+from ic_jax.encoders import Keeping
 from ic_jax.flow import PATCH
 from ic_jax.images import Fit, read_rgb
 from ic_jax.model_folder import ModelFolder
@@ -84,17 +85,28 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--out", type=Path, help="PNG file, or folder (default: out.png, replaced if it exists)"
     )
-    run.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
+    run.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace pictures that exist; otherwise those with the same arguments are kept",
+    )
     run.add_argument(
         "--dtype", choices=DTYPES, help="to compute in (default: bfloat16; on a CPU float32)"
     )
     run.add_argument(
         "--mesh", default="auto", help="devices to spread over, such as data=2,tensor=4"
     )
+    run.add_argument(
+        "--encoders",
+        choices=get_args(Keeping),
+        default="keep",
+        help="free: T5, SigLIP and DINOv2 are not in memory while pictures are drawn",
+    )
     run.add_argument("--no-progress", action="store_true", help="one program for all steps")
     run.add_argument("--no-verify", action="store_true", help="trust the model's files unread")
     run.add_argument("--no-compile-cache", action="store_true", help="compile everything anew")
     run.add_argument("--debug", action="store_true", help="show where an error came from")
+    hosts.add_options(p)
     return p
 
 

@@ -5,17 +5,27 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 METADATA_KEY = "ic_jax"
+ELSEWHERE = ("jax", "device")  # may differ between pictures of the same arguments
 
 
-def names(out: Path, prompts: list[str], seeds: list[int]) -> list[list[Path]]:
-    """A file for every prompt and seed: `out` itself if there is only one.
+class Job(NamedTuple):
+    """A picture to be drawn."""
+
+    prompt: str
+    seed: int
+    file: Path
+
+
+def jobs(out: Path, prompts: list[str], seeds: list[int]) -> list[Job]:
+    """Every prompt with every seed; the file is `out` itself if there is only one.
 
     `out` without the ending .png is a folder.
     """
@@ -23,28 +33,44 @@ def names(out: Path, prompts: list[str], seeds: list[int]) -> list[list[Path]]:
         raise ValueError(f"--out {out}: pictures are written as PNG; end the name in .png")
     folder, stem = (out.parent, out.stem) if out.suffix.lower() == ".png" else (out, None)
     if stem and len(prompts) * len(seeds) == 1:
-        return [[out]]
+        return [Job(prompts[0], seeds[0], out)]
 
     def name(i: int, seed: int) -> Path:
         words = re.sub(r"[^\w]+", "-", prompts[i].lower())[:40].strip("-") or "picture"
         return folder / f"{stem or words}-{i:03d}-seed{seed}.png"
 
-    return [[name(i, seed) for seed in seeds] for i in range(len(prompts))]
+    return [Job(p, seed, name(i, seed)) for i, p in enumerate(prompts) for seed in seeds]
 
 
-def prepare(files: list[list[Path]], *, overwrite: bool) -> None:
-    """Make the folders; ValueError or OSError if the pictures could not be written in the end."""
-    flat = [file for row in files for file in row]
-    wrong = next((f for f in flat if f.is_dir()), None)
+def missing(asked: list[Job], metadata: Callable[[Job], dict[str, Any]]) -> list[Job]:
+    """Those that are not there yet, drawn with the same arguments; ValueError if others are."""
+    found = [job for job in asked if not _same(job, metadata(job))]
+    existing = [str(job.file) for job in found if job.file.exists()]
+    if existing:
+        raise ValueError(
+            f"{existing[0]} exists{f' and {len(existing) - 1} more' if existing[1:] else ''}, "
+            "drawn otherwise; give --overwrite to replace, or another --out"
+        )
+    return found
+
+
+def _same(job: Job, metadata: dict[str, Any]) -> bool:
+    try:
+        with Image.open(job.file) as picture:
+            found = json.loads(picture.info[METADATA_KEY])
+    except (OSError, KeyError, ValueError):
+        return False
+    expected = json.loads(json.dumps(metadata))
+    return all(found.get(k) == v for k, v in expected.items() if k not in ELSEWHERE)
+
+
+def prepare(asked: list[Job]) -> None:
+    """Make the folder, rid of what a killed process left of these pictures; ValueError or OSError
+    if they could not be written in the end."""
+    wrong = next((job.file for job in asked if job.file.is_dir()), None)
     if wrong is not None:
         raise ValueError(f"{wrong} is a folder; name a file, or leave out the ending .png")
-    existing = [str(f) for f in flat if f.exists()]
-    if existing and not overwrite:
-        raise ValueError(
-            f"{existing[0]} exists{f' and {len(existing) - 1} more' if existing[1:] else ''}; "
-            "give --overwrite to replace, or another --out"
-        )
-    folder = flat[0].parent
+    folder, names = asked[0].file.parent, {job.file.name for job in asked}
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -52,6 +78,9 @@ def prepare(files: list[list[Path]], *, overwrite: bool) -> None:
     except OSError as error:
         reason = f"cannot be written to ({error.strerror})"
         raise PermissionError(errno.EACCES, reason, str(folder)) from None
+    for part in folder.glob(".*.part"):
+        if part.name[1:].rsplit(".", 2)[0] in names:
+            part.unlink(missing_ok=True)
 
 
 def save(image: Image.Image, file: Path, metadata: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from ic_jax import InstantCharacterPipeline, checkpoint
 from ic_jax.config import SamplingConfig, SchedulerConfig
+from ic_jax.encoders import KINDS
 from ic_jax.models.flux import Flux
 from tests.conftest import GOLDENS
 from tests.oracle import relative
@@ -288,6 +289,42 @@ def test_neither_true_guidance_nor_callbacks_compile_twice(pipe, subjects, compi
 def test_the_count_of_compilations_counts(compilations):
     jax.jit(lambda x: x * 3 + 1)(np.arange(17.0, dtype=np.float32))
     assert compilations
+
+
+def test_freed_encoders_draw_the_same(pipe, tiny_model, monkeypatch):
+    """They are read when something is encoded, and nothing of them is left before the steps."""
+    free = InstantCharacterPipeline.from_pretrained(tiny_model, "float32", encoders="free")
+    read, at_the_steps, load = {}, [], checkpoint.load_component
+
+    def loaded(folder, kind, *rest, **options):
+        read.setdefault(kind, []).append(load(folder, kind, *rest, **options))
+        return read[kind][-1]
+
+    def held():
+        every = [jax.tree.leaves(one) for ones in read.values() for one in ones]
+        return sum(not x.is_deleted() for leaves in every for x in leaves)
+
+    def step(*_):
+        at_the_steps.append(held())
+
+    monkeypatch.setattr(checkpoint, "load_component", loaded)
+    asked = SMALL | {"subject_image": REFERENCE, "negative_prompt": "dark", "true_cfg_scale": 2.0}
+    for prompt in ("a girl", "a boy"):
+        ours = free(prompt, **asked).images
+        np.testing.assert_array_equal(ours, pipe(prompt, **asked).images)
+        assert held() == 0
+    free(prompt, **asked, callback_on_step_end=step)
+    assert {kind: len(made) for kind, made in read.items()} == dict.fromkeys(KINDS, 3)
+    assert set(at_the_steps) == {0}
+
+    embeds = free.encode_prompt("a boy", max_sequence_length=SMALL["max_sequence_length"])
+    unwanted = free.encode_prompt("dark", None, SMALL["max_sequence_length"], triggers=False)
+    assert held()
+    given = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), embeds, strict=True))
+    given |= {f"negative_{k}": v for k, v in zip(given, unwanted, strict=True)}
+    again = free(**given, **asked).images
+    np.testing.assert_array_equal(again, ours)
+    assert len(read["t5"]) == 4
 
 
 def test_output_types(pipe):

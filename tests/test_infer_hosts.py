@@ -1,0 +1,105 @@
+"""`python -m infer` on a prompts file: several hosts, a mesh of them, killed and started again."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import GOLDENS
+
+ROOT = Path(__file__).parent.parent
+ASKED = [
+    f"--model={GOLDENS / 'toy_model'}",
+    f"--subject={GOLDENS / 'tiny_instantcharacter' / 'reference.png'}",
+    *("--height=32", "--width=32", "--steps=1", "--max-sequence-length=16", "--dtype=float32"),
+    *("--seed", "1", "2", "3"),
+]
+NAMES = sorted(f"{p}-seed{s}.png" for p in ("a-girl-000", "a-boy-001") for s in (1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts the command on two devices; a host's programs are compiled once for all tests."""
+    folder = tmp_path_factory.mktemp("prompts")
+    (folder / "prompts.txt").write_text("a girl\na boy\n")
+    devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    environment = os.environ | devices | {"XDG_CACHE_HOME": str(folder), "PYTHONUNBUFFERED": "1"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+    def begin(*arguments):
+        run = [sys.executable, "-m", "infer", *ASKED, f"--prompts={folder / 'prompts.txt'}"]
+        return subprocess.Popen(
+            [*run, *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    return begin
+
+
+def drawn(text):
+    return re.findall(r"^drew .*?([^/]+\.png): ", text, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def alone(start, tmp_path_factory):
+    """The pictures of one process on one device."""
+    out = tmp_path_factory.mktemp("alone")
+    text, error = start("--out", out).communicate()
+    assert error == ""
+    assert sorted(drawn(text)) == NAMES
+    return out
+
+
+def check(out, alone):
+    assert sorted(p.name for p in out.iterdir()) == NAMES
+    for name in NAMES:
+        ours, expected = (np.asarray(Image.open(f / name), np.int32) for f in (out, alone))
+        assert np.abs(ours - expected).max() <= 1  # 1e-5 may be on either side of a half
+        assert (ours != expected).mean() < 0.01
+
+
+def test_a_killed_run_goes_on(start, alone, tmp_path):
+    process = start("--out", tmp_path)
+    while not process.stdout.readline().startswith("drew"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.png")}
+    (tmp_path / f".{NAMES[-1]}.123.part").write_text("left over")
+    text, error = start("--out", tmp_path).communicate()
+    assert error == ""
+    assert f"{len(before)} of 6 pictures are there already" in text
+    assert len(drawn(text)) == 6 - len(before)
+    assert all(p.stat().st_mtime_ns == time for p, time in before.items())
+    assert sorted(p.name for p in tmp_path.iterdir()) == NAMES
+    for name in NAMES:
+        assert (tmp_path / name).read_bytes() == (alone / name).read_bytes()
+    again, error = start("--out", tmp_path).communicate()
+    assert ("6 of 6 pictures are there already" in again, "loaded" in again) == (True, False)
+    _, error = start("--out", tmp_path, "--guidance-scale=2").communicate()
+    assert re.search(r"\.png exists and 5 more, drawn otherwise; give --overwrite", error)
+
+
+@pytest.mark.parametrize("mesh", ["data=2", "data=2,tensor=2"])
+def test_two_hosts_draw_each_picture_once(start, alone, tmp_path, mesh):
+    """Each a mesh of its own devices and its share of the pictures; or both one mesh together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = ["--out", tmp_path, "--mesh", mesh, "--hosts", 2, "--coordinator", f"localhost:{port}"]
+    found = [p.communicate()[0] for p in [start(*shared, "--host", i) for i in range(2)]]
+    each = [drawn(text) for text in found]
+    assert sorted(each[0] + each[1]) == NAMES
+    assert [len(names) for names in each] == ([3, 3] if mesh == "data=2" else [6, 0])
+    check(tmp_path, alone)
