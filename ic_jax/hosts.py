@@ -13,13 +13,14 @@ keeps the store: when it dies itself, JAX's own message ends the others at once.
 
 import argparse
 import importlib.util
+import json
 import os
 import re
 import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from threading import Event, RLock, Thread, Timer
 from typing import Any
@@ -28,6 +29,7 @@ import jax
 
 START_TIMEOUT = 300.0  # seconds until all hosts must have come
 BARRIER_TIMEOUT = 600.0
+WORK_TIMEOUT = 7200.0  # the first host's, such as comparing a checkpoint with its checksums
 PULSE = 2.0  # seconds between signs of life
 SILENCE = 40.0  # without one for so long a host is gone; JAX's own limit is 100
 FAREWELL = 10.0  # seconds that those who end with an error wait for each other
@@ -206,6 +208,24 @@ def barrier(name: str, timeout: float = BARRIER_TIMEOUT) -> None:
             f"barrier {name!r}: waited {timeout:g} s for {', '.join(missing) or 'a late host'}"
             f"{REMEDY}"
         ) from error
+
+
+def once(name: str, work: Callable[[], Any]) -> None:
+    """Host 0 does something while the others wait for it; HostsError as `barrier`."""
+    if is_first():
+        work()
+    barrier(name, WORK_TIMEOUT)
+
+
+def from_first(name: str, make: Callable[[], Any]) -> Any:
+    """What host 0 makes, in JSON, on every host; HostsError as `barrier`."""
+    if not several():
+        return make()
+    key = f"{_ROOT}/values/{name}.{_waits[name]}"
+    if is_first():
+        client().key_value_set(key, json.dumps(make()))
+    barrier(name)
+    return json.loads(client().key_value_try_get(key))
 
 
 def lost(error: BaseException) -> str | None:

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from ic_jax import hosts
 from ic_jax.checkpoint import COMPONENTS, abstract, read_config
 from ic_jax.devices import Chip
 from ic_jax.model_folder import ModelFolder
-from ic_jax.sharding import AXES, ShardingError, make_mesh, parse, stored_bytes
+from ic_jax.sharding import AXES, ShardingError, describe, make_mesh, parse, stored_bytes
 
 # Of a device's memory; what is left is for activations. Plans (docs/sharding.md) say more.
 SHARE_FOR_WEIGHTS = 0.65
@@ -67,7 +68,8 @@ def for_training(
         ShardingError: as `for_drawing`, or a stage's rows do not divide over the mesh.
     """
     devices = jax.devices()
-    memory = memory_of(devices[0])
+    # What a GPU has left differs a little between hosts, and they must decide alike.
+    memory = hosts.from_first("memory", lambda: memory_of(devices[0]))
     base = shapes_of(folder, dtype)
     trained = base.pop("adapter", None) if adapter is None else adapter
     if text != "auto":
@@ -75,6 +77,11 @@ def for_training(
     else:
         sizes = training_sizes(base, trained, rows.values(), len(devices), memory)
         mesh = make_mesh(sizes, devices)
+    if hosts.several() and mesh.size < len(devices):
+        raise ShardingError(
+            f"a mesh of {describe(mesh)} leaves out {len(devices) - mesh.size} of {len(devices)} "
+            "devices; over several hosts take all, and batches that divide by data x fsdp"
+        )
     check_rows(rows, mesh)
     return mesh, memory is None or base_fits_whole(base, trained, mesh, memory)
 

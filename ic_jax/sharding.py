@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -146,6 +146,42 @@ def put(array: np.ndarray, sharding: NamedSharding, dtype: Any) -> jax.Array:
     return jax.make_array_from_callback(
         array.shape, sharding, lambda index: np.asarray(array[index]).astype(dtype, copy=False)
     )
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Host arrays, the same on every host, on the devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    # device_put would first compare the values of all hosts, with a program for each array.
+    return jax.tree.map(lambda x: put(np.asarray(x), sharding, x.dtype), tree)
+
+
+def fetched(tree: Any) -> Any:
+    """Arrays on the host, whole: all hosts call this at the same place of their program."""
+
+    def one(x: jax.Array) -> np.ndarray:
+        if x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(one, tree)
+
+
+def held_rows(sharding: NamedSharding, count: int) -> list[int]:
+    """Which of `count` rows lie on this host's devices; several hosts may hold the same."""
+    pieces = sharding.addressable_devices_indices_map((count,)).values()
+    return sorted({row for piece in pieces if piece for row in range(count)[piece[0]]})
+
+
+def join_rows(rows: np.ndarray, held: np.ndarray, count: int, sharding: NamedSharding) -> Array:
+    """The array of `count` rows of which this host has those that it holds, in order."""
+
+    def piece(index: Any) -> np.ndarray:
+        first, end, _ = index[0].indices(count)
+        at = int(np.searchsorted(held, first))
+        return rows[at : at + end - first]
+
+    return jax.make_array_from_callback((count, *rows.shape[1:]), sharding, piece)
 
 
 def mesh_of(tree: Any) -> Mesh | None:

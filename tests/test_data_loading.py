@@ -89,7 +89,7 @@ def test_four_hosts_read_what_one_reads_and_no_more(dataset, monkeypatch):
     parts = []
     for host in range(4):
         read_by[host] = set()
-        parts.append(read(dataset, 0, 12, process_index=host, process_count=4))
+        parts.append(read(dataset, 0, 12, rows=[host]))
     for step, batch in enumerate(whole):
         joined = [part[step] for part in parts]
         for name in ("target", "low", "high", "record", "mirrored"):
@@ -160,11 +160,6 @@ def test_flipped_bit_in_a_shard_never_passes_silently(tmp_path):
     with pytest.raises(DataError, match="record 3 cannot be read"):
         Dataset(folder).read(3)
     assert Dataset(folder).read(4).caption
-
-
-def test_batch_must_divide_among_hosts(dataset):
-    with pytest.raises(ValueError, match="3 hosts"):
-        read(dataset, 0, 1, process_count=3)
 
 
 def test_target_covers_its_bucket_and_is_cut_at_the_middle():

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ic_jax import cli
+from ic_jax import cli, hosts
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,12 +53,17 @@ def _train(arguments: list[str]) -> int:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="such as stage1.steps=2000"
     )
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    hosts.add_options(parser)
     options = parser.parse_args(arguments)
 
     from train.loop import train
     from train.recipe import read_recipe
 
-    return cli.run(lambda: train(read_recipe(options.recipe, options.set)), debug=options.debug)
+    def command() -> None:
+        hosts.initialise(options.coordinator, options.hosts, options.host)
+        train(read_recipe(options.recipe, options.set))
+
+    return cli.run(command, debug=options.debug)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from ic_jax import hosts
 from ic_jax.config import ConfigError
 from train.recipe import Saving
 
@@ -36,7 +37,7 @@ class Checkpoints:
         for folder in (self._steps, self._manifests):
             folder.mkdir(parents=True, exist_ok=True)
         if not read_only:
-            self._set_aside_untrusted()
+            hosts.once("checkpoints", self._set_aside_untrusted)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=saving.keep,
             keep_period=saving.keep_every or None,
@@ -53,7 +54,7 @@ class Checkpoints:
         return max(self.steps, default=None)
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
-        """Start saving; the arrays are copied before this returns.
+        """Start saving; the arrays are copied before this returns. All hosts save together.
 
         Args:
             facts: JSON values that a resumed run is compared with (sizes, seed, data).
@@ -134,7 +135,9 @@ class Checkpoints:
             self._manager.close()
 
     def _commit(self, step: int) -> None:
-        self._manager.wait_until_finished()
+        self._manager.wait_until_finished()  # when all hosts have written
+        if not hosts.is_first():
+            return
         text = json.dumps(_digests(self._steps / str(step)), indent=1)
         part = self._manifests / f".{step}.part"
         with part.open("w") as file:

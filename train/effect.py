@@ -19,6 +19,7 @@ from ic_jax.features import SubjectFeatures
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.flux import Flux
 from ic_jax.models.rope import Rope
+from ic_jax.sharding import fetched
 from train.data.cache import Embeddings
 from train.data.loader import Batch as HostBatch
 from train.encode import Batch, Frozen, Ids, Knobs, encode, row_keys
@@ -83,7 +84,7 @@ class Meter:
         """The effect, and the two mean losses that it is the difference of."""
         feed = self._feed
         found = [self._program(adapter, feed.frozen, feed.empty, *given) for given in self._batches]
-        right, wrong = (np.concatenate(x) for x in zip(*jax.device_get(found), strict=True))
+        right, wrong = (np.concatenate(x) for x in zip(*fetched(found), strict=True))
         return {
             "reference effect": float((wrong - right).mean()),
             "loss/right reference": float(right.mean()),

@@ -1,6 +1,6 @@
 """What a step is given, on the devices: the frozen base, batches, rotary tables, knobs."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from ic_jax import flow
 from ic_jax.models.rope import Rope, rope_table
-from ic_jax.sharding import RULES
+from ic_jax.sharding import RULES, held_rows, join_rows, place
 from train.cache import Cache
 from train.data.loader import Batch as HostBatch
 from train.encode import Batch, Ids, Knobs, Reference
@@ -32,13 +32,21 @@ class Feed:
 
     def put(self, tree: Any) -> Any:
         """On every device, whole."""
-        return jax.device_put(tree, self.whole)
+        return place(tree, self.whole)
+
+    def own_rows(self, batch: int) -> list[int]:
+        """Which rows of a batch of that size lie on this host's devices."""
+        return held_rows(self.rows, batch)
 
     def batch(self, host: HostBatch) -> Batch:
+        """A global batch, of which `host` has at least the rows that lie here."""
         prompt = host.prompt or self._ids([self._recipe.prompted(c) for c in host.caption])
         reference: Any = None if host.low is None else (host.low, host.high)
         rows = (host.target, prompt, reference and Reference(*reference))
-        return Batch(*jax.device_put(rows, self.rows))
+        if self.rows.is_fully_addressable:
+            return Batch(*jax.device_put(rows, self.rows))
+        join = partial(join_rows, held=host.row, count=host.total, sharding=self.rows)
+        return Batch(*jax.tree.map(join, rows))
 
     def rope(self, host: HostBatch) -> Rope:
         return self.rope_of(*host.size)

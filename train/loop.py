@@ -2,7 +2,7 @@
 stopped."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from ic_jax import hosts
 from ic_jax.models.adapter import Adapter
-from ic_jax.sharding import shardings
+from ic_jax.sharding import fetched, shardings
 from train import flops, plans
 from train import step as steps
 from train.cache import Cache
@@ -29,8 +30,8 @@ from train.models import base_digests, load_models, trained_facts
 from train.optimizer import learning_rate, optimizer
 from train.preview import Preview
 from train.recipe import Recipe, Stage
-from train.report import Report, by_sigma
-from train.run_folder import Stopped, StopRequest, owned, write_json
+from train.report import Report, Silence, by_sigma
+from train.run_folder import Agreement, Stopped, StopRequest, owned, write_json
 
 Log = list[tuple[steps.Metrics, int, float]]  # metrics, samples and model FLOPs of each step
 
@@ -58,7 +59,7 @@ class Run:
     """What lives as long as a run does."""
 
     def __init__(self, recipe: Recipe, stop: StopRequest):
-        self.recipe, self.stop = recipe, stop
+        self.recipe = recipe
         self.checkpoints = Checkpoints(recipe.out, recipe.saving)
         self.dataset = Dataset(recipe.data)
         self.held = held_out(self.dataset, recipe.holdout)
@@ -66,12 +67,12 @@ class Run:
         self.plans = list(plans.every(recipe, self.dataset, self.held))
         self.cache = self._cache()
         self.models = load_models(recipe)
+        self.stop = Agreement(stop, self.models.mesh)
         self.feed = Feed(recipe, self.models, self.cache)
         self.step = self.saved = self.checkpoints.latest or 0  # global, over all stages
         self.skips = Skips()
         self.state = self._start()
-        write_json(recipe.out / "recipe.json", recipe.to_dict())
-        self.report = Report(recipe.out, self.step, recipe.reporting.wandb, recipe.to_dict())
+        self.report = self._report()
         self.preview = Preview(recipe, self.models, self.dataset, self.held, self.cache)
 
     def stage(self, name: str) -> None:
@@ -83,8 +84,10 @@ class Run:
             return
         program, meter = self._program(stage), self._meter(name)
         plan = plans.training(recipe, name, self.dataset, self.held)
-        found = self._batches(plan, Augment(), start, end, self.skips)
-        bar = tqdm(found, desc=name, initial=start, total=end, unit="step", disable=None)
+        rows = feed.own_rows(plan.batch)
+        found = self._batches(plan, Augment(), start, end, self.skips, rows)
+        quiet = None if hosts.is_first() else True  # None: where nobody looks
+        bar = tqdm(found, desc=name, initial=start, total=end, unit="step", disable=quiet)
         seed, log, clock = feed.put(np.int32(recipe.seed)), Log(), time.perf_counter()
         for at, host in zip(range(start, end), bar, strict=True):
             given = (feed.batch(host), feed.empty, feed.rope(host), feed.knobs(stage, at, host))
@@ -107,9 +110,10 @@ class Run:
                 self.report.scalars(self.step, meter.measure(self.state.trained))
             if self._due(recipe.reporting.preview_every, last):
                 self.report.picture(self.step, "preview", self.preview.draw(self.state, self.step))
-            if self._due(recipe.saving.every, last) or self.stop.wanted:
+            stopping = self.stop.wanted()
+            if self._due(recipe.saving.every, last) or stopping:
                 self.save()
-            if self.stop.wanted:
+            if stopping:
                 self.checkpoints.wait()
                 raise Stopped(f"stopped after step {self.step}; the same command goes on from it")
             if self._due(recipe.reporting.every, last):
@@ -142,6 +146,14 @@ class Run:
             "finished stages": done,
         }
 
+    def _report(self) -> Report | Silence:
+        """The first host's reports and files; the others write checkpoints only."""
+        recipe = self.recipe
+        if not hosts.is_first():
+            return Silence()
+        write_json(recipe.out / "recipe.json", recipe.to_dict())
+        return Report(recipe.out, self.step, recipe.reporting.wandb, recipe.to_dict())
+
     def _cache(self) -> Cache | None:
         """The recipe's cache; DataError unless all of it is there and of this model and data."""
         if not self.recipe.cache:
@@ -152,7 +164,13 @@ class Run:
         return stored
 
     def _batches(
-        self, plan: Plan, augment: Augment, start: int, stop: int, skips: Skips | None = None
+        self,
+        plan: Plan,
+        augment: Augment,
+        start: int,
+        stop: int,
+        skips: Skips | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Iterator[Batch]:
         siglip, stored = self.models.frozen.siglip, self.cache
         return batches(
@@ -164,6 +182,7 @@ class Run:
             side=siglip.config.image_size if siglip else None,
             cached=Cached(stored.latents(plan), stored.captions) if stored else None,
             skips=skips,
+            rows=rows,
         )
 
     def _meter(self, name: str) -> Meter | None:
@@ -207,7 +226,7 @@ class Run:
 
     def _summary(self, log: Log, seconds: float) -> dict[str, float]:
         """Means since the last summary; FloatingPointError after too many bad steps."""
-        found = jax.device_get([metrics for metrics, *_ in log])
+        found = fetched([metrics for metrics, *_ in log])
         bad = max(int(metrics.bad) for metrics in found)
         if bad >= self.recipe.stop_after_bad:
             raise FloatingPointError(
@@ -246,7 +265,7 @@ class Run:
         share = flops.utilisation(per_second)
         if share is not None:
             values["model FLOP utilisation"] = share
-        memory = jax.devices()[0].memory_stats() or {}
+        memory = jax.local_devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in memory:
             values["peak memory GB"] = memory["peak_bytes_in_use"] / 1e9
         return values

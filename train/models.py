@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from ic_jax import checkpoint, meshes
 from ic_jax.config import CONFIGS, AdapterConfig, ConfigError, SchedulerConfig, VaeConfig
 from ic_jax.model_folder import ModelFolder
 from ic_jax.models.adapter import Adapter
-from ic_jax.sharding import shardings
+from ic_jax.sharding import place, shardings
 from ic_jax.text import PromptTokenizer
 from ic_jax.weights import WeightsError
 from train import lora
@@ -124,7 +125,8 @@ def tokenizers(recipe: Recipe, model: checkpoint.Model) -> Tokenizers:
 
 def _trained(recipe: Recipe, frozen: Frozen, folder: ModelFolder, mesh: Mesh) -> Trained:
     if recipe.lora:
-        return lora.fresh(frozen.transformer, recipe.lora, recipe.seed)
+        fresh = lora.fresh(frozen.transformer, recipe.lora, recipe.seed)
+        return place(fresh, NamedSharding(mesh, P()))
     if recipe.adapter:
         return _fresh(recipe, frozen, mesh)
     if "adapter" not in folder.components:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from ic_jax import hosts
 from ic_jax.checkpoint import Model
 from ic_jax.models.adapter import Adapter
 from ic_jax.pipeline import InstantCharacterPipeline
@@ -47,7 +48,10 @@ class Preview:
             self._references = [decode_image(dataset.read(r).image)[0] for r in records]
 
     def draw(self, state: State, step: int) -> np.ndarray:
-        """Write RUN/previews/STEP.png; returns it, uint8 [h, w, 3]."""
+        """Write RUN/previews/STEP.png; returns it, uint8 [h, w, 3].
+
+        All hosts draw it together, and the first one writes.
+        """
         weights = state.trained if state.average is None else state.average
         pipe = InstantCharacterPipeline(self._with(weights))
         rows = [
@@ -55,9 +59,10 @@ class Preview:
             for reference in self._references
         ]
         sheet = _sheet(rows or [self._drawn(pipe)], self._side)
-        folder = Path(self._recipe.out) / "previews"
-        folder.mkdir(exist_ok=True)
-        sheet.save(folder / f"{step:07d}.png")
+        if hosts.is_first():
+            folder = Path(self._recipe.out) / "previews"
+            folder.mkdir(exist_ok=True)
+            sheet.save(folder / f"{step:07d}.png")
         return np.asarray(sheet)
 
     def _with(self, weights: Trained) -> Model:

@@ -65,6 +65,19 @@ class Report:
         part.replace(self._file)
 
 
+class Silence:
+    """What hosts other than the first report to."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def by_sigma(row_loss: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
     """Mean loss of the rows in each bin of noise levels; bins without rows are left out."""
     found = {}

@@ -2,27 +2,52 @@
 
 import json
 import signal
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ic_jax import hosts
 from ic_jax.folders import locked
+from ic_jax.sharding import put
 
 
 class Stopped(Exception):
     """Stopped on request, after saving; the command exits with 75 and resumes when run again."""
 
     exit_code = 75
+    agreed = True  # by all hosts, at the same step
 
 
 @contextmanager
 def owned(run: Path) -> Iterator[None]:
-    """Hold the folder; FileExistsError if another process trains in it."""
+    """Hold the folder; of several hosts the first does, for all.
+
+    Raises:
+        FileExistsError: another process trains in it.
+        FileNotFoundError: this host does not see what the first one wrote.
+    """
+    if not hosts.is_first():
+        hosts.barrier("run folder")
+        if not (run / "lock").exists():
+            raise FileNotFoundError(
+                f"{run}: {hosts.called(0)} has made it and {hosts.called(hosts.index())} does not "
+                "see it; name an out on a file system that all hosts share"
+            )
+        yield
+        return
     run.mkdir(parents=True, exist_ok=True)
     (run / "lock").touch()
     busy = f"{run}: another process is training in it; wait for it, or name another out"
     with locked(run / "lock", busy):
+        hosts.barrier("run folder")
         yield
 
 
@@ -44,6 +69,25 @@ class StopRequest:
     def _ask(self, number: int, _frame: object) -> None:
         self.wanted = True
         signal.signal(number, signal.SIG_DFL)
+
+
+class Agreement:
+    """Whether to stop, asked once a step: of several hosts all hear the same at the same step."""
+
+    def __init__(self, stop: StopRequest, mesh: Mesh):
+        self._stop = stop
+        self._one_each = NamedSharding(mesh, P(mesh.axis_names))
+        self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
+        self._asked: deque[jax.Array] = deque()
+
+    def wanted(self) -> bool:
+        """Several hosts hear what was asked two steps before: that step is done, so nobody waits
+        for the devices because of this."""
+        if not hosts.several():
+            return self._stop.wanted
+        own = np.full(self._one_each.mesh.size, self._stop.wanted)
+        self._asked.append(self._any(put(own, self._one_each, np.int32)))
+        return len(self._asked) > 2 and bool(self._asked.popleft())
 
 
 def write_json(file: Path, values: Any) -> None:

@@ -33,7 +33,7 @@ class Cached(NamedTuple):
 
 @dataclass
 class Skips:
-    """Samples of a run so far, and how many of them had to be replaced."""
+    """Samples of a run so far that this host prepared, and how many of them were replaced."""
 
     seen: int = 0
     skipped: int = 0
@@ -63,6 +63,8 @@ class Batch(NamedTuple):
     paired: Bool[np.ndarray, "b"]
     mirrored: Bool[np.ndarray, "b"]  # the reference; targets never are
     epoch: Int[np.ndarray, "b"]
+    row: Int[np.ndarray, "b"]  # of the global batch
+    total: int  # rows of the global batch
     skipped: list[str]  # why rows were replaced by another of the batch; mostly empty
 
 
@@ -76,8 +78,7 @@ def batches(
     side: int | None = 384,
     cached: Cached | None = None,
     skips: Skips | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     threads: int = 16,
     workers: int = 0,
 ) -> Iterator[Batch]:
@@ -101,22 +102,18 @@ def batches(
         cached: where targets and captions are read from instead; targets are then cut at the
             middle, whatever `augment` says.
         skips: counts what is skipped, on from what an earlier part of the run counted.
-        process_index: this host among `process_count`, as jax.process_index() says.
-        process_count: hosts; must divide the plan's batch.
+        rows: of every global batch, in order, that this host prepares; None is all of them.
         threads: samples prepared at a time, in each worker.
         workers: processes to prepare in; 0 uses threads of this one. Pillow lets go of
             Python's lock while it decodes and scales, so that threads fill several cores.
 
     Raises:
         DataError: more than 1% of the samples had to be skipped, or all of one batch.
-        ValueError: a batch that cannot be divided among the hosts.
     """
-    if plan.batch % process_count:
-        raise ValueError(f"a batch of {plan.batch} cannot be divided among {process_count} hosts")
-    rows = plan.batch // process_count
-    read = _Read(dataset, plan, augment, side, cached, rows, process_index * rows)
+    own = tuple(range(plan.batch) if rows is None else rows)
+    read = _Read(dataset, plan, augment, side, cached, own)
     samples = (
-        grain.MapDataset.range(start * rows, stop * rows)
+        grain.MapDataset.range(start * len(own), stop * len(own))
         .map(read)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )
@@ -126,10 +123,10 @@ def batches(
             flags.FLAGS.mark_as_parsed()
         samples = samples.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     try:
-        for batch in samples.batch(rows, batch_fn=_collate):
+        for batch in samples.batch(len(own), batch_fn=_collate):
             for reason in batch.skipped:
                 warnings.warn(f"skipped: {reason}", stacklevel=2)
-            counted.count(rows, batch.skipped)
+            counted.count(len(own), batch.skipped)
             yield batch
     except DataError as error:  # grain adds lines of its own
         raise DataError(f"{dataset.path}: {str(error).partition(chr(10))[0]}") from None
@@ -144,19 +141,18 @@ class _Read:
     augment: Augment
     side: int | None
     cached: Cached | None
-    rows: int  # of this host in every batch
-    first: int  # among the global batch's
+    own: tuple[int, ...]  # rows of every batch
 
     def __call__(self, sample: int) -> dict[str, Any]:
-        step, row = divmod(int(sample), self.rows)
-        rows = self.plan.rows(step)
+        step, at = divmod(int(sample), len(self.own))
+        row, rows = self.own[at], self.plan.rows(step)
         skipped: list[str] = []
         for ahead in range(self.plan.batch):
             try:
-                chosen = (self.first + row + ahead) % self.plan.batch
-                return self._prepared(rows, chosen) | {"skipped": skipped}
+                made = self._prepared(rows, (row + ahead) % self.plan.batch)
+                return made | {"row": row, "skipped": skipped}
             except (DataError, ImageError) as error:
-                skipped.append(f"step {step} row {self.first + row + ahead}: {error}")
+                skipped.append(f"step {step} row {row + ahead}: {error}")
         raise DataError(f"no sample of a batch can be read; {skipped[0]}")
 
     def _prepared(self, rows: PlanRows, row: int) -> dict[str, Any]:
@@ -185,15 +181,16 @@ class _Read:
             "paired": rows.paired[row],
             "mirrored": mirrored,
             "epoch": rows.epoch[row],
+            "total": self.plan.batch,
         }
 
 
 def _collate(samples: Sequence[dict[str, Any]]) -> Batch:
     values: dict[str, Any] = {name: [s[name] for s in samples] for name in Batch._fields}
     for name in Batch._fields:
-        if name not in ("size", "caption", "character", "skipped"):
+        if name not in ("size", "caption", "character", "total", "skipped"):
             values[name] = _stacked(values[name])
-    values["size"] = values["size"][0]
+    values |= {name: values[name][0] for name in ("size", "total")}
     values["skipped"] = [reason for reasons in values["skipped"] for reason in reasons]
     return Batch(**values)
 

@@ -1,0 +1,105 @@
+"""One of the processes of tests/test_hosts.py: python -m tests.host WHAT ... FLAGS."""
+
+import argparse
+import json
+import os
+import pickle
+import signal
+import sys
+from types import SimpleNamespace
+
+import jax
+
+from ic_jax import cli, hosts
+from ic_jax.sharding import make_mesh, parse
+from train import checkpoints, loop
+from train.__main__ import main
+from train.run_folder import Agreement
+
+DIES = "die in step 2's save"
+
+
+def meet(flags: list[str]) -> int:
+    """Agree on a stop that only host 1 was asked for, then wait for host 3, which comes late."""
+    parser = argparse.ArgumentParser()
+    hosts.add_options(parser)
+    given = parser.parse_args(flags)
+
+    def command() -> None:
+        hosts.initialise(given.coordinator, given.hosts, given.host)
+        stop = SimpleNamespace(wanted=False)
+        agreement, answers = Agreement(stop, make_mesh(parse("data=8"))), []  # type: ignore[arg-type]
+        for step in range(4):
+            stop.wanted = hosts.index() == 1 and step >= 1
+            answers.append(agreement.wanted())
+        print(json.dumps({"stopping": answers, "first": hosts.is_first()}), flush=True)
+        if hosts.index() == 3:
+            signal.pause()
+        hosts.barrier("here", 3)
+
+    return cli.run(command)
+
+
+def note_what_is_resumed() -> None:
+    """Write the pieces of the state that this host has read, before it trains on."""
+    restore = checkpoints.Checkpoints.restore
+
+    def noted(self, abstract, facts, step=None):
+        state = restore(self, abstract, facts, step)
+        pieces = [
+            (jax.tree_util.keystr(path), piece.index, jax.device_get(piece.data))
+            for path, x in jax.tree_util.tree_leaves_with_path(state)
+            for piece in x.addressable_shards
+        ]
+        run = self._steps.parent
+        (run / f"resumed-{hosts.index()}.pickle").write_bytes(pickle.dumps(pieces))
+        return state
+
+    checkpoints.Checkpoints.restore = noted  # type: ignore[method-assign]
+
+
+def compile_before_meeting() -> None:
+    """Where cores are few, hosts compile at their own pace; gloo waits 30 s for the last."""
+    make = loop.Run._program
+
+    def together(run, stage):
+        program, compiled = make(run, stage), []
+
+        def call(*given):
+            if not compiled:
+                compiled.append(program.lower(*given).compile())
+                hosts.barrier("compiled", 900)
+            return compiled[0](*given)
+
+        return call
+
+    loop.Run._program = together  # type: ignore[method-assign]
+
+
+def die_in_the_save_of_step_2() -> None:
+    """Host 3 has written its part and has not told the others yet."""
+    from orbax.checkpoint._src.multihost import multihost
+
+    before = multihost.get_barrier_sync_fn
+
+    def mortal(**how):
+        wait = before(**how)
+
+        def sync(*, key, timeout_ms):
+            if hosts.index() == 3 and "async_write_complete" in key and key.endswith(".2"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return wait(key=key, timeout_ms=timeout_ms)
+
+        return sync
+
+    multihost.get_barrier_sync_fn = mortal
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    hosts.SILENCE, hosts.PULSE, hosts.FAREWELL = 20.0, 1.0, 3.0
+    note_what_is_resumed()
+    compile_before_meeting()
+    if what == DIES:
+        die_in_the_save_of_step_2()
+    sys.exit(meet(rest) if what == "meet" else main(rest))
