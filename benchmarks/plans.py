@@ -25,6 +25,8 @@ PLANS = (
     "train plan --topology v6e:4x4 --resolution 1024 --batch 32",
     "train plan --topology v5p:4x4x4 --resolution 512 --batch 64",
     "train plan --topology v5p:4x4x4 --resolution 1024 --batch 64",
+    "train plan --topology v5p:4x4x4 --resolution 512 --batch 64 --remat dots",
+    "train plan --topology v5p:4x4x4 --resolution 512 --batch 64 --remat none",
 )
 RESULTS = Path(__file__).with_suffix(".json")
 

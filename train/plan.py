@@ -3,13 +3,14 @@
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 
 from ic_jax import checkpoint, cli, meshes, plan
 from ic_jax.config import CONFIGS, FluxConfig
+from ic_jax.models.layers import Remat
 from ic_jax.models.rope import Rope
 from ic_jax.sharding import ShardingError, describe, make_mesh, parse, shardings
 from train import flops
@@ -48,6 +49,12 @@ def main(arguments: list[str]) -> int:
     p.add_argument("--resolution", type=int, default=512, help="pixels a side")
     p.add_argument("--batch", type=int, default=32, help="samples of a step, over all devices")
     p.add_argument("--accumulate", type=int, default=1, help="parts that it is computed in")
+    p.add_argument(
+        "--remat",
+        default="blocks",
+        choices=get_args(Remat),
+        help="what is computed again backwards",
+    )
     p.add_argument("--text-length", type=int, default=512, help="T5 tokens")
     p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     p.add_argument("--debug", action="store_true", help="show where an error came from")
@@ -75,7 +82,8 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
     if o.base == "auto" and memory is not None:
         whole = meshes.base_fits_whole(base, adapter, mesh, memory)
 
-    stage = Stage(steps=1, batch=o.batch, resolution=o.resolution, accumulate=o.accumulate)
+    given = {k: getattr(o, k) for k in ("batch", "resolution", "accumulate", "remat")}
+    stage = Stage(steps=1, **given)
     rule = optimizer(stage)
     state = plan.placed(
         jax.eval_shape(partial(State.start, rule=rule, average=True), adapter), mesh
@@ -101,7 +109,7 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
     values = plan.report(found, mesh) | {
         "base": "whole" if whole else "pieces",
         "model TFLOP per sample": round(_model_flops(o, base, adapter.config) / 1e12, 1),
-        "settings": {k: getattr(o, k) for k in ("resolution", "batch", "accumulate")},
+        "settings": given,
     }
     if values["fits"] is False:
         values["suggestion"] = _better(base, adapter, parts, devices, memory, values["mesh"])
