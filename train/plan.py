@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         "--remat",
         default="blocks",
         choices=get_args(Remat),
-        help="what is computed again backwards",
+        help="what is recomputed backwards",
     )
     p.add_argument("--text-length", type=int, default=512, help="T5 tokens")
     p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
