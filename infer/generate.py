@@ -55,13 +55,13 @@ def _todo(o: argparse.Namespace, asked: list[Job], mesh: Mesh | None) -> list[Jo
 
     A host's share does not depend on what is there, since hosts see that at different times.
     """
-
     together = _spans_hosts(mesh)
     own = asked if together else asked[hosts.index() :: hosts.count()]
     wanted = np.zeros(len(own), np.int32)
     if own and (hosts.is_first() or not together):
         output.prepare(own)
-        left = own if o.overwrite or o.out is None else output.missing(own, partial(_metadata, o))
+        every = o.overwrite or o.out is None
+        left = set(own if every else output.missing(own, partial(_metadata, o)))
         if len(left) < len(own):
             say(f"{len(own) - len(left)} of {len(own)} pictures are there already")
         wanted[[i for i, job in enumerate(own) if job in left]] = 1
