@@ -42,7 +42,8 @@ def for_drawing(text: str, folder: str | Path, dtype: Any) -> Mesh | None:
                 f"all {len(every)}"
             )
         return make_mesh(sizes, own if count <= len(own) else every)
-    memory = memory_of(own[0])
+    # What a GPU has left differs a little between hosts, and they must decide alike.
+    memory = hosts.from_first("memory", lambda: memory_of(own[0]))
     if len(every) == 1 or memory is None:
         return None
     shapes = shapes_of(folder, dtype)

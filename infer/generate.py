@@ -10,8 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
 from PIL import Image
@@ -57,17 +55,18 @@ def _todo(o: argparse.Namespace, asked: list[Job], mesh: Mesh | None) -> list[Jo
     """
     together = _spans_hosts(mesh)
     own = asked if together else asked[hosts.index() :: hosts.count()]
-    wanted = np.zeros(len(own), np.int32)
-    if own and (hosts.is_first() or not together):
+
+    def left() -> list[int]:
+        if not own:
+            return []
         output.prepare(own)
         every = o.overwrite or o.out is None
-        left = set(own if every else output.missing(own, partial(_metadata, o)))
-        if len(left) < len(own):
-            say(f"{len(own) - len(left)} of {len(own)} pictures are there already")
-        wanted[[i for i, job in enumerate(own) if job in left]] = 1
-    if together:
-        wanted = multihost_utils.broadcast_one_to_all(wanted)
-    return [job for job, want in zip(own, wanted, strict=True) if want]
+        found = set(own if every else output.missing(own, partial(_metadata, o)))
+        if len(found) < len(own):
+            say(f"{len(own) - len(found)} of {len(own)} pictures are there already")
+        return [i for i, job in enumerate(own) if job in found]
+
+    return [own[i] for i in (hosts.from_first("pictures", left) if together else left())]
 
 
 def _spans_hosts(mesh: Mesh | None) -> bool:
