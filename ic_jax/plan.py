@@ -25,7 +25,11 @@ from ic_jax.hlo import Work, work_of
 from ic_jax.models.attention import compiling_for
 from ic_jax.sharding import ShardingError, activation_spec, describe, shardings
 
+# All that a program needs, or what it needs beside its arguments, of what a chip has.
 _TOO_LARGE = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+_BESIDE_TOO_LARGE = re.compile(
+    r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)"
+)
 _UNITS = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30}
 
 
@@ -88,7 +92,7 @@ class Plan:
 
     name: str
     arguments: dict[str, int]  # bytes by kind
-    temporary: int | None  # bytes beside them; None where it did not compile for want of memory
+    temporary: int | None  # bytes beside them; None where the compiler does not say
     needed: int  # bytes in all
     memory: float | None  # bytes that the device has
     work: Work | None
@@ -96,8 +100,6 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        if self.temporary is None:
-            return False
         return None if self.memory is None else self.needed <= self.memory
 
 
@@ -129,12 +131,11 @@ def compile_plan(
         try:
             program: Any = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            wanted = _TOO_LARGE.search(str(error))
-            if wanted is None:
+            needed, beside, memory = _wanted(str(error), sum(sizes.values()))
+            if memory is None:
                 raise
-            needed, memory = (float(wanted[i]) * _UNITS[wanted[i + 1]] for i in (1, 3))
             seconds = time.perf_counter() - start
-            return Plan(name, sizes, None, int(needed), memory, None, seconds)
+            return Plan(name, sizes, beside, needed, memory, None, seconds)
     stats = program.memory_analysis()
     beside = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     beside += stats.generated_code_size_in_bytes
@@ -147,6 +148,17 @@ def compile_plan(
         work=work_of(program.as_text()),
         seconds_to_compile=time.perf_counter() - start,
     )
+
+
+def _wanted(error: str, arguments: int) -> tuple[int, int | None, float | None]:
+    """Bytes that a program which is too large needs in all, those beside its arguments where the
+    compiler says, and what the device has; None for that if it is another error."""
+    for pattern, given in ((_TOO_LARGE, 0), (_BESIDE_TOO_LARGE, arguments)):
+        found = pattern.search(error)
+        if found is not None:
+            wanted, memory = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
+            return int(wanted) + given, int(wanted) if given else None, memory
+    return 0, None, None
 
 
 def _bytes_by_kind(arguments: tuple[Any, ...], kinds: Any, lowered: Any) -> dict[str, int]:

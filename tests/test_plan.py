@@ -87,6 +87,18 @@ condition=%cond, body=%body
 """
 
 
+def test_what_a_program_needs_that_a_chip_cannot_hold():
+    every = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 17.50G of 15.75G hbm."
+    beside = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (16.12G) exceeds available HBM (15.75G)."
+    )
+    unit = 2**30
+    assert plan._wanted(every, unit) == (17.5 * unit, None, 15.75 * unit)
+    assert plan._wanted(beside, unit) == (int(17.12 * unit), int(16.12 * unit), 15.75 * unit)
+    assert plan._wanted("INTERNAL: something else", unit) == (0, None, None)
+
+
 def test_the_text_of_a_tpu_program():
     work = work_of(TPU)
     assert work.loops_of_unknown_length == 0
