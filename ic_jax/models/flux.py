@@ -263,7 +263,7 @@ class Flux(nnx.Module):
         `remat` says what differentiating it keeps of each block (`ic_jax.models.layers.Remat`).
         """
         img, txt, t = split_tokens(self.x_embedder(latents)), split_tokens(txt), txt.shape[1]
-        rope = Rope(*(in_stream_order(x, t) for x in rope))
+        rope = Rope(*(in_stream_order(jnp.asarray(x), t) for x in rope))
         double_ip = single_ip = None
         if image_prompt is not None:
             double_ip = image_prompt.attention.transformer_blocks.blocks
