@@ -99,7 +99,7 @@ def _generate(
         images = _draw(pipe, o, [*some, *some[-1:] * (rows - len(some))], subject, ahead)
         if _spans_hosts(mesh) and not hosts.is_first():
             continue
-        for job, image in zip(some, images, strict=False):
+        for job, image in zip(some, images[: len(some)], strict=True):
             output.save(image, job.file, _metadata(o, job))
             say(f"drew {job.file}: {watch.lap()}")
 
