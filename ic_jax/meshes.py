@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from ic_jax import hosts
 from ic_jax.checkpoint import COMPONENTS, abstract, read_config
+from ic_jax.config import CONFIGS, FluxConfig
 from ic_jax.devices import Chip
 from ic_jax.model_folder import ModelFolder
 from ic_jax.sharding import AXES, ShardingError, describe, make_mesh, parse, stored_bytes
@@ -18,6 +19,16 @@ from ic_jax.sharding import AXES, ShardingError, describe, make_mesh, parse, sto
 # Of a device's memory; what is left is for activations. Plans (docs/sharding.md) say more.
 SHARE_FOR_WEIGHTS = 0.65
 SHARE_FOR_STATE = 0.65
+
+PUBLISHED = {  # which config a published component has
+    "transformer": "flux-dev",
+    "adapter": "instantcharacter",
+    "siglip": "siglip-so400m-384",
+    "dinov2": "dinov2-giant",
+    "t5": "t5-xxl",
+    "clip": "clip-l",
+    "vae": "flux-vae",
+}
 
 Sizes = dict[str, int]
 
@@ -165,6 +176,13 @@ def shapes_of(folder: str | Path, dtype: Any) -> dict[str, Any]:
         kind: _cast(abstract(kind, config, configs.get("transformer")), dtype)
         for kind, config in configs.items()
     }
+
+
+def published(dtype: Any) -> dict[str, Any]:
+    """Every component at its published size, shapes in place of arrays."""
+    flux = CONFIGS[PUBLISHED["transformer"]]
+    assert isinstance(flux, FluxConfig)
+    return {k: _cast(abstract(k, CONFIGS[name], flux), dtype) for k, name in PUBLISHED.items()}
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

@@ -8,21 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ic_jax import checkpoint, cli, meshes, plan, sampler
-from ic_jax.config import CONFIGS
+from ic_jax import cli, meshes, plan, sampler
 from ic_jax.features import SubjectFeatures
 from ic_jax.models.rope import Rope
 from ic_jax.sharding import ShardingError, describe, make_mesh, parse, stored_bytes
-
-PUBLISHED = {
-    "transformer": "flux-dev",
-    "adapter": "instantcharacter",
-    "siglip": "siglip-so400m-384",
-    "dinov2": "dinov2-giant",
-    "t5": "t5-xxl",
-    "clip": "clip-l",
-    "vae": "flux-vae",
-}
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +43,7 @@ def main(arguments: list[str]) -> int:
 def plans(o: argparse.Namespace) -> list[dict[str, Any]]:
     """The plans that the options ask for, as JSON values."""
     devices = plan.devices_of(o.topology)
-    shapes = meshes.shapes_of(o.model, jnp.bfloat16) if o.model else published(jnp.bfloat16)
+    shapes = meshes.shapes_of(o.model, jnp.bfloat16) if o.model else meshes.published(jnp.bfloat16)
     mesh = make_mesh(_sizes(o.mesh, shapes, devices), devices)
     flux, adapter = (plan.placed(shapes[kind], mesh) for kind in ("transformer", "adapter"))
     asked = request(o, flux.config, shapes, mesh)
@@ -82,18 +71,6 @@ def plans(o: argparse.Namespace) -> list[dict[str, Any]]:
         _finished(plan.report(one, mesh), resident, shapes, devices) | {"settings": settings}
         for one in found
     ]
-
-
-def published(dtype: Any) -> dict[str, Any]:
-    """Every component at its published size, shapes in place of arrays."""
-    flux = CONFIGS["flux-dev"]
-    return {
-        kind: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, dtype),
-            checkpoint.abstract(kind, CONFIGS[name], flux),  # type: ignore[arg-type]
-        )
-        for kind, name in PUBLISHED.items()
-    }
 
 
 def request(o: argparse.Namespace, flux: Any, shapes: Any, mesh: Mesh) -> sampler.Request:

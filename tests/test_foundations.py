@@ -9,6 +9,7 @@ import pytest
 
 from ic_jax import InstantCharacterPipeline
 from ic_jax.config import ConfigError
+from tests.oracle import relative
 from train.foundations.command import foundations, main
 from train.foundations.fit import Fit, fit
 from train.foundations.settings import SMALL, change
@@ -107,6 +108,23 @@ def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkey
     again, same = run(data)
     assert np.array_equal(whole["w"], again["w"])
     assert same == curve
+
+
+def test_a_fit_over_devices_equals_one_on_one(tmp_path, monkeypatch):
+    data = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
+
+    def run(batch):
+        options = Fit(5, batch, learning_rate=0.1, seed=0, kept=tmp_path / f"{batch}.npz")
+        loss = lambda module, batch, key: jnp.square(module["w"] - batch).mean()  # noqa: E731
+        (tmp_path / f"{batch}.npz").unlink(missing_ok=True)
+        with jax.numpy_dtype_promotion("standard"):  # as above
+            return fit("toy", {"w": jnp.ones(3)}, loss, data, options)[0]["w"]
+
+    spread = run(8)
+    with pytest.raises(ConfigError, match="a batch of 6 rows does not divide over 8 devices"):
+        run(6)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    assert relative(spread, run(8)) < 1e-6
 
 
 def test_nobody_held_out_is_trained_on():

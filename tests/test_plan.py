@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec as P
 from ic_jax import meshes, plan
 from ic_jax.hlo import work_of
 from ic_jax.sharding import ShardingError, make_mesh, parse
-from infer.plan import published
 
 ROWS, WIDTH, BLOCKS = 64, 256, 10
 
@@ -109,7 +108,7 @@ def test_the_text_of_a_tpu_program():
 
 @pytest.fixture(scope="module")
 def full_size():
-    return published(jnp.bfloat16)
+    return meshes.published(jnp.bfloat16)
 
 
 @pytest.mark.parametrize(

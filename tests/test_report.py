@@ -1,6 +1,8 @@
 """What a resumed run keeps of the lines that are there."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -26,6 +28,19 @@ def test_every_step_stands_there_once(tmp_path):
     assert steps(tmp_path) == [2, 4, 6, 8]
     report(tmp_path, 8)
     assert steps(tmp_path) == [2, 4, 6, 8]
+
+
+def test_a_resumed_run_is_the_same_one_to_wandb(tmp_path, monkeypatch):
+    asked = []
+
+    def init(**given):
+        asked.append(given["id"])
+        return SimpleNamespace(id=given["id"] or "fresh", finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for _ in range(2):
+        Report(tmp_path, 0, "project", {}).close()
+    assert asked == [None, "fresh"]
 
 
 def test_losses_by_noise_level():

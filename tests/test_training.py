@@ -86,8 +86,10 @@ def test_three_steps_equal_pytorch(golden):
     assert int(state.step) == golden.config["steps"]
 
 
-@pytest.mark.parametrize(("devices", "parts"), [(8, 1), (1, 3), (8, 3)])
-def test_sharded_and_accumulated_gradients_are_the_same(golden, devices, parts):
+@pytest.mark.parametrize(
+    ("devices", "parts", "remat"), [(8, 1, "none"), (1, 3, "dots"), (8, 3, "blocks")]
+)
+def test_sharded_accumulated_and_recomputed_gradients_are_the_same(golden, devices, parts, remat):
     """Each example eight times over has the gradient of each once."""
     rope = rope_table(position_ids(7, *golden.config["grid"]), golden.flux.config)
     once = examples(golden, 0)
@@ -97,7 +99,7 @@ def test_sharded_and_accumulated_gradients_are_the_same(golden, devices, parts):
     batch = jax.tree.map(lambda x: jnp.repeat(x, 8, axis=0), once)
     batch = jax.device_put(batch, NamedSharding(mesh, P("data")))
     models = jax.device_put((golden.adapter, golden.flux, rope), NamedSharding(mesh, P()))
-    spread = jax.jit(lambda a, f, r, b: mean_gradient(a, f, r, lambda e: e, b, parts))
+    spread = jax.jit(lambda a, f, r, b: mean_gradient(a, f, r, lambda e: e, b, parts, remat=remat))
     value, ours, row_loss, sigma = spread(*models, batch)
     assert len(value.sharding.device_set) == devices
     assert relative(value, loss) < 1e-5

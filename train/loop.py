@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ic_jax import hosts
+from ic_jax.config import ConfigError
 from ic_jax.models.adapter import Adapter
 from ic_jax.sharding import fetched, shardings
 from train import flops, plans
@@ -60,6 +62,11 @@ class Run:
 
     def __init__(self, recipe: Recipe, stop: StopRequest):
         self.recipe = recipe
+        if recipe.reporting.wandb and find_spec("wandb") is None:
+            raise ConfigError(
+                f"reporting.wandb is {recipe.reporting.wandb!r}, and wandb is not there; "
+                "pip install 'ic_jax[wandb]', or leave it empty"
+            )
         self.checkpoints = Checkpoints(recipe.out, recipe.saving)
         self.dataset = Dataset(recipe.data)
         self.held = held_out(self.dataset, recipe.holdout)
@@ -190,7 +197,8 @@ class Run:
         if not plans.measures(self.recipe, self.held):
             return None
         plan = plans.measuring(self.recipe, name, self.dataset, self.held)
-        count = self.recipe.reporting.effect_batches
+        # As many rows, whatever the parts that a batch is computed in.
+        count = self.recipe.reporting.effect_batches * self.recipe.stages[name].accumulate
         return Meter(self.recipe, name, self._batches(plan, CENTRED, 0, count), self.feed)
 
     def _start(self) -> steps.State:

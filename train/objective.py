@@ -46,7 +46,8 @@ def velocity(
     if isinstance(trained, Adapter):
         assert e.features is not None
         projector = trained.image_proj
-        tokens = projector.resample(projector.gather(e.features), 1000.0 * e.sigma)
+        gathered = projector.gather(e.features, remat=remat)
+        tokens = projector.resample(gathered, 1000.0 * e.sigma, remat=remat)
         prompt = ImagePrompt(trained.ip_adapter, tokens, e.subject_scale)
     else:
         flux = with_lora(flux, trained)

@@ -1,6 +1,7 @@
 """`python -m train plan`: what a training step needs on devices that need not be there."""
 
 import argparse
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -8,25 +9,16 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 
-from ic_jax import checkpoint, cli, meshes, plan
-from ic_jax.config import CONFIGS, FluxConfig
+from ic_jax import cli, meshes, plan
 from ic_jax.models.layers import Remat
 from ic_jax.models.rope import Rope
-from ic_jax.sharding import ShardingError, describe, make_mesh, parse, shardings
+from ic_jax.sharding import make_mesh, parse, shardings
 from train import flops
 from train.encode import Batch, Frozen, Ids, Knobs, Reference
 from train.optimizer import optimizer
 from train.recipe import BASES, Stage
 from train.step import State, train_step
 
-PUBLISHED = {
-    "transformer": "flux-dev",
-    "vae": "flux-vae",
-    "siglip": "siglip-so400m-384",
-    "dinov2": "dinov2-giant",
-    "t5": "t5-xxl",
-    "clip": "clip-l",
-}
 BASE, ENCODERS, MASTERS, AVERAGE, MOMENTS, BATCH = tuple[Any, ...](
     ("base", "encoders", "masters", "their average", "moments", "batch")
 )
@@ -66,10 +58,8 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
     """The plan that the options ask for, as JSON values."""
     devices = plan.devices_of(o.topology)
     memory = meshes.memory_of(devices[0])
-    flux = CONFIGS["flux-dev"]
-    assert isinstance(flux, FluxConfig)
-    base = {k: _half(checkpoint.abstract(k, CONFIGS[name])) for k, name in PUBLISHED.items()}
-    adapter = checkpoint.abstract("adapter", CONFIGS["instantcharacter"], flux)
+    base = meshes.published(jnp.bfloat16)
+    adapter = base.pop("adapter")
     parts = {"a step": o.batch // o.accumulate}
     sizes = (
         meshes.training_sizes(base, adapter, parts.values(), len(devices), memory)
@@ -112,7 +102,8 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
         "settings": given,
     }
     if values["fits"] is False:
-        values["suggestion"] = _better(base, adapter, parts, devices, memory, values["mesh"])
+        heads = base["transformer"].config.num_attention_heads
+        values["suggestion"] = _better(o, mesh.shape, heads)
     return values
 
 
@@ -154,16 +145,16 @@ def _model_flops(o: argparse.Namespace, base: dict[str, Any], adapter: Any) -> f
     )
 
 
-def _half(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), tree)
-
-
-def _better(
-    base: dict[str, Any], adapter: Any, parts: Any, devices: Any, memory: Any, tried: str
-) -> str:
-    try:
-        sizes = meshes.training_sizes(base, adapter, parts.values(), len(devices), memory)
-        better = describe(make_mesh(sizes, devices))
-    except ShardingError as error:
-        return f"{error}; take more devices"
-    return f"try --mesh {better}" if better != tried else "accumulate more, or take more devices"
+def _better(o: argparse.Namespace, sizes: Mapping[str, int], heads: int) -> str:
+    """What to try instead of a plan that does not fit: less at a time, first of all."""
+    rows = o.batch // o.accumulate // (sizes["data"] * sizes["fsdp"])
+    if rows > 1:
+        return f"try --accumulate {o.accumulate * rows}"
+    if o.remat != "blocks":
+        return "try --remat blocks"
+    if sizes["fsdp"] % 2 == 0 and heads % (2 * sizes["tensor"]) == 0:
+        # Two devices share a row: half as many rows at a time.
+        changed = {**sizes, "fsdp": sizes["fsdp"] // 2, "tensor": 2 * sizes["tensor"]}
+        mesh = ",".join(f"{k}={v}" for k, v in changed.items() if v > 1)
+        return f"try --mesh {mesh} --accumulate {2 * o.accumulate}"
+    return "take more devices"

@@ -26,11 +26,12 @@ def training(recipe: Recipe, name: str, dataset: Dataset, held: Held) -> Plan:
 
 
 def measuring(recipe: Recipe, name: str, dataset: Dataset, held: Held) -> Plan:
-    """Those that its reference effect is measured on: paired if the stage is at all."""
+    """Those that its reference effect is measured on: paired if the stage is at all, and no more
+    rows than it computes at a time, but two, of which each can be the other's."""
     stage = recipe.stages[name]
     return Plan(
         dataset,
-        batch=stage.batch,
+        batch=max(2, stage.batch // stage.accumulate),
         resolution=stage.resolution,
         paired=1.0 if stage.paired and _has_pairs(dataset, held) else 0.0,
         seed=(0, "effect", name),

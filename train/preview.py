@@ -16,7 +16,7 @@ from ic_jax.models.adapter import Adapter
 from ic_jax.pipeline import InstantCharacterPipeline
 from train.cache import Cache
 from train.data.dataset import Dataset
-from train.data.decode import decode_image
+from train.data.pictures import cut_out, decoded
 from train.lora import with_lora
 from train.models import Models
 from train.objective import Trained
@@ -45,7 +45,7 @@ class Preview:
             candidates = held if held.any() else np.ones_like(held)
             chosen = np.flatnonzero(candidates)[: recipe.reporting.preview_references]
             records = [int(np.flatnonzero(dataset.character == c)[0]) for c in chosen]
-            self._references = [decode_image(dataset.read(r).image)[0] for r in records]
+            self._references = [cut_out(decoded(dataset.read(r))) for r in records]
 
     def draw(self, state: State, step: int) -> np.ndarray:
         """Write RUN/previews/STEP.png; returns it, uint8 [h, w, 3].

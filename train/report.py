@@ -26,11 +26,7 @@ class Report:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=last_step + 1)
         self._wandb = None
         if wandb_project:
-            import wandb  # an extra: nobody else pays for importing it
-
-            self._wandb = wandb.init(
-                project=wandb_project, dir=str(run), config=settings, resume="allow"
-            )
+            self._wandb = _wandb(run, wandb_project, settings)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
@@ -63,6 +59,17 @@ class Report:
         part = self._file.with_name(".metrics.part")
         part.write_text("".join(kept))
         part.replace(self._file)
+
+
+def _wandb(run: Path, project: str, settings: dict[str, Any]) -> Any:
+    """wandb's run: the same one every time, whose id stands in RUN/wandb.txt."""
+    import wandb  # an extra: nobody else pays for importing it
+
+    file = run / "wandb.txt"
+    known = file.read_text().strip() if file.exists() else None
+    found = wandb.init(project=project, id=known, dir=str(run), config=settings, resume="allow")
+    file.write_text(found.id + "\n")
+    return found
 
 
 class Silence:

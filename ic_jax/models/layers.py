@@ -25,6 +25,37 @@ Axes = tuple[str | None, ...]
 _kernel_init = jax.nn.initializers.lecun_normal()
 
 
+def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
+    """x @ kernel, in the precision that JAX is told to use by default.
+
+    With jax_default_matmul_precision=bfloat16, float32 operands are rounded to bfloat16 and summed
+    in float32: what a TPU does unasked, and what XLA's CPU compiler would pass over.
+    """
+    if jax.config.jax_default_matmul_precision == "bfloat16" and x.dtype == jnp.float32:
+        return _rounded_product(x, kernel)
+    return x @ kernel
+
+
+@jax.custom_vjp
+def _rounded_product(x: Array, kernel: Array) -> Array:
+    x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _rounded_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _rounded_product(x, kernel), (x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+
+
+def _rounded_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = (a.astype(jnp.float32) for a in kept)
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    x = x.reshape(-1, x.shape[-1])
+    return _rounded_product(gradient, kernel.T), _rounded_product(x.T, rows)
+
+
+_rounded_product.defvjp(_rounded_forward, _rounded_backward)
+
+
 class LowRankMap(nnx.Module):
     """What a LoRA adds to a linear map: scale * (x @ a) @ b (arXiv 2106.09685).
 
@@ -70,7 +101,7 @@ class Linear(nnx.Module):
         self.low_rank: LowRankMap | None = None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        y = x @ gathered(self.kernel, x.dtype)
+        y = product(x, gathered(self.kernel, x.dtype))
         if self.low_rank is not None:
             y = y + self.low_rank(x)
         return y if self.bias is None else y + gathered(self.bias, x.dtype)

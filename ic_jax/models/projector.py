@@ -2,7 +2,9 @@
 
 Two halves. `Projector.gather` mixes the features and knows nothing of the timestep;
 `Projector.resample` condenses the result into the tokens of a given timestep. A sampler runs
-the first once a picture and the second once for all its timesteps.
+the first once a picture and the second once for all its timesteps. `remat` says what
+differentiating either keeps of each block (`ic_jax.models.layers.Remat`): the scores of a whole
+projector take several GB a picture at the published sizes.
 """
 
 from typing import Any
@@ -20,6 +22,7 @@ from ic_jax.models.layers import (
     LayerNorm,
     Linear,
     Mlp,
+    Remat,
     Stack,
     gelu_erf,
     gelu_tanh,
@@ -154,7 +157,7 @@ class Resampler(nnx.Module):
         self.time_channels = config.timestep_in_dim
 
     def __call__(
-        self, x: Float[Array, "b n e"], timestep: Float[Array, "b"]
+        self, x: Float[Array, "b n e"], timestep: Float[Array, "b"], *, remat: Remat = "none"
     ) -> tuple[Float[Array, "b q c"], Float[Array, "b d"]]:
         temb = self.time_embedding(sinusoid(timestep, self.time_channels).astype(x.dtype))
         x = self.proj_in(x) + temb[:, None]
@@ -164,7 +167,7 @@ class Resampler(nnx.Module):
         def layer(layer: ResamplerLayer, latents: Array, _: None) -> tuple[Array, None]:
             return by_rows(layer(x, by_rows(latents), temb)), None
 
-        latents, _ = self.layers.scan(layer, latents)
+        latents, _ = self.layers.scan(layer, latents, remat=remat)
         return self.norm_out(self.proj_out(latents)), temb
 
 
@@ -182,7 +185,7 @@ class Projector(nnx.Module):
         self.proj, self.proj_cross_layer, self.proj_cross_scale = mlp(), mlp(), mlp()
         self.resampler = Resampler(config, rngs=rngs)
 
-    def gather(self, features: SubjectFeatures) -> Float[Array, "b m e"]:
+    def gather(self, features: SubjectFeatures, *, remat: Remat = "none") -> Float[Array, "b m e"]:
         """Features to tokens [b, 1458, 2688] at the published sizes; no timestep yet."""
         deep = features.low_res_deep
 
@@ -190,14 +193,14 @@ class Projector(nnx.Module):
             def step(block: CrossBlock, x: Array, _: None) -> tuple[Array, None]:
                 return by_rows(block(by_rows(x), context)), None
 
-            return stack.scan(step, deep)[0]
+            return stack.scan(step, deep, remat=remat)[0]
 
         scale = self.proj_cross_scale(attend(self.cross_scale_blocks, features.high_res_deep))
         layer = self.proj_cross_layer(attend(self.cross_layer_blocks, features.low_res_shallow))
         return jnp.concatenate([self.proj(deep) + scale, layer], axis=1)
 
     def resample(
-        self, gathered: Float[Array, "b n e"], timestep: Float[Array, "b"]
+        self, gathered: Float[Array, "b n e"], timestep: Float[Array, "b"], *, remat: Remat = "none"
     ) -> Float[Array, "b q c"]:
         """Subject tokens [b, 1024, 4096] at the published sizes.
 
@@ -205,4 +208,4 @@ class Projector(nnx.Module):
             gathered: what `gather` returned.
             timestep: on the 0..1000 scale, float32.
         """
-        return self.resampler(gathered, timestep)[0]
+        return self.resampler(gathered, timestep, remat=remat)[0]

@@ -65,7 +65,7 @@ def prepare_reference(
         The square at `side` pixels, its four tiles (`ic_jax.images.tiles`), and whether it was
         mirrored.
     """
-    figure = picture.rgb if picture.mask is None else _cut_out(picture.rgb, picture.mask)
+    figure = cut_out(picture)
     mirrored = bool(rng.random() < augment.flip)
     if mirrored:
         figure = figure[:, ::-1]
@@ -78,7 +78,11 @@ def prepare_reference(
     return low, high, mirrored
 
 
-def _cut_out(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def cut_out(picture: Shown) -> UInt8[np.ndarray, "h w 3"]:
+    """The figure on white, cropped to it; the whole picture where no mask says what it is."""
+    rgb, mask = picture
+    if mask is None:
+        return rgb
     figure = mask >= FIGURE
     rows, columns = np.flatnonzero(figure.any(axis=1)), np.flatnonzero(figure.any(axis=0))
     if len(rows):
