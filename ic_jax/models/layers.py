@@ -31,7 +31,8 @@ def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array
     With jax_default_matmul_precision=bfloat16, float32 operands are rounded to bfloat16 and summed
     in float32: what a TPU does unasked, and what XLA's CPU compiler would pass over.
     """
-    if jax.config.jax_default_matmul_precision == "bfloat16" and x.dtype == jnp.float32:
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    if precision == "bfloat16" and x.dtype == jnp.float32:
         return _rounded_product(x, kernel)
     return x @ kernel
 

@@ -127,12 +127,12 @@ PEEPS = Settings(
     heads=3,
     double_blocks=2,
     single_blocks=4,
-    base_steps=9000,
+    base_steps=14000,
     encoder_width=96,
     encoder_layers=4,
     subjects=16000,
-    siglip_steps=2000,
-    dinov2_steps=2000,
+    siglip_steps=1200,
+    dinov2_steps=1200,
 )
 
 
