@@ -1,18 +1,18 @@
 """`python -m train plan`: what a training step needs on devices that need not be there."""
 
 import argparse
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ic_jax import cli, meshes, plan
 from ic_jax.models.layers import Remat
 from ic_jax.models.rope import Rope
-from ic_jax.sharding import make_mesh, parse, shardings
+from ic_jax.sharding import describe, make_mesh, parse, shardings
 from train import flops
 from train.encode import Batch, Frozen, Ids, Knobs, Reference
 from train.optimizer import optimizer
@@ -103,7 +103,7 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
     }
     if values["fits"] is False:
         heads = base["transformer"].config.num_attention_heads
-        values["suggestion"] = _better(o, mesh.shape, heads)
+        values["suggestion"] = _better(o, mesh, heads)
     return values
 
 
@@ -145,8 +145,9 @@ def _model_flops(o: argparse.Namespace, base: dict[str, Any], adapter: Any) -> f
     )
 
 
-def _better(o: argparse.Namespace, sizes: Mapping[str, int], heads: int) -> str:
+def _better(o: argparse.Namespace, mesh: Mesh, heads: int) -> str:
     """What to try instead of a plan that does not fit: less at a time, first of all."""
+    sizes = mesh.shape
     rows = o.batch // o.accumulate // (sizes["data"] * sizes["fsdp"])
     if rows > 1:
         return f"try --accumulate {o.accumulate * rows}"
@@ -155,6 +156,6 @@ def _better(o: argparse.Namespace, sizes: Mapping[str, int], heads: int) -> str:
     if sizes["fsdp"] % 2 == 0 and heads % (2 * sizes["tensor"]) == 0:
         # Two devices share a row: half as many rows at a time.
         changed = {**sizes, "fsdp": sizes["fsdp"] // 2, "tensor": 2 * sizes["tensor"]}
-        mesh = ",".join(f"{k}={v}" for k, v in changed.items() if v > 1)
-        return f"try --mesh {mesh} --accumulate {2 * o.accumulate}"
+        shared = make_mesh(changed, list(mesh.devices.flat))
+        return f"try --mesh {describe(shared)} --accumulate {2 * o.accumulate}"
     return "take more devices"

@@ -48,7 +48,7 @@ def _rounded_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 
 
 def _rounded_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = (a.astype(jnp.float32) for a in kept)
+    x, kernel = kept
     rows = gradient.reshape(-1, gradient.shape[-1])
     x = x.reshape(-1, x.shape[-1])
     return _rounded_product(gradient, kernel.T), _rounded_product(x.T, rows)
