@@ -12,7 +12,8 @@ from ic_jax.config import ConfigError
 from tests.oracle import relative
 from train.foundations.command import foundations, main
 from train.foundations.fit import Fit, fit
-from train.foundations.settings import SMALL, change
+from train.foundations.settings import PEEPS, SMALL, change
+from train.foundations.text_encoders import read_neighbours, text_encoders
 from train.foundations.words import prompt_ids, tokenizers
 from train.foundations.world import HELD, TRAINED, caption, random_view
 from train.foundations.worlds import WORLDS
@@ -72,6 +73,25 @@ def test_every_word_of_a_world_has_an_id_and_captions_fit(world, length):
     assert 2 not in t5  # unknown
     assert ((t5 == 1).sum(1) == 1).all()  # none is cut before its end
     assert clip.shape == (len(texts), 77)
+
+
+def test_words_begin_by_reading_their_neighbours():
+    """Else FLUX cannot learn which of two garments a colour belongs to."""
+    t5, _ = text_encoders(PEEPS.t5(400), PEEPS.clip(400), 0)
+    read_neighbours(t5)
+    ids = np.random.default_rng(0).integers(3, 400, (64, 20))
+
+    @jax.jit
+    def states_of_word_10(ids):
+        return t5(ids)[:, 10]
+
+    def change(at):
+        other = ids.copy()
+        other[:, at] = ids[::-1, at]
+        return np.abs(states_of_word_10(other) - states_of_word_10(ids)).mean()
+
+    near, far = [change(at) for at in (8, 9, 11, 12)], [change(at) for at in (3, 15)]
+    assert min(near) > 2 * max(far)
 
 
 def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def train_base(
     settings: Settings,
     drawn: Drawn,
     vae: Vae,
-    encoders: tuple[T5Encoder, ClipText],
+    start: Base,
     tokenizers: dict[str, Files],
     options: Fit,
 ) -> tuple[Base, dict[str, Any]]:
@@ -83,20 +83,19 @@ def train_base(
     grid = data["mean"].shape[1] // flow.PATCH, data["mean"].shape[2] // flow.PATCH
     rope = rope_table(flow.position_ids(settings.text_length, *grid), settings.flux)
     shift = flow.shift(grid[0] * grid[1], SchedulerConfig())
-    flux = fresh_flux(settings.flux, options.seed)
     if settings.text_learnt:
 
         def loss_of_all(base: Base, batch: dict[str, Array], key: Array) -> Array:
             return base_loss(base, batch, key, rope, shift)
 
-        base, curve = fit("base", Base(flux, *encoders), loss_of_all, data, options)
+        base, curve = fit("base", start, loss_of_all, data, options)
     else:
 
         def loss(flux: Flux, batch: dict[str, Array], key: Array) -> Array:
-            return base_loss(Base(flux, *encoders), batch, key, rope, shift)
+            return base_loss(start._replace(flux=flux), batch, key, rope, shift)
 
-        flux, curve = fit("base", flux, loss, data, options)
-        base = Base(flux, *encoders)
+        flux, curve = fit("base", start.flux, loss, data, options)
+        base = start._replace(flux=flux)
     return base, {"loss": curve}
 
 

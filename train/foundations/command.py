@@ -19,11 +19,11 @@ from ic_jax.folders import locked
 from ic_jax.models.vae import Vae
 from train.foundations import words
 from train.foundations.autoencoder import train_vae
-from train.foundations.base import train_base
+from train.foundations.base import Base, fresh_flux, train_base
 from train.foundations.fit import Fit
 from train.foundations.pictures import Drawn, draw, draw_subjects
 from train.foundations.settings import PEEPS, SMALL, Settings, change
-from train.foundations.text_encoders import text_encoders
+from train.foundations.text_encoders import read_neighbours, text_encoders
 from train.foundations.vision import train_dinov2, train_siglip
 from train.foundations.worlds import WORLDS
 from train.run_folder import write_json
@@ -107,8 +107,11 @@ class _Parts:
         s = self.settings
         fit = self._fit("base", s.base_steps, s.base_batch, s.base_rate)
         t5_words, clip_words = self.words
-        encoders = text_encoders(s.t5(t5_words), s.clip(clip_words), s.seed)
-        return train_base(s, self.pictures, vae, encoders, self.files, fit)
+        t5, clip = text_encoders(s.t5(t5_words), s.clip(clip_words), s.seed)
+        if s.text_learnt:
+            read_neighbours(t5)
+        start = Base(fresh_flux(s.flux, s.seed), t5, clip)
+        return train_base(s, self.pictures, vae, start, self.files, fit)
 
     def _siglip(self) -> tuple[tuple, dict[str, Any]]:
         s, rng = self.settings, np.random.default_rng((self.settings.seed, 4))
