@@ -115,13 +115,12 @@ class _Parts:
 
     def _siglip(self) -> tuple[tuple, dict[str, Any]]:
         s, rng = self.settings, np.random.default_rng((self.settings.seed, 4))
-        caption = WORLDS[s.world].caption
         seen = zip(self.subjects.identities, self.subjects.views, strict=True)
-        texts = [caption(view, identity, rng) for identity, view in seen]
+        texts = [WORLDS[s.world].who(view, identity, rng) for identity, view in seen]
         ids, _ = words.prompt_ids(self.files, texts, s.text_length)
         fit = self._fit("siglip", s.siglip_steps, s.encoder_batch, s.encoder_rate)
         siglip, found = train_siglip(
-            s.siglip, s.clip(self.words[1]), self.subjects.pixels, ids, fit
+            s.siglip, s.clip(self.words[1]), self.subjects.pixels, ids, s.siglip_shown, fit
         )
         return (siglip,), found
 

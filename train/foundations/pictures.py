@@ -24,27 +24,30 @@ class Drawn(NamedTuple):
 
 def draw(world: str, count: int, side: int, seed: int, workers: int | None = None) -> Drawn:
     """`count` random views of people; the same for the same seed."""
-    return _drawn(partial(_picture, side=side), world, count, (seed, 1), workers)
+    one = partial(_picture, side=side)
+    return _drawn(one, world, WORLDS[world].view, count, (seed, 1), workers)
 
 
 def draw_subjects(
     world: str, count: int, side: int, seed: int, workers: int | None = None
 ) -> Drawn:
-    """Figures as an adapter's image encoders are shown them: `pixels` are [n, 5, side, side, 3],
+    """References as an adapter's image encoders are shown them: `pixels` are [n, 5, side, side, 3],
     the whole and its four tiles (`train.data.pictures.prepare_reference`)."""
-    return _drawn(partial(_subject, side=side), world, count, (seed, 2), workers)
+    one = partial(_subject, side=side)
+    return _drawn(one, world, WORLDS[world].reference, count, (seed, 2), workers)
 
 
 def _drawn(
     one: Callable[..., np.ndarray],
     world: str,
+    view: Callable[[np.random.Generator], View],
     count: int,
     seed: tuple[int, int],
     workers: int | None,
 ) -> Drawn:
     rng = np.random.default_rng(seed)
     identities = list(islice(WORLDS[world].people(seed[0]), count))
-    views = [WORLDS[world].view(rng) for _ in identities]
+    views = [view(rng) for _ in identities]
     return Drawn(np.stack(list(mapped(one, identities, views, workers=workers))), identities, views)
 
 

@@ -45,6 +45,8 @@ class Settings:
     encoder_layers: int = 3
     encoder_patch: int = 16  # pixels
     subjects: int = 8000  # cut-out pictures, drawn once
+    # Odds of the whole reference and its four tiles, the upper left and right ones first.
+    siglip_shown: tuple[float, ...] = (0.5, 0.125, 0.125, 0.125, 0.125)
     siglip_steps: int = 1500
     dinov2_steps: int = 1500
     encoder_batch: int = 128
@@ -130,8 +132,9 @@ PEEPS = Settings(
     base_steps=14000,
     encoder_width=96,
     encoder_layers=4,
-    subjects=16000,
-    siglip_steps=1200,
+    subjects=20000,
+    siglip_shown=(0.5, 0.25, 0.25, 0.0, 0.0),  # captions say who it is, which heads show
+    siglip_steps=4000,
     dinov2_steps=1200,
 )
 

@@ -7,6 +7,7 @@ as an adapter shows them to the encoders.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,9 +24,8 @@ from ic_jax.models.layers import Linear
 from ic_jax.models.siglip import SiglipVision
 from train.foundations.fit import Fit, fit
 
-# The first of the five pictures of a subject is the whole; tiles say less about the caption.
-WHOLE = 0.5
 HIDDEN = 0.5  # share of the patches
+EVENLY = (0.5, 0.125, 0.125, 0.125, 0.125)  # as much of the whole as of its four tiles
 
 
 class Pairing(nnx.Module):
@@ -55,19 +55,25 @@ def train_siglip(
     clip: ClipConfig,
     subjects: UInt8[np.ndarray, "n 5 s s 3"],
     ids: Int[np.ndarray, "n m"],
+    odds: Sequence[float],
     options: Fit,
+    tower: SiglipVision | None = None,
 ) -> tuple[SiglipVision, dict[str, Any]]:
     """The image tower, and its figures.
 
     Args:
         ids: CLIP's, of the captions that name all that is seen.
+        odds: of the five pictures of each subject, the whole and its tiles.
+        tower: to train further; by default one of random weights.
     """
     pairing = jax.jit(lambda: Pairing(config, clip, rngs=nnx.Rngs(options.seed + 2)))()
+    if tower is not None:
+        pairing.vision = tower
     # Captions end long before the 77 ids; causal attention sees nothing of what follows.
     longest = 1 + int((ids == ids.max()).argmax(1).max())
 
     def loss(pairing: Pairing, batch: tuple[Array, Array], key: Array) -> Array:
-        pixels = normalize(_some(batch[0], key), *SIGLIP_SCALE, jnp.float32)
+        pixels = normalize(_some(batch[0], odds, key), *SIGLIP_SCALE, jnp.float32)
         logits = pairing(pixels, batch[1])
         signs = 2 * jnp.eye(len(logits)) - 1
         return -jax.nn.log_sigmoid(signs * logits).sum() / len(logits)
@@ -94,7 +100,7 @@ def train_dinov2(
 
     def loss(completion: Completion, batch: Array, key: Array) -> Array:
         chosen, hiding = jax.random.split(key)
-        pixels = normalize(_some(batch, chosen), *IMAGENET_SCALE, jnp.float32)
+        pixels = normalize(_some(batch, EVENLY, chosen), *IMAGENET_SCALE, jnp.float32)
         shape = (len(pixels), side, 1, side, 1, 1)
         patches = pixels.reshape(len(pixels), side, patch, side, patch, 3)
         seen = patches * jax.random.bernoulli(hiding, 1 - HIDDEN, shape)
@@ -106,8 +112,9 @@ def train_dinov2(
     return completion.encoder, {"loss": curve}
 
 
-def _some(subjects: UInt8[Array, "b 5 s s 3"], key: Array) -> UInt8[Array, "b s s 3"]:
-    """One of the five pictures of each subject."""
-    odds = jnp.array([WHOLE] + [(1 - WHOLE) / 4] * 4)
-    chosen = jax.random.choice(key, 5, (len(subjects),), p=odds)
+def _some(
+    subjects: UInt8[Array, "b 5 s s 3"], odds: Sequence[float], key: Array
+) -> UInt8[Array, "b s s 3"]:
+    """One of the five pictures of each subject: the whole, and its four tiles."""
+    chosen = jax.random.choice(key, 5, (len(subjects),), p=jnp.array(odds))
     return jax.vmap(lambda pictures, n: pictures[n])(subjects, chosen)

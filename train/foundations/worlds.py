@@ -21,6 +21,8 @@ class World:
     reference: Callable[[np.random.Generator], View]  # what a picture of a character shows
     # All that is seen, or, of nobody, the view alone.
     caption: Callable[[View, Identity | None, np.random.Generator], str]
+    # What SigLIP learns to match with a reference.
+    who: Callable[[View, Identity, np.random.Generator], str]
     words: Callable[[], list[str]]  # that captions are made of, sorted
 
 
@@ -53,6 +55,7 @@ WORLDS = {
         lambda rng: world.views(rng, 1)[0],
         world.reference_view,
         _caption,
+        lambda _, identity, rng: captions.of_person(identity, rng),
         captions.vocabulary,
     ),
     "small": World(
@@ -60,6 +63,7 @@ WORLDS = {
         {"held out": _small_held_out},
         small.random_view,
         small.random_view,
+        lambda view, identity, _: small.caption(view, identity),
         lambda view, identity, _: small.caption(view, identity),
         small.vocabulary,
     ),

@@ -1,7 +1,8 @@
 """Captions in varied English, exact because they are made of the parts' own phrases.
 
-Two kinds. With identity: everything that is drawn, to train the base model on. Without: what the
-person does, feels and wears, and where, so that who it is can come from the reference alone.
+Three kinds. With identity: everything that is drawn, to train the base model on. Without: what the
+person does, feels and wears, and where, so that who it is can come from the reference alone. Of
+the person: who it is alone.
 """
 
 import re
@@ -30,6 +31,11 @@ def without_identity(view: View, rng: np.random.Generator) -> str:
 def with_identity(identity: Identity, view: View, rng: np.random.Generator) -> str:
     """For the base model: all that is drawn."""
     return _caption(view, f"{_pick(rng, phrases.PEOPLE)} with {_looks(identity, rng)},", rng)
+
+
+def of_person(identity: Identity, rng: np.random.Generator) -> str:
+    """For the image encoder that is to tell people apart: nothing of the view."""
+    return f"A person with {_looks(identity, rng)}."
 
 
 def _caption(view: View, who: str, rng: np.random.Generator) -> str:
@@ -66,7 +72,7 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 def vocabulary() -> list[str]:
-    """Every word of both kinds of captions, in lower case, sorted."""
+    """Every word of all kinds of captions, in lower case, sorted."""
     said = [*TEMPLATES, *phrases.PEOPLE, *phrases.GROUND, *phrases.SKIN, "an"]
     for table in (phrases.FRAMINGS, phrases.HAIR, phrases.FACIAL_HAIR, phrases.ACCESSORIES):
         said += [phrase for options in table.values() for phrase in options]
