@@ -6,8 +6,7 @@
 
 Each takes one part of MODEL for a start, and the others as they are. The base is FLUX with its text
 encoders: MODEL's had been trained for 14 000 steps with words that did not read their neighbours
-(`train.foundations.text_encoders.read_neighbours`, which new ones start with). SigLIP's text tower,
-which is thrown away after each training, starts anew.
+(`train.foundations.text_encoders.read_neighbours`, which new ones start with).
 """
 
 import argparse
@@ -16,8 +15,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ic_jax import checkpoint, model_folder
 from train.foundations import words
@@ -67,22 +64,13 @@ def base(start: dict[str, Any], seed: int, steps: int, kept: Path) -> tuple[tupl
 def siglip(
     start: dict[str, Any], seed: int, steps: int, kept: Path
 ) -> tuple[tuple, dict[str, Any]]:
+    """Its text tower starts anew, and the people are others."""
+    settings = dataclasses.replace(PEEPS, seed=seed)
     drawn = draw_subjects(PEEPS.world, PEEPS.subjects, PEEPS.side, seed)
-    rng = np.random.default_rng((seed, 4))
-    seen = zip(drawn.identities, drawn.views, strict=True)
     tokenizers, _, clip_words = words.tokenizers(WORLD.words())
-    texts = [WORLD.who(view, identity, rng) for identity, view in seen]
-    ids, _ = words.prompt_ids(tokenizers, texts, PEEPS.text_length)
     fit = Fit(steps, PEEPS.encoder_batch, PEEPS.encoder_rate, seed, kept)
-    tower, facts = train_siglip(
-        PEEPS.siglip,
-        PEEPS.clip(clip_words),
-        drawn.pixels,
-        ids,
-        PEEPS.siglip_shown,
-        fit,
-        start["siglip"],
-    )
+    clip = PEEPS.clip(clip_words)
+    tower, facts = train_siglip(settings, drawn, clip, tokenizers, fit, start["siglip"])
     return (tower,), facts
 
 

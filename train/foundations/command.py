@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from ic_jax import checkpoint, cli, model_folder
 from ic_jax.config import ConfigError, SchedulerConfig
@@ -114,14 +113,10 @@ class _Parts:
         return train_base(s, self.pictures, vae, start, self.files, fit)
 
     def _siglip(self) -> tuple[tuple, dict[str, Any]]:
-        s, rng = self.settings, np.random.default_rng((self.settings.seed, 4))
-        seen = zip(self.subjects.identities, self.subjects.views, strict=True)
-        texts = [WORLDS[s.world].who(view, identity, rng) for identity, view in seen]
-        ids, _ = words.prompt_ids(self.files, texts, s.text_length)
+        s = self.settings
         fit = self._fit("siglip", s.siglip_steps, s.encoder_batch, s.encoder_rate)
-        siglip, found = train_siglip(
-            s.siglip, s.clip(self.words[1]), self.subjects.pixels, ids, s.siglip_shown, fit
-        )
+        clip = s.clip(self.words[1])
+        siglip, found = train_siglip(s, self.subjects, clip, self.files, fit)
         return (siglip,), found
 
     def _dinov2(self) -> tuple[tuple, dict[str, Any]]:

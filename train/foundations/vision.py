@@ -23,6 +23,10 @@ from ic_jax.models.dinov2 import Dinov2
 from ic_jax.models.layers import Linear
 from ic_jax.models.siglip import SiglipVision
 from train.foundations.fit import Fit, fit
+from train.foundations.pictures import Drawn
+from train.foundations.settings import Settings
+from train.foundations.words import Files, prompt_ids
+from train.foundations.worlds import WORLDS
 
 HIDDEN = 0.5  # share of the patches
 EVENLY = (0.5, 0.125, 0.125, 0.125, 0.125)  # as much of the whole as of its four tiles
@@ -51,34 +55,37 @@ class Pairing(nnx.Module):
 
 
 def train_siglip(
-    config: SiglipConfig,
+    settings: Settings,
+    drawn: Drawn,
     clip: ClipConfig,
-    subjects: UInt8[np.ndarray, "n 5 s s 3"],
-    ids: Int[np.ndarray, "n m"],
-    odds: Sequence[float],
+    tokenizers: dict[str, Files],
     options: Fit,
     tower: SiglipVision | None = None,
 ) -> tuple[SiglipVision, dict[str, Any]]:
     """The image tower, and its figures.
 
     Args:
-        ids: CLIP's, of the captions that name all that is seen.
-        odds: of the five pictures of each subject, the whole and its tiles.
+        drawn: with five pictures of each subject.
+        clip: of the text tower.
         tower: to train further; by default one of random weights.
     """
-    pairing = jax.jit(lambda: Pairing(config, clip, rngs=nnx.Rngs(options.seed + 2)))()
+    rng, who = np.random.default_rng((settings.seed, 4)), WORLDS[settings.world].who
+    texts = [who(v, i, rng) for i, v in zip(drawn.identities, drawn.views, strict=True)]
+    ids, _ = prompt_ids(tokenizers, texts, settings.text_length)
+    seed = options.seed + 2
+    pairing = jax.jit(lambda: Pairing(settings.siglip, clip, rngs=nnx.Rngs(seed)))()
     if tower is not None:
         pairing.vision = tower
     # Captions end long before the 77 ids; causal attention sees nothing of what follows.
     longest = 1 + int((ids == ids.max()).argmax(1).max())
 
     def loss(pairing: Pairing, batch: tuple[Array, Array], key: Array) -> Array:
-        pixels = normalize(_some(batch[0], odds, key), *SIGLIP_SCALE, jnp.float32)
+        pixels = normalize(_some(batch[0], settings.siglip_shown, key), *SIGLIP_SCALE, jnp.float32)
         logits = pairing(pixels, batch[1])
         signs = 2 * jnp.eye(len(logits)) - 1
         return -jax.nn.log_sigmoid(signs * logits).sum() / len(logits)
 
-    pairing, curve = fit("siglip", pairing, loss, (subjects, ids[:, :longest]), options)
+    pairing, curve = fit("siglip", pairing, loss, (drawn.pixels, ids[:, :longest]), options)
     return pairing.vision, {"loss": curve}
 
 
