@@ -8,10 +8,13 @@ from ic_jax.cli import say
 from ic_jax.model_folder import SMALL_MODEL
 
 SUBJECT = Path(__file__).with_suffix(".png")
-PROMPT = "person drinking-coffee laughing yellow-clad on-teal"
+PROMPT = (
+    "A portrait of a person shrugging with both palms up, in a black V-neck over yellow sleeves, "
+    "with a calm smile, on a teal background."
+)
 
 NOTICE = (
-    "No --model given: drawing with the small model, which knows one small world of drawn people. "
+    "No --model given: drawing with the small model, which knows one world of drawn people. "
     'README.md, "The small model", says what it can be told.'
 )
 

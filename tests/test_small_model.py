@@ -29,7 +29,7 @@ def test_it_fits_into_a_wheel():
 
 def test_it_draws_whom_it_is_shown_and_what_it_is_told(pipe, monkeypatch):
     monkeypatch.setattr(rows, "BATCH", 24)
-    asked = triples("small", "held out", 24)
+    asked = triples("peeps", "known parts", 24)
     drawn = {
         "shown": rows.draw(pipe, asked, 0),
         "not shown": rows.draw(pipe, asked, 0, subject=False),
@@ -67,15 +67,15 @@ def test_transformers_sees_the_same_with_it(exported, name, theirs):
 
 def test_diffusers_draws_the_same_with_it(pipe, exported):
     theirs = diffusers.FluxPipeline.from_pretrained(exported / "flux", torch_dtype=torch.float32)
-    prompt, steps = "person drinking-coffee laughing yellow-clad on-teal", 3
-    noise = np.random.default_rng(0).standard_normal((1, 16, 64)).astype(np.float32)
+    prompt, steps = "A person drinking coffee in a yellow shirt, on plain teal.", 3
+    noise = np.random.default_rng(0).standard_normal((1, 36, 64)).astype(np.float32)
     expected = theirs(
         prompt,
-        height=64,
-        width=64,
+        height=96,
+        width=96,
         num_inference_steps=steps,
         latents=torch.from_numpy(noise),
-        max_sequence_length=16,
+        max_sequence_length=36,
         output_type="np",
     ).images
     ours = pipe(prompt, num_inference_steps=steps, latents=noise, output_type="np").images

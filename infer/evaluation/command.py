@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--model", type=Path, default=SMALL_MODEL, help="(default: the small one of ic_jax)"
     )
-    parser.add_argument("--triples", type=int, default=200, help="person, picture, prompt")
+    parser.add_argument("--triples", type=int, default=300, help="person, picture, prompt (300)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder")
     parser.add_argument("--overwrite", action="store_true")
