@@ -11,6 +11,7 @@ encoders: MODEL's had been trained for 14 000 steps with words that did not read
 
 import argparse
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,14 @@ from typing import Any
 from ic_jax import checkpoint, model_folder
 from train.foundations import words
 from train.foundations.base import Base, train_base
+from train.foundations.command import FACTS
 from train.foundations.fit import Fit
 from train.foundations.pictures import draw, draw_subjects
 from train.foundations.settings import PEEPS
 from train.foundations.text_encoders import read_neighbours
 from train.foundations.vision import train_siglip
 from train.foundations.worlds import WORLDS
+from train.run_folder import write_json
 
 WORLD = WORLDS[PEEPS.world]
 
@@ -47,7 +50,10 @@ def main() -> None:
         with model_folder.create(more / kind) as writer:
             checkpoint.write_component(writer, kind, module)
     kept.unlink()
-    print(f"loss {facts['loss']}")
+    known = json.loads((more / FACTS).read_text())
+    # Else `train foundations` would refuse what was made with other settings than today's.
+    known |= {"settings": dataclasses.asdict(PEEPS), f"{given.part}, further": facts}
+    write_json(more / FACTS, known)
 
 
 def base(start: dict[str, Any], seed: int, steps: int, kept: Path) -> tuple[tuple, dict[str, Any]]:
