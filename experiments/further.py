@@ -6,7 +6,8 @@
 
 Each takes one part of MODEL for a start, and the others as they are. The base is FLUX with its text
 encoders: MODEL's had been trained for 14 000 steps with words that did not read their neighbours
-(`train.foundations.text_encoders.read_neighbours`, which new ones start with).
+(`train.foundations.text_encoders.read_neighbours`, which new ones start with: do not give them a
+second time). Stopped on its way, the same command goes on.
 """
 
 import argparse
@@ -43,11 +44,11 @@ def main() -> None:
     kinds, trained = PARTS[given.part]
     parts, more = (path.with_name(path.name + ".parts") for path in (given.model, given.more))
     start = {kind: checkpoint.load_component(parts / kind, kind) for kind in (*kinds, "vae")}
-    shutil.copytree(parts, more, ignore=shutil.ignore_patterns(*kinds))
+    shutil.copytree(parts, more, ignore=shutil.ignore_patterns(*kinds), dirs_exist_ok=True)
     kept = more / f"{given.part}.npz"
     modules, facts = trained(start, given.seed, given.steps, kept)
     for kind, module in zip(kinds, modules, strict=True):
-        with model_folder.create(more / kind) as writer:
+        with model_folder.create(more / kind, overwrite=True) as writer:
             checkpoint.write_component(writer, kind, module)
     kept.unlink()
     known = json.loads((more / FACTS).read_text())

@@ -16,6 +16,8 @@ from ic_jax.config import (
     VaeConfig,
 )
 
+EVENLY = (0.5, 0.125, 0.125, 0.125, 0.125)  # as much of a reference as of its four tiles
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -46,7 +48,7 @@ class Settings:
     encoder_patch: int = 16  # pixels
     subjects: int = 8000  # cut-out pictures, drawn once
     # Odds of the whole reference and its four tiles, the upper left and right ones first.
-    siglip_shown: tuple[float, ...] = (0.5, 0.125, 0.125, 0.125, 0.125)
+    siglip_shown: tuple[float, ...] = EVENLY
     siglip_steps: int = 1500
     dinov2_steps: int = 1500
     encoder_batch: int = 128

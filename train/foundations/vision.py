@@ -24,12 +24,11 @@ from ic_jax.models.layers import Linear
 from ic_jax.models.siglip import SiglipVision
 from train.foundations.fit import Fit, fit
 from train.foundations.pictures import Drawn
-from train.foundations.settings import Settings
+from train.foundations.settings import EVENLY, Settings
 from train.foundations.words import Files, prompt_ids
 from train.foundations.worlds import WORLDS
 
 HIDDEN = 0.5  # share of the patches
-EVENLY = (0.5, 0.125, 0.125, 0.125, 0.125)  # as much of the whole as of its four tiles
 
 
 class Pairing(nnx.Module):

@@ -36,6 +36,10 @@ def _small_held_out(seed: int) -> Iterator[Identity]:
     return (small.HELD[n] for n in np.random.default_rng(seed).permutation(len(small.HELD)))
 
 
+def _small_caption(view: View, identity: Identity | None, _: np.random.Generator) -> str:
+    return small.caption(view, identity)
+
+
 def _people(seed: int) -> Iterator[Identity]:
     while True:
         yield from world.train_identities(seed)
@@ -63,8 +67,8 @@ WORLDS = {
         {"held out": _small_held_out},
         small.random_view,
         small.random_view,
-        lambda view, identity, _: small.caption(view, identity),
-        lambda view, identity, _: small.caption(view, identity),
+        _small_caption,
+        _small_caption,
         small.vocabulary,
     ),
 }
