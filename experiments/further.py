@@ -1,87 +1,96 @@
-"""Parts of the foundations trained further, as those of the model that ships were.
+"""Parts of a small model's foundations trained further, as those of the one that ships were.
 
-    python -m experiments.further base MODEL MORE --steps 5000
+    python -m experiments.further vae MODEL BETTER --steps 2000
+    python -m experiments.further base BETTER MORE --steps 9000
     python -m experiments.further siglip MORE LAST --steps 2800
-    python -m train foundations LAST --world peeps
 
-Each takes one part of MODEL for a start, and the others as they are. The base is FLUX with its text
-encoders: MODEL's had been trained for 14 000 steps with words that did not read their neighbours
-(`train.foundations.text_encoders.read_neighbours`, which new ones start with: do not give them a
-second time). Stopped on its way, the same command goes on.
+Each takes one part of MODEL for a start and the others as they are, an adapter too, which has to be
+trained further after it. The base is FLUX with its text encoders. Stopped on its way, the same
+command goes on.
 """
 
 import argparse
 import dataclasses
 import json
-import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ic_jax import checkpoint, model_folder
+from ic_jax.model_folder import ModelFolder
 from train.foundations import words
+from train.foundations.autoencoder import train_vae
 from train.foundations.base import Base, train_base
-from train.foundations.command import FACTS
 from train.foundations.fit import Fit
-from train.foundations.pictures import draw, draw_subjects
-from train.foundations.settings import PEEPS
-from train.foundations.text_encoders import read_neighbours
+from train.foundations.pictures import Drawn, draw, draw_subjects
+from train.foundations.settings import PEEPS, Settings
 from train.foundations.vision import train_siglip
 from train.foundations.worlds import WORLDS
-from train.run_folder import write_json
 
-WORLD = WORLDS[PEEPS.world]
+Modules = dict[str, Any]  # by component
+Trained = tuple[tuple, dict[str, Any]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.further", description=__doc__)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("model", type=Path, help="MODEL folder of `train foundations`")
+    parser.add_argument("model", type=Path, help="MODEL folder")
     parser.add_argument("more", type=Path, help="MODEL folder to be")
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--rate", type=float, help="(default: that of the beginning)")
+    parser.add_argument("--pictures", type=int, default=PEEPS.pictures, help="drawn for it")
     parser.add_argument("--seed", type=int, default=1, help="of all that is drawn by chance")
     given = parser.parse_args()
     kinds, trained = PARTS[given.part]
-    parts, more = (path.with_name(path.name + ".parts") for path in (given.model, given.more))
-    start = {kind: checkpoint.load_component(parts / kind, kind) for kind in (*kinds, "vae")}
-    shutil.copytree(parts, more, ignore=shutil.ignore_patterns(*kinds), dirs_exist_ok=True)
-    kept = more / f"{given.part}.npz"
-    modules, facts = trained(start, given.seed, given.steps, kept)
-    for kind, module in zip(kinds, modules, strict=True):
-        with model_folder.create(more / kind, overwrite=True) as writer:
-            checkpoint.write_component(writer, kind, module)
+    model = ModelFolder.open(given.model)
+    start = {kind: checkpoint.load_component(model, kind, "float32") for kind in (*kinds, "vae")}
+    settings = dataclasses.replace(PEEPS, seed=given.seed, pictures=given.pictures)
+    kept = given.more.with_name(f"{given.more.name}.{given.part}.npz")
+    rate = {"vae": PEEPS.vae_rate, "base": PEEPS.base_rate, "siglip": PEEPS.encoder_rate}
+    batch = {"vae": PEEPS.vae_batch, "base": PEEPS.base_batch, "siglip": PEEPS.encoder_batch}
+    fit = Fit(given.steps, batch[given.part], given.rate or rate[given.part], given.seed, kept)
+    began = time.perf_counter()
+    modules, facts = trained(start, settings, fit)
+    facts["seconds"] = round(time.perf_counter() - began)
+    with model_folder.create(given.more) as writer:
+        for kind in model.components:
+            if kind in kinds:
+                checkpoint.write_component(writer, kind, modules[kinds.index(kind)])
+            else:
+                writer.add_from(model, kind)
     kept.unlink()
-    known = json.loads((more / FACTS).read_text())
-    # Else `train foundations` would refuse what was made with other settings than today's.
-    known |= {"settings": dataclasses.asdict(PEEPS), f"{given.part}, further": facts}
-    write_json(more / FACTS, known)
+    print(json.dumps(facts))
 
 
-def base(start: dict[str, Any], seed: int, steps: int, kept: Path) -> tuple[tuple, dict[str, Any]]:
-    """The pictures are those of the first time, captions and noise are not."""
-    read_neighbours(start["t5"])
+def vae(start: Modules, settings: Settings, fit: Fit) -> Trained:
+    """On whole pictures, as it is used. FLUX has to learn the latents that come of it."""
+    settings = dataclasses.replace(settings, vae_crop=settings.side)
+    found, facts = train_vae(settings, _pictures(settings), fit, start["vae"])
+    return (found,), facts
+
+
+def base(start: Modules, settings: Settings, fit: Fit) -> Trained:
     begun = Base(*(start[kind] for kind in PARTS["base"][0]))
-    drawn = draw(PEEPS.world, PEEPS.pictures, PEEPS.side, PEEPS.seed)
-    settings = dataclasses.replace(PEEPS, seed=seed)
-    tokenizers, *_ = words.tokenizers(WORLD.words())
-    fit = Fit(steps, PEEPS.base_batch, PEEPS.base_rate, seed, kept)
-    return train_base(settings, drawn, start["vae"], begun, tokenizers, fit)
+    tokenizers, *_ = words.tokenizers(WORLDS[settings.world].words())
+    return train_base(settings, _pictures(settings), start["vae"], begun, tokenizers, fit)
 
 
-def siglip(
-    start: dict[str, Any], seed: int, steps: int, kept: Path
-) -> tuple[tuple, dict[str, Any]]:
-    """Its text tower starts anew, and the people are others."""
-    settings = dataclasses.replace(PEEPS, seed=seed)
-    drawn = draw_subjects(PEEPS.world, PEEPS.subjects, PEEPS.side, seed)
-    tokenizers, _, clip_words = words.tokenizers(WORLD.words())
-    fit = Fit(steps, PEEPS.encoder_batch, PEEPS.encoder_rate, seed, kept)
-    clip = PEEPS.clip(clip_words)
+def siglip(start: Modules, settings: Settings, fit: Fit) -> Trained:
+    """Its text tower starts anew."""
+    drawn = draw_subjects(settings.world, settings.subjects, settings.side, settings.seed)
+    tokenizers, _, clip_words = words.tokenizers(WORLDS[settings.world].words())
+    clip = settings.clip(clip_words)
     tower, facts = train_siglip(settings, drawn, clip, tokenizers, fit, start["siglip"])
     return (tower,), facts
 
 
-PARTS: dict[str, tuple[tuple[str, ...], Callable]] = {
+def _pictures(settings: Settings) -> Drawn:
+    return draw(settings.world, settings.pictures, settings.side, settings.seed)
+
+
+PARTS: dict[str, tuple[tuple[str, ...], Callable[[Modules, Settings, Fit], Trained]]] = {
+    "vae": (("vae",), vae),
     "base": (("transformer", "t5", "clip"), base),
     "siglip": (("siglip",), siglip),
 }

@@ -10,6 +10,7 @@ import pytest
 from ic_jax import InstantCharacterPipeline
 from ic_jax.config import ConfigError
 from tests.oracle import relative
+from train.foundations import emphasis
 from train.foundations.command import foundations, main
 from train.foundations.fit import Fit, fit
 from train.foundations.settings import PEEPS, SMALL, change
@@ -17,11 +18,20 @@ from train.foundations.text_encoders import read_neighbours, text_encoders
 from train.foundations.words import prompt_ids, tokenizers
 from train.foundations.world import HELD, TRAINED, caption, random_view
 from train.foundations.worlds import WORLDS
+from train.peeps.render import FACE_BOX, View, body_kind, pixel_box
+from train.peeps.world import BODIES
 
 TINY = [
     *("pictures=48", "side=16", "vae_widths=[4,8]", "vae_steps=30", "vae_batch=8", "vae_crop=8"),
     *("width=32", "heads=2", "double_blocks=1", "single_blocks=1", "base_steps=120"),
-    *("base_batch=16", "encoder_width=16", "encoder_patch=4", "text_width=32", "text_learnt=true"),
+    *(
+        "head_share=0.5",
+        "base_batch=16",
+        "encoder_width=16",
+        "encoder_patch=4",
+        "text_width=32",
+        "text_learnt=true",
+    ),
     *("subjects=32", "siglip_steps=30", "dinov2_steps=30", "encoder_batch=16"),
 ]
 
@@ -145,6 +155,19 @@ def test_a_fit_over_devices_equals_one_on_one(tmp_path, monkeypatch):
         run(6)
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     assert relative(spread, run(8)) < 1e-6
+
+
+def test_every_view_counts_alike_and_head_and_face_have_their_share():
+    weights = emphasis.weights(96, 0.6)
+    np.testing.assert_allclose(weights.mean((1, 2)), 1, rtol=1e-6)
+    np.testing.assert_allclose(emphasis.pooled(weights, 8).mean((1, 2)), 1, rtol=1e-6)
+    np.testing.assert_array_equal(emphasis.weights(96, 0.0), 1)
+    views = [View(body, "Calm", "red", "white") for body in BODIES]
+    for view, kind in zip(views, emphasis.kinds_of(views), strict=True):
+        left, top, right, bottom = pixel_box(FACE_BOX, body_kind(view.body), 96)
+        face = weights[kind, top:bottom, left:right]
+        assert face.sum() > 0.3 * 96**2
+        assert face.min() == weights[kind].max()
 
 
 def test_nobody_held_out_is_trained_on():

@@ -15,6 +15,7 @@ from train.peeps import captions, dataset, extract, phrases
 from train.peeps.measure import Score, rates, read, score
 from train.peeps.palette import CLOTHING, GROUND, HAIR_COLOUR, SKIN
 from train.peeps.render import (
+    FACE_BOX,
     VIEW_BOXES,
     Identity,
     View,
@@ -22,6 +23,7 @@ from train.peeps.render import (
     head_box,
     parts,
     picture,
+    pixel_box,
     render,
 )
 from train.peeps.world import (
@@ -145,6 +147,17 @@ def test_the_head_box_holds_what_an_identity_changes(body):
     ):
         changed = (plain != render(other, view, 128)).any(-1)
         assert changed[top:bottom, left:right].sum() == changed.sum() > 0
+
+
+@pytest.mark.parametrize("body", ["Shirt", "Wheelchair", "WalkingBW"])
+def test_the_face_box_holds_what_faces_differ_in(body):
+    box = pixel_box(FACE_BOX, body_kind(body), 192)
+    bald = replace(PERSON, hair="Bald", facial_hair="None", accessory="None")
+    drawn = np.stack(
+        [render(bald, replace(VIEW, body=body, face=face), 192).astype(int) for face in FACES]
+    )
+    changed = (np.ptp(drawn, 0) > 16).any(-1)  # edges are soft
+    assert changed[box[1] : box[3], box[0] : box[2]].sum() == changed.sum() > 0
 
 
 def test_every_part_has_its_phrases():

@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
+from tqdm import tqdm
 
-from ic_jax.config import VaeConfig
 from ic_jax.models.vae import Vae
-from train.foundations.fit import Fit, fit
+from train.foundations import emphasis
+from train.foundations.fit import Fit, fit, over_devices
+from train.foundations.pictures import Drawn
+from train.foundations.settings import Settings
 
 
 def to_unit(pixels: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -19,46 +22,56 @@ def to_unit(pixels: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     return pixels.astype(jnp.float32) / 127.5 - 1
 
 
-def vae_loss(vae: Vae, x: Float[Array, "b h w 3"], key: Array, kl_weight: float) -> Array:
-    """L1 + L2 per element of the picture, and the divergence per element of the latents."""
+def vae_loss(
+    vae: Vae,
+    x: Float[Array, "b h w 3"],
+    key: Array,
+    kl_weight: float,
+    weight: Float[Array, "b h w"] | float = 1.0,
+) -> Array:
+    """L1 + L2 per element of the picture, weighted, and the divergence per element of the
+    latents."""
     mean, logvar = vae.encode(x)
     raw = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
     error = vae.decode(raw) - x
     divergence = (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean() / 2
-    return jnp.abs(error).mean() + jnp.square(error).mean() + kl_weight * divergence
+    of_pixel = (jnp.abs(error) + jnp.square(error)).mean(-1)
+    return (weight * of_pixel).mean() + kl_weight * divergence
 
 
-def cropped(
-    pixels: UInt8[Array, "b h h 3"], side: int, key: Array
-) -> UInt8[Array, "b {side} {side} 3"]:
-    """The same square of every picture, at a random place."""
-    top, left = jax.random.randint(key, (2,), 0, pixels.shape[1] - side + 1)
-    start = (0, top, left, 0)
-    return jax.lax.dynamic_slice(pixels, start, (len(pixels), side, side, pixels.shape[3]))
+def cropped(x: Shaped[Array, "b h h *c"], side: int, key: Array) -> Shaped[Array, "b s s *c"]:
+    """The same square of every picture, at a place that follows from the key."""
+    top, left = jax.random.randint(key, (2,), 0, x.shape[1] - side + 1)
+    rest = x.shape[3:]
+    start = (0, top, left, *[0] * len(rest))
+    return jax.lax.dynamic_slice(x, start, (len(x), side, side, *rest))
 
 
 def train_vae(
-    config: VaeConfig,
-    pixels: UInt8[np.ndarray, "n h h 3"],
-    crop: int,
-    kl_weight: float,
-    options: Fit,
+    settings: Settings, drawn: Drawn, options: Fit, start: Vae | None = None
 ) -> tuple[Vae, dict[str, Any]]:
     """A VAE whose latents, shifted and scaled, have mean 0 and variance 1; and its figures.
 
-    Trained on squares of `crop` pixels: all but its one attention is convolution, and there is
+    Trained on squares of `vae_crop` pixels: all but its one attention is convolution, and there is
     more to learn from twice as many pieces than from whole pictures.
+
+    Args:
+        start: to train further; by default one of random weights.
     """
-    vae = jax.jit(lambda: Vae(config, rngs=nnx.Rngs(options.seed)))()
+    pixels = drawn.pixels
+    vae = start or jax.jit(lambda: Vae(settings.vae, rngs=nnx.Rngs(options.seed)))()
+    weights = jnp.asarray(emphasis.weights(settings.side, settings.head_share))
 
-    def loss(vae: Vae, batch: Array, key: Array) -> Array:
+    def loss(vae: Vae, batch: tuple[Array, Array], key: Array) -> Array:
         place, noise = jax.random.split(key)
-        return vae_loss(vae, to_unit(cropped(batch, crop, place)), noise, kl_weight)
+        x, weight = (cropped(a, settings.vae_crop, place) for a in (batch[0], weights[batch[1]]))
+        return vae_loss(vae, to_unit(x), noise, settings.kl_weight, weight)
 
-    vae, curve = fit("vae", vae, loss, pixels, options)
+    data = (pixels, emphasis.kinds_of(drawn.views))
+    vae, curve = fit("vae", vae, loss, data, options)
     mean, logvar = encode_all(vae, pixels[:4096])
     config = dataclasses.replace(
-        config,
+        vae.config,
         shift_factor=round(float(mean.mean()), 4),
         scaling_factor=round(float(1 / np.sqrt(mean.var() + np.exp(logvar).mean())), 4),
     )
@@ -68,8 +81,13 @@ def train_vae(
 
 def encode_all(vae: Vae, pixels: np.ndarray, batch: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Mean and log-variance of every picture's raw latents, [n, y, x, c]."""
+    whole, by_rows = over_devices()
+    vae = jax.device_put(vae, whole)
     encode = jax.jit(lambda vae, x: vae.encode(to_unit(x)))
-    parts = [jax.device_get(encode(vae, x)) for x in _batches(pixels, batch)]
+    parts = []
+    for x in tqdm(_batches(pixels, batch), desc="encoding", unit="batch", leave=False):
+        divides = len(x) % by_rows.num_devices == 0
+        parts.append(jax.device_get(encode(vae, jax.device_put(x, by_rows if divides else whole))))
     mean, logvar = (np.concatenate(x) for x in zip(*parts, strict=True))
     return mean, logvar
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ic_jax import flow
 from ic_jax.config import FluxConfig, SchedulerConfig
@@ -19,6 +19,7 @@ from ic_jax.models.flux import Flux
 from ic_jax.models.rope import Rope, rope_table
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
+from train.foundations import emphasis
 from train.foundations.autoencoder import encode_all
 from train.foundations.fit import Fit, fit
 from train.foundations.pictures import Drawn
@@ -50,8 +51,19 @@ def fresh_flux(config: FluxConfig, seed: int) -> Flux:
     return flux
 
 
-def base_loss(base: Base, batch: dict[str, Array], key: Array, rope: Rope, shift: float) -> Array:
-    """Mean squared error of the velocity, noise levels as the adapter's training draws them."""
+def base_loss(
+    base: Base,
+    batch: dict[str, Array],
+    key: Array,
+    rope: Rope,
+    shift: float,
+    weights: Float[Array, "k y x"],
+) -> Array:
+    """Mean squared error of the velocity, noise levels as the adapter's training draws them.
+
+    Each latent's expected velocity is what is learnt, whatever its weight: `weights`, by the kind
+    of view, say how much effort goes into it.
+    """
     keys = jax.random.split(key, 4)
     mean, std = (batch[name].astype(jnp.float32) for name in ("mean", "std"))
     x = flow.pack(mean + std * jax.random.normal(keys[0], mean.shape))
@@ -67,7 +79,8 @@ def base_loss(base: Base, batch: dict[str, Array], key: Array, rope: Rope, shift
     noisy = (1 - at) * x + at * noise
     embeds, pooled = base.t5(chosen("t5")), base.clip(chosen("clip"))
     velocity = base.flux(noisy, embeds, pooled, sigma, jnp.ones(len(x)), rope)
-    return jnp.square(velocity - (noise - x)).mean()
+    weight = jnp.broadcast_to(weights[batch["view"]][..., None], mean.shape)
+    return (flow.pack(weight) * jnp.square(velocity - (noise - x))).mean()
 
 
 def train_base(
@@ -83,16 +96,18 @@ def train_base(
     grid = data["mean"].shape[1] // flow.PATCH, data["mean"].shape[2] // flow.PATCH
     rope = rope_table(flow.position_ids(settings.text_length, *grid), settings.flux)
     shift = flow.shift(grid[0] * grid[1], SchedulerConfig())
+    pixels = emphasis.weights(settings.side, settings.head_share)
+    weights = jnp.asarray(emphasis.pooled(pixels, vae.config.downscale))
     if settings.text_learnt:
 
         def loss_of_all(base: Base, batch: dict[str, Array], key: Array) -> Array:
-            return base_loss(base, batch, key, rope, shift)
+            return base_loss(base, batch, key, rope, shift, weights)
 
         base, curve = fit("base", start, loss_of_all, data, options)
     else:
 
         def loss(flux: Flux, batch: dict[str, Array], key: Array) -> Array:
-            return base_loss(start._replace(flux=flux), batch, key, rope, shift)
+            return base_loss(start._replace(flux=flux), batch, key, rope, shift, weights)
 
         flux, curve = fit("base", start.flux, loss, data, options)
         base = start._replace(flux=flux)
@@ -105,6 +120,7 @@ def _encoded(
     """Latents of the pictures, and ids of their captions of each kind."""
     raw, logvar = encode_all(vae, drawn.pixels)
     data = {"mean": np.asarray(vae.to_latents(jnp.asarray(raw))).astype(np.float16)}
+    data["view"] = emphasis.kinds_of(drawn.views)
     data["std"] = (np.exp(logvar / 2) * vae.config.scaling_factor).astype(np.float16)
     rng, caption = np.random.default_rng((settings.seed, 3)), WORLDS[settings.world].caption
     texts = {

@@ -99,7 +99,7 @@ class _Parts:
     def _vae(self) -> tuple[tuple, dict[str, Any]]:
         s = self.settings
         fit = self._fit("vae", s.vae_steps, s.vae_batch, s.vae_rate)
-        vae, found = train_vae(s.vae, self.pictures.pixels, s.vae_crop, s.kl_weight, fit)
+        vae, found = train_vae(s, self.pictures, fit)
         return (vae,), found
 
     def _base(self, vae: Vae) -> tuple[tuple, dict[str, Any]]:

@@ -81,11 +81,11 @@ def fit(
             f"a batch of {options.batch} rows does not divide over {len(devices)} devices; "
             "use a multiple of that, or fewer devices"
         )
-    mesh = Mesh(np.asarray(devices), ("rows",))
+    whole, by_rows = over_devices()
     step = jax.jit(update, donate_argnums=0)
     state = (module, jax.tree.map(jnp.copy, module), rule.init(module), jnp.zeros(()))
     state, losses, start = _last_kept(options.kept, state)
-    state = jax.device_put(state, NamedSharding(mesh, P()))
+    state = jax.device_put(state, whole)
     rows, key = len(jax.tree.leaves(data)[0]), jax.random.key(options.seed)
     bar = tqdm(
         range(start, options.steps),
@@ -98,7 +98,7 @@ def fit(
     for n in bar:
         chosen = np.random.default_rng((options.seed, n)).integers(rows, size=options.batch)
         batch = jax.tree.map(lambda x, at=chosen: x[at], data)
-        batch = jax.device_put(batch, NamedSharding(mesh, P("rows")))
+        batch = jax.device_put(batch, by_rows)
         state, value = step(state, batch, jax.random.fold_in(key, n))
         losses.append(float(value))
         bar.set_postfix(loss=round(float(np.mean(losses[-100:])), 4), refresh=False)
@@ -107,6 +107,12 @@ def fit(
     parts = np.array_split(losses, min(40, len(losses)))
     average = jax.tree.map(jnp.asarray, jax.device_get(state[1]))
     return average, [round(float(np.mean(part)), 5) for part in parts]
+
+
+def over_devices() -> tuple[NamedSharding, NamedSharding]:
+    """Where parameters and rows go: to every local device, and shared out over them."""
+    mesh = Mesh(np.asarray(jax.local_devices()), ("rows",))
+    return NamedSharding(mesh, P()), NamedSharding(mesh, P("rows"))
 
 
 def _keep(path: Path, state: Any, losses: list[float]) -> None:

@@ -26,6 +26,7 @@ class Settings:
     world: str = "small"  # of train.foundations.worlds
     seed: int = 0
     pictures: int = 12000  # drawn once
+    head_share: float = 0.0  # of the VAE's and FLUX's loss, for head and face alone
     side: int = 64  # pixels
     text_length: int = 16  # T5 tokens; the small world's longest caption has 12 words and the end
     text_width: int = 128  # of both text encoders
@@ -121,6 +122,7 @@ SMALL = Settings()
 PEEPS = Settings(
     world="peeps",
     pictures=60000,
+    head_share=0.6,
     side=96,
     text_length=36,  # 99 of 100 captions fit
     text_learnt=True,

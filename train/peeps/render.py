@@ -27,6 +27,7 @@ VIEW_BOXES = {
 HEAD, FACE, FACIAL_HAIR, ACCESSORY = (225, 0), (159, 186), (123, 338), (47, 241)
 # (left, top, right, bottom) of all hair but the longest tips, beards and glasses.
 HEAD_BOX = (70, -125, 945, 710)
+FACE_BOX = (415, 205, 650, 470)  # of all that faces differ in
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,14 @@ def picture(identity: Identity, view: View, size: int) -> np.ndarray:
 
 def head_box(body: str, size: int) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) in pixels of the head in a picture of [size, size]."""
-    left, top, side = VIEW_BOXES[body_kind(body)]
+    return pixel_box(HEAD_BOX, body_kind(body), size)
+
+
+def pixel_box(box: tuple[int, int, int, int], kind: str, size: int) -> tuple[int, int, int, int]:
+    """A box in the drawings' units as the pixels it touches, in a view of this kind."""
+    left, top, side = VIEW_BOXES[kind]
     scale = size / side
-    x0, y0, x1, y1 = HEAD_BOX
+    x0, y0, x1, y1 = box
     return (
         max(0, floor((x0 - left) * scale)),
         max(0, floor((y0 - top) * scale)),
