@@ -26,10 +26,10 @@ def written_whole(
         FileExistsError: `out` is in the way, or another process is writing it.
     """
     out = out.absolute()
-    _check_replaceable(out, overwrite, owns)
+    check_replaceable(out, overwrite, owns)
     partial, old = (out.with_name(out.name + suffix) for suffix in (".partial", ".old"))
     for leftover in (partial, old):
-        _check_replaceable(leftover, True, owns)
+        check_replaceable(leftover, True, owns)
     partial.mkdir(parents=True, exist_ok=True)
     with locked(partial, f"{partial}: another process is writing it"):
         if not resume:
@@ -64,7 +64,8 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         os.close(lock)
 
 
-def _check_replaceable(out: Path, overwrite: bool, owns: Callable[[str], bool]) -> None:
+def check_replaceable(out: Path, overwrite: bool, owns: Callable[[str], bool]) -> None:
+    """FileExistsError if `written_whole` would not replace `out`: before work of minutes."""
     if not out.exists():
         return
     if not out.is_dir():

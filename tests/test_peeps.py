@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from train.__main__ import main as train
+from train.data.dataset import Dataset
 from train.data.sources import read_source
 from train.peeps import captions, dataset, extract, phrases
 from train.peeps.measure import Score, rates, read, score
@@ -229,6 +231,21 @@ def test_the_data_set_repeats_byte_for_byte(tmp_path):
             np.testing.assert_array_equal(np.asarray(image), picture(identity, view, 32))
         with Image.open(tmp_path / "one" / line["mask"]) as image:
             np.testing.assert_array_equal(np.asarray(image), render(identity, view, 32)[..., 3])
+
+
+def test_prepare_peeps_makes_the_data_set_the_same_every_time(tmp_path, capsys):
+    asked = command(tmp_path / "one", "--workers", "1")
+    asked[asked.index("--size") + 1] = "64"
+    assert train(["prepare", "peeps", *asked]) == 0
+    assert train(["prepare", "peeps", *asked, "--out", str(tmp_path / "two")]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"one", "two"}
+    first = Dataset(tmp_path / "one")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert len(first) == 9
+    assert first.read(0).character
+    capsys.readouterr()
+    assert train(["prepare", "peeps", *asked]) == 2
+    assert re.search("one: exists; name another folder", capsys.readouterr().err)
 
 
 def test_an_interrupted_data_set_leaves_nothing(tmp_path, monkeypatch, capsys):

@@ -10,35 +10,39 @@ from ic_jax import cli, hosts
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     # Each command imports what it needs: preparing data must not wait for JAX.
-    match arguments[:1]:
-        case ["prepare"]:
+    match arguments:
+        case ["prepare", "peeps", *rest]:
+            from train.peeps.dataset import main_prepare
+
+            return main_prepare(rest)
+        case ["prepare", *rest]:
             from train.data.prepare import main as prepare
 
-            return prepare(arguments[1:])
-        case ["peeps"]:
+            return prepare(rest)
+        case ["peeps", *rest]:
             from train.peeps.dataset import main as peeps
 
-            return peeps(arguments[1:])
-        case ["foundations"]:
+            return peeps(rest)
+        case ["foundations", *rest]:
             from train.foundations.command import main as foundations
 
-            return foundations(arguments[1:])
-        case ["cache"]:
+            return foundations(rest)
+        case ["cache", *rest]:
             from train.fill_cache import main as cache
 
-            return cache(arguments[1:])
-        case ["verify"]:
+            return cache(rest)
+        case ["verify", *rest]:
             from train.data.verify import main as verify
 
-            return verify(arguments[1:])
-        case ["plan"]:
+            return verify(rest)
+        case ["plan", *rest]:
             from train.plan import main as plan
 
-            return plan(arguments[1:])
-        case ["export"]:
+            return plan(rest)
+        case ["export", *rest]:
             from train.export import main as export
 
-            return export(arguments[1:])
+            return export(rest)
     return _train(arguments)
 
 

@@ -64,7 +64,7 @@ def prepare(
         FileExistsError: `out` is in the way.
     """
     found = read_source(source)
-    with written_whole(out, overwrite=overwrite, owns=_is_ours, resume=True) as partial:
+    with written_whole(out, overwrite=overwrite, owns=is_ours, resume=True) as partial:
         (partial / WORK).mkdir(exist_ok=True)
         jobs = _jobs(found, partial, options)
         _remove_strays(partial, jobs)
@@ -76,7 +76,11 @@ def prepare(
 
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m train prepare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m train prepare",
+        description=__doc__,
+        epilog="`python -m train prepare peeps` draws its characters itself (its own --help).",
+    )
     parser.add_argument("source", metavar="SOURCE", type=Path, help="folder, or JSON Lines")
     parser.add_argument("--out", metavar="DATASET", type=Path, required=True)
     default = Options()
@@ -157,6 +161,6 @@ def _report(path: Path, bad: Iterable[Bad]) -> None:
     path.write_text("".join(json.dumps(item._asdict()) + "\n" for item in bad))
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
     names = {WORK, BAD, "dataset_info.json", "features.json", "index", *card.FILES}
     return name in names or name.startswith("characters-train.array_record-")

@@ -1,8 +1,10 @@
-"""python -m train peeps: Open Peeps characters as pictures and captions, for `prepare`."""
+"""Open Peeps characters as pictures and captions: `python -m train peeps` writes them as files,
+`python -m train prepare peeps` makes the data set of them."""
 
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,7 +12,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ic_jax import cli
-from ic_jax.folders import written_whole
+from ic_jax.folders import check_replaceable, written_whole
+from train.data import card
+from train.data.prepare import Options, is_ours
+from train.data.prepare import prepare as prepare_source
 from train.peeps.files import MASK, PICTURE, WITH_IDENTITY, WITHOUT_IDENTITY, Job, write_character
 from train.peeps.world import SPLITS
 from train.workers import mapped
@@ -19,9 +24,9 @@ LINES = "metadata.jsonl"
 LARGEST = 4096
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m train peeps", description=__doc__)
-    top.add_argument("--out", metavar="SOURCE", type=Path, required=True)
+def parser(command: str, out: str) -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog=f"python -m train {command}", description=__doc__)
+    top.add_argument("--out", metavar=out, type=Path, required=True)
     top.add_argument("--characters", metavar="N", type=int, default=1000)
     top.add_argument(
         "--views", metavar="M", type=int, default=8, help="pictures beside the reference"
@@ -42,9 +47,30 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code, see `ic_jax.cli.run`."""
-    args = parser().parse_args(arguments)
+    """`train peeps`; returns its exit code, see `ic_jax.cli.run`."""
+    args = parser("peeps", "SOURCE").parse_args(arguments)
     return cli.run(lambda: write(args), debug=args.debug)
+
+
+def main_prepare(arguments: Sequence[str]) -> int:
+    """`train prepare peeps`, likewise."""
+    args = parser("prepare peeps", "DATASET").parse_args(arguments)
+    return cli.run(lambda: prepare(args), debug=args.debug)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Write DATASET whole or not at all, for training at `--size` pixels; the same arguments give
+    the same bytes."""
+    options = Options(resolutions=(args.size,))
+    check_replaceable(args.out, args.overwrite, is_ours)
+    drawn = args.out.with_name(f".{args.out.name}.drawn")
+    try:
+        # What a stopped run left may be of other arguments.
+        write(argparse.Namespace(**{**vars(args), "out": drawn, "overwrite": True}))
+        prepare_source(drawn, args.out, options, workers=args.workers, overwrite=args.overwrite)
+    finally:
+        shutil.rmtree(drawn, ignore_errors=True)
+    print(card.summary(args.out))
 
 
 def write(args: argparse.Namespace) -> None:
