@@ -1,4 +1,4 @@
-"""One of the processes of tests/test_hosts.py: python -m tests.host WHAT ... FLAGS."""
+"""One of the processes of tests that have several hosts: python -m tests.host WHAT ... FLAGS."""
 
 import argparse
 import json
@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import jax
 
-from ic_jax import cli, hosts
+from ic_jax import cli, hosts, program_file
+from ic_jax.program_file import ProgramFile
 from ic_jax.sharding import make_mesh, parse
-from train import checkpoints, loop
-from train.__main__ import main
+from infer.generate import main as infer
+from train import checkpoints
+from train.__main__ import main as train
 from train.run_folder import Agreement
 
 DIES = "die in step 2's save"
@@ -58,22 +60,40 @@ def note_what_is_resumed() -> None:
     checkpoints.Checkpoints.restore = noted  # type: ignore[method-assign]
 
 
-def compile_before_meeting() -> None:
-    """Where cores are few, hosts compile at their own pace; gloo waits 30 s for the last."""
-    make = loop.Run._program
+def note_what_is_compiled() -> list[str]:
+    """The names of programs that JAX compiles from now on."""
+    names: list[str] = []
 
-    def together(run, stage):
-        program, compiled = make(run, stage), []
+    def listen(event: str, seconds: float, *, fun_name: str = "", **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
 
-        def call(*given):
-            if not compiled:
-                compiled.append(program.lower(*given).compile())
-                hosts.barrier("compiled", 900)
-            return compiled[0](*given)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return names
 
-        return call
 
-    loop.Run._program = together  # type: ignore[method-assign]
+def compile_once() -> None:
+    """Of a program over all hosts the first one compiles, and the others take its file: here
+    cores are few, and gloo waits 30 s for a host that still compiles."""
+    machine, compiled = program_file._machine, ProgramFile.compiled
+
+    def same_on_all(devices):
+        return machine(devices).partition(" process ")[0]
+
+    def in_turn(self, lowered):
+        if not hosts.several():
+            return compiled(self, lowered)
+        if not hosts.is_first():
+            hosts.barrier("compiled", 900)
+        # What runs on own devices alone has a file of its own.
+        found = None if hosts.is_first() else self.read(lowered.in_tree)
+        found = found or compiled(self, lowered)
+        if hosts.is_first():
+            hosts.barrier("compiled", 900)
+        return found
+
+    program_file._machine = same_on_all
+    ProgramFile.compiled = in_turn  # type: ignore[method-assign]
 
 
 def die_in_the_save_of_step_2() -> None:
@@ -99,7 +119,10 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     hosts.SILENCE, hosts.PULSE, hosts.FAREWELL = 20.0, 1.0, 3.0
     note_what_is_resumed()
-    compile_before_meeting()
+    compile_once()
     if what == DIES:
         die_in_the_save_of_step_2()
-    sys.exit(meet(rest) if what == "meet" else main(rest))
+    compiled = note_what_is_compiled()
+    code = {"meet": meet, "infer": infer}.get(what, train)(rest)
+    print(json.dumps({"compiled": compiled}))
+    sys.exit(code)
