@@ -8,7 +8,7 @@ in `jax._src.distributed` is taken, as Orbax does.
 
 When a host dies JAX ends the others after a while with a stack trace. Here every host tells host 0
 every few seconds that it lives and asks it who does not, so that they end sooner, by name. Host 0
-keeps the store: when it dies itself, JAX's own message ends the others at once.
+keeps the store: that it ended itself shows in the connection to it (`ic_jax.relay`).
 """
 
 import argparse
@@ -20,12 +20,14 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from threading import Event, RLock, Thread, Timer
 from typing import Any
 
 import jax
+
+from ic_jax.relay import Relay
 
 START_TIMEOUT = 300.0  # seconds until all hosts must have come
 BARRIER_TIMEOUT = 600.0
@@ -88,9 +90,10 @@ def initialise(
     late.daemon = True
     late.start()
     try:
-        jax.distributed.initialize(
-            coordinator, hosts, host, initialization_timeout=int(START_TIMEOUT) + 60, **own
-        )
+        with _relayed() as relays:
+            jax.distributed.initialize(
+                coordinator, hosts, host, initialization_timeout=int(START_TIMEOUT) + 60, **own
+            )
     except ValueError:  # the machine has TPUs, and no other hosts
         if kind == "TPU":
             return
@@ -108,6 +111,28 @@ def initialise(
         barrier("start", START_TIMEOUT)
         _watch = _Watch()
         _watch.start()
+    for relay in relays:
+        relay.joined()
+
+
+@contextmanager
+def _relayed() -> Iterator[list[Relay]]:
+    """JAX's clients that are made within reach host 0 through a relay, but for its own."""
+    from jax._src import distributed  # where host 0 is JAX may have found out only there
+
+    make, relays = distributed._jax.get_distributed_runtime_client, list[Relay]()
+
+    def relayed(address: str, *given: Any, **named: Any) -> Any:
+        if distributed.global_state.service is None:
+            relays.append(Relay(address, SILENCE, _first_is_gone))
+            address = relays[0].address
+        return make(address, *given, **named)
+
+    distributed._jax.get_distributed_runtime_client = relayed
+    try:
+        yield relays
+    finally:
+        distributed._jax.get_distributed_runtime_client = make
 
 
 def check_flags(coordinator: str | None, hosts: int | None, host: int | None) -> None:
@@ -266,7 +291,7 @@ class _Watch(Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True, name="hosts")
         self._stopped, self._known, self._ending = Event(), Event(), RLock()
-        self._reason = ""
+        self._reason, self._orphaned, self._first = "", False, called(0)
         self._pulses = dict.fromkeys(range(count()), ("", time.monotonic()))
 
     def run(self) -> None:
@@ -287,6 +312,19 @@ class _Watch(Thread):
                     print(f"error: {self._reason}", file=sys.stderr, flush=True)
                     self.leave(HostsError.exit_code)
 
+    def first_is_gone(self) -> None:
+        """End the process, since what the hosts tell each other is gone with host 0; unless all
+        have agreed to end."""
+        if self._stopped.is_set():
+            return
+        self._reason = f"{self._first} ended or cannot be reached{REMEDY}"
+        self._orphaned = True
+        self._known.set()
+        # The main thread may be about to end, or wait for an answer that will not come.
+        self._ending.acquire(timeout=FAREWELL)
+        print(f"error: {self._reason}", file=sys.stderr, flush=True)
+        os._exit(HostsError.exit_code)
+
     def _judge(self, found: Sequence[tuple[str, str]]) -> None:
         pulses = {int(key.rpartition("/")[2]): value for key, value in found}
         self._pulses, gone = judged(self._pulses, pulses, time.monotonic())
@@ -296,6 +334,8 @@ class _Watch(Thread):
 
     def tell(self, reason: str) -> None:
         """Let all hosts know; the first reason stands."""
+        if self._orphaned:
+            return
         with suppress(jax.errors.JaxRuntimeError):
             client().key_value_set(f"{_ROOT}/lost/reason", reason)
 
@@ -313,13 +353,19 @@ class _Watch(Thread):
         sys.stdout.flush()
         sys.stderr.flush()
         with suppress(jax.errors.JaxRuntimeError):
-            client().wait_at_barrier(f"{_ROOT}/leave", int(FAREWELL * 1000))
+            if not self._orphaned:
+                client().wait_at_barrier(f"{_ROOT}/leave", int(FAREWELL * 1000))
         if is_first():
             time.sleep(PULSE)
         os._exit(code)
 
 
 _watch: _Watch | None = None
+
+
+def _first_is_gone() -> None:
+    if _watch is not None:  # otherwise JAX says that it could not join
+        _watch.first_is_gone()
 
 
 def judged(

@@ -9,10 +9,14 @@ import sys
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from ic_jax import cli, hosts, program_file
 from ic_jax.program_file import ProgramFile
-from ic_jax.sharding import make_mesh, parse
+from ic_jax.sharding import make_mesh, parse, put
 from infer.generate import main as infer
 from train import checkpoints
 from train.__main__ import main as train
@@ -23,12 +27,9 @@ DIES = "die in step 2's save"
 
 def meet(flags: list[str]) -> int:
     """Agree on a stop that only host 1 was asked for, then wait for host 3, which comes late."""
-    parser = argparse.ArgumentParser()
-    hosts.add_options(parser)
-    given = parser.parse_args(flags)
 
     def command() -> None:
-        hosts.initialise(given.coordinator, given.hosts, given.host)
+        join(flags)
         stop = SimpleNamespace(wanted=False)
         agreement, answers = Agreement(stop, make_mesh(parse("data=8"))), []  # type: ignore[arg-type]
         for step in range(4):
@@ -40,6 +41,34 @@ def meet(flags: list[str]) -> int:
         hosts.barrier("here", 3)
 
     return cli.run(command)
+
+
+def lose_the_first(flags: list[str]) -> int:
+    """Host 0 is killed; host 1 waits for it, host 2 computes, host 3 is in a collective."""
+
+    def command() -> None:
+        join(flags)
+        everywhere = NamedSharding(make_mesh(parse("data=8")), P("data"))
+        summed = jax.jit(jnp.sum, out_shardings=NamedSharding(everywhere.mesh, P()))
+        assert int(summed(put(np.arange(8), everywhere, np.int32))) == 28
+        hosts.barrier("summed")
+        if hosts.index() == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if hosts.index() == 1:
+            hosts.barrier("never", 60)
+        if hosts.index() == 2:
+            while True:
+                pass
+        print(int(summed(put(np.arange(8), everywhere, np.int32))))
+
+    return cli.run(command)
+
+
+def join(flags: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    hosts.add_options(parser)
+    given = parser.parse_args(flags)
+    hosts.initialise(given.coordinator, given.hosts, given.host)
 
 
 def note_what_is_resumed() -> None:
@@ -123,6 +152,6 @@ if __name__ == "__main__":
     if what == DIES:
         die_in_the_save_of_step_2()
     compiled = note_what_is_compiled()
-    code = {"meet": meet, "infer": infer}.get(what, train)(rest)
+    code = {"meet": meet, "lose the first": lose_the_first, "infer": infer}.get(what, train)(rest)
     print(json.dumps({"compiled": compiled}))
     sys.exit(code)

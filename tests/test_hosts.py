@@ -90,6 +90,17 @@ def test_a_barrier_names_who_is_missing_and_stopping_is_agreed(tmp_path):
     assert ended[3][0] == 69  # the others' end was told to it
 
 
+def test_the_others_end_when_host_0_is_killed(tmp_path):
+    """Whatever they are about: waiting for it, computing, or in a collective."""
+    first, *others = Hosts(tmp_path, "lose the first").wait(120)
+    assert first[0] == -signal.SIGKILL
+    for code, _, err in others:
+        assert code == 69, err
+        found = re.findall("^error: .*", err, re.MULTILINE)
+        assert len(found) == 1, err
+        assert re.match(r"error: host 0 \(\S+\) ended or cannot be reached; see what", found[0])
+
+
 # A LoRA's step on a cache is the smallest program to compile.
 RECIPE = """
 model = "{folder}/model"
