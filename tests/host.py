@@ -104,25 +104,28 @@ def note_what_is_compiled() -> list[str]:
 def compile_once() -> None:
     """Of a program over all hosts the first one compiles, and the others take its file: here
     cores are few, and gloo waits 30 s for a host that still compiles."""
-    machine, compiled = program_file._machine, ProgramFile.compiled
+    machine, read, compiled = program_file._machine, ProgramFile.read, ProgramFile.compiled
 
     def same_on_all(devices):
         return machine(devices).partition(" process ")[0]
 
-    def in_turn(self, lowered):
-        if not hosts.several():
-            return compiled(self, lowered)
+    def after_the_first(self, tree):
         if not hosts.is_first():
-            hosts.barrier("compiled", 900)
-        # What runs on own devices alone has a file of its own.
-        found = None if hosts.is_first() else self.read(lowered.in_tree)
-        found = found or compiled(self, lowered)
-        if hosts.is_first():
-            hosts.barrier("compiled", 900)
+            hosts.barrier("program", 900)
+        found = read(self, tree)
+        if hosts.is_first() and found:
+            hosts.barrier("program", 900)
         return found
 
+    def by_the_first(self, lowered):
+        made = compiled(self, lowered)
+        if hosts.is_first():
+            hosts.barrier("program", 900)
+        return made  # of others only what runs on their own devices, and has a file of its own
+
     program_file._machine = same_on_all
-    ProgramFile.compiled = in_turn  # type: ignore[method-assign]
+    ProgramFile.read = after_the_first  # type: ignore[method-assign]
+    ProgramFile.compiled = by_the_first  # type: ignore[method-assign]
 
 
 def die_in_the_save_of_step_2() -> None:

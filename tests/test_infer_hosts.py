@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from tests.conftest import GOLDENS
-from tests.world import compiled_once
 
 ROOT = Path(__file__).parent.parent
 ASKED = [
@@ -35,12 +34,12 @@ def start(tmp_path_factory):
     environment = os.environ | devices | {"XDG_CACHE_HOME": str(folder), "PYTHONUNBUFFERED": "1"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
 
-    def begin(*arguments, **more):
-        run = [sys.executable, "-m", "infer", *ASKED, f"--prompts={folder / 'prompts.txt'}"]
+    def begin(*arguments, how=("infer",)):
+        run = [sys.executable, "-m", *how, *ASKED, f"--prompts={folder / 'prompts.txt'}"]
         return subprocess.Popen(
             [*run, *map(str, arguments)],
             cwd=ROOT,
-            env=environment | more,
+            env=environment,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -63,7 +62,7 @@ def alone(start, tmp_path_factory):
     return out
 
 
-def check(out, alone):
+def check(tmp_path, alone):
     assert sorted(p.name for p in out.iterdir()) == NAMES
     for name in NAMES:
         ours, expected = (np.asarray(Image.open(f / name), np.int32) for f in (out, alone))
@@ -107,9 +106,9 @@ def test_hosts_draw_each_picture_once(start, alone, tmp_path, hosts, mesh, share
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = ["--mesh", mesh, "--hosts", hosts, "--coordinator", f"localhost:{port}"]
-    out, once = tmp_path / "out", {} if hosts == 2 else compiled_once(tmp_path / "compiled")
-    started = [start("--out", out, *flags, "--host", i, **once) for i in range(hosts)]
+    how = ("infer",) if hosts == 2 else ("tests.host", "infer")  # of four the first compiles
+    started = [start("--out", tmp_path, *flags, "--host", i, how=how) for i in range(hosts)]
     each = [drawn(process.communicate()[0]) for process in started]
     assert sorted(itertools.chain(*each)) == NAMES
     assert [len(names) for names in each] == shares
-    check(out, alone)
+    check(tmp_path, alone)
