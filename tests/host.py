@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ic_jax import cli, hosts, program_file
+from ic_jax import cli, hosts, program_file, watch
 from ic_jax.program_file import ProgramFile
 from ic_jax.sharding import make_mesh, parse, put
 from infer.generate import main as infer
@@ -149,7 +149,7 @@ def die_in_the_save_of_step_2() -> None:
 
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
-    hosts.SILENCE, hosts.PULSE, hosts.FAREWELL = 20.0, 1.0, 3.0
+    watch.SILENCE, watch.PULSE, watch.FAREWELL = 20.0, 1.0, 3.0
     note_what_is_resumed()
     compile_once()
     if what == DIES:

@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from ic_jax import hosts
+from ic_jax import hosts, watch
 from tests.oracle import relative
 from tests.world import Hosts, World
 
@@ -68,13 +68,13 @@ def test_flags_are_read():
 
 
 def test_who_is_silent_is_judged_by_the_time_of_its_last_sign():
-    pulses, gone = hosts.judged({0: ("", 0.0), 1: ("", 0.0)}, {0: "1", 1: "1"}, 10.0)
+    pulses, gone = watch.judged({0: ("", 0.0), 1: ("", 0.0)}, {0: "1", 1: "1"}, 10.0)
     assert not gone
-    pulses, gone = hosts.judged(pulses, {0: "2", 1: "1"}, 10.0 + hosts.SILENCE)
+    pulses, gone = watch.judged(pulses, {0: "2", 1: "1"}, 10.0 + watch.SILENCE)
     assert not gone
-    pulses, gone = hosts.judged(pulses, {0: "2", 1: "1"}, 10.1 + hosts.SILENCE)
+    pulses, gone = watch.judged(pulses, {0: "2", 1: "1"}, 10.1 + watch.SILENCE)
     assert gone == [1]
-    assert pulses == {0: ("2", 10.0 + hosts.SILENCE), 1: ("1", 10.0)}
+    assert pulses == {0: ("2", 10.0 + watch.SILENCE), 1: ("1", 10.0)}
 
 
 def test_a_barrier_names_who_is_missing_and_stopping_is_agreed(tmp_path):
