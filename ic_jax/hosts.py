@@ -79,7 +79,7 @@ def initialise(
     late.daemon = True
     late.start()
     try:
-        with _relayed() as relays:
+        with _relayed():
             jax.distributed.initialize(
                 coordinator, hosts, host, initialization_timeout=int(START_TIMEOUT) + 60, **own
             )
@@ -100,13 +100,11 @@ def initialise(
         barrier("start", START_TIMEOUT)
         _watch = watch.Watch()
         _watch.start()
-    for relay in relays:
-        relay.joined()
 
 
 @contextmanager
-def _relayed() -> Iterator[list[Relay]]:
-    """JAX's clients that are made within reach host 0 through a relay, but for its own."""
+def _relayed() -> Iterator[None]:
+    """JAX's client, made within, reaches host 0 through a relay; not on host 0 itself."""
     from jax._src import distributed  # where host 0 is JAX may have found out only there
 
     make, relays = distributed._jax.get_distributed_runtime_client, list[Relay]()
@@ -114,14 +112,16 @@ def _relayed() -> Iterator[list[Relay]]:
     def relayed(address: str, *given: Any, **named: Any) -> Any:
         if distributed.global_state.service is None:
             relays.append(Relay(address, watch.SILENCE, _first_is_gone))
-            address = relays[0].address
+            address = relays[-1].address
         return make(address, *given, **named)
 
     distributed._jax.get_distributed_runtime_client = relayed
     try:
-        yield relays
+        yield
     finally:
         distributed._jax.get_distributed_runtime_client = make
+        for relay in relays:
+            relay.joined()
 
 
 def check_flags(coordinator: str | None, hosts: int | None, host: int | None) -> None:

@@ -62,7 +62,7 @@ def alone(start, tmp_path_factory):
     return out
 
 
-def check(tmp_path, alone):
+def check(out, alone):
     assert sorted(p.name for p in out.iterdir()) == NAMES
     for name in NAMES:
         ours, expected = (np.asarray(Image.open(f / name), np.int32) for f in (out, alone))
