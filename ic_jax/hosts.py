@@ -1,14 +1,8 @@
 """Several processes, as a rule one a host, that compute together: started, waited for, ended.
 
 A TPU pod, SLURM, Open MPI and Kubernetes say in the environment who is who, and JAX reads that;
-elsewhere three flags say it. What hosts tell each other besides arrays (who is there, who is gone,
-who waits where) goes through the key-value store that `jax.distributed` keeps on host 0. JAX has
-no public way to it: its `sync_global_devices` knows neither a time limit nor names, so the client
-in `jax._src.distributed` is taken, as Orbax does.
-
-When a host dies JAX ends the others after a while with a stack trace. Here every host tells host 0
-every few seconds that it lives and asks it who does not, so that they end sooner, by name. Host 0
-keeps the store: when it dies itself, JAX's own message ends the others at once.
+elsewhere three flags say it. See `ic_jax.peers` for how hosts speak to each other, and
+`ic_jax.watch` for what happens when one dies.
 """
 
 import argparse
@@ -18,34 +12,31 @@ import os
 import re
 import socket
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from threading import Event, RLock, Thread, Timer
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Timer
 from typing import Any
 
 import jax
 
+from ic_jax import watch
+from ic_jax.peers import REMEDY, ROOT
+from ic_jax.peers import HostsError as HostsError
+from ic_jax.peers import called as called
+from ic_jax.peers import client as client
+from ic_jax.peers import count as count
+from ic_jax.peers import index as index
+from ic_jax.peers import is_first as is_first
+from ic_jax.peers import several as several
+from ic_jax.relay import Relay
+
 START_TIMEOUT = 300.0  # seconds until all hosts must have come
 BARRIER_TIMEOUT = 600.0
 WORK_TIMEOUT = 7200.0  # the first host's, such as comparing a checkpoint with its checksums
-PULSE = 2.0  # seconds between signs of life
-SILENCE = 40.0  # without one for so long a host is gone; JAX's own limit is 100
-FAREWELL = 10.0  # seconds that those who end with an error wait for each other
-
-REMEDY = "; see what it said last, and run the command on all hosts again"
 STATUS = re.compile(r"[A-Z_]{5,}: ")  # how the runtime's errors begin: "UNAVAILABLE: ..."
-Pulse = tuple[str, float]  # what a host counted, and when that was first seen
 
-_ROOT = "ic_jax"
 _waits: Counter[str] = Counter()  # by name: how many barriers of it were passed
-
-
-class HostsError(RuntimeError):
-    """A host did not come, or is gone; one line that names it."""
-
-    exit_code = 69
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -88,9 +79,10 @@ def initialise(
     late.daemon = True
     late.start()
     try:
-        jax.distributed.initialize(
-            coordinator, hosts, host, initialization_timeout=int(START_TIMEOUT) + 60, **own
-        )
+        with _relayed():
+            jax.distributed.initialize(
+                coordinator, hosts, host, initialization_timeout=int(START_TIMEOUT) + 60, **own
+            )
     except ValueError:  # the machine has TPUs, and no other hosts
         if kind == "TPU":
             return
@@ -104,10 +96,32 @@ def initialise(
         late.cancel()
     if several():
         global _watch
-        client().key_value_set(f"{_ROOT}/names/{index()}", socket.gethostname())
+        client().key_value_set(f"{ROOT}/names/{index()}", socket.gethostname())
         barrier("start", START_TIMEOUT)
-        _watch = _Watch()
+        _watch = watch.Watch()
         _watch.start()
+
+
+@contextmanager
+def _relayed() -> Iterator[None]:
+    """JAX's client, made within, reaches host 0 through a relay; not on host 0 itself."""
+    from jax._src import distributed  # where host 0 is JAX may have found out only there
+
+    make, relays = distributed._jax.get_distributed_runtime_client, list[Relay]()
+
+    def relayed(address: str, *given: Any, **named: Any) -> Any:
+        if distributed.global_state.service is None:
+            relays.append(Relay(address, watch.SILENCE, _first_is_gone))
+            address = relays[-1].address
+        return make(address, *given, **named)
+
+    distributed._jax.get_distributed_runtime_client = relayed
+    try:
+        yield
+    finally:
+        distributed._jax.get_distributed_runtime_client = make
+        for relay in relays:
+            relay.joined()
 
 
 def check_flags(coordinator: str | None, hosts: int | None, host: int | None) -> None:
@@ -152,40 +166,6 @@ def cluster(environment: Mapping[str, str]) -> str | None:
     return "TPU" if chips and "tpu" in environment.get("JAX_PLATFORMS", "tpu") else None
 
 
-def several() -> bool:
-    """Whether this process is one of several; asks for no devices."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def index() -> int:
-    """Which host this is."""
-    return jax.process_index() if jax.distributed.is_initialized() else 0
-
-
-def count() -> int:
-    """How many hosts there are."""
-    return jax.process_count() if jax.distributed.is_initialized() else 1
-
-
-def is_first() -> bool:
-    """Whether this is host 0, which writes what is written once."""
-    return index() == 0
-
-
-def client() -> Any:
-    """The client of the coordination service: keys, values and barriers of all hosts."""
-    from jax._src import distributed  # no public way, see above
-
-    return distributed.global_state.client
-
-
-def called(host: int) -> str:
-    """A host as people know it: "host 2 (node-c)"."""
-    names = dict(client().key_value_dir_get(f"{_ROOT}/names/"))
-    name = names.get(f"{_ROOT}/names/{host}")
-    return f"host {host} ({name})" if name else f"host {host}"
-
-
 def barrier(name: str, timeout: float = BARRIER_TIMEOUT) -> None:
     """Wait until every host has called this with the same name; alone, return at once.
 
@@ -196,7 +176,7 @@ def barrier(name: str, timeout: float = BARRIER_TIMEOUT) -> None:
     """
     if not several():
         return
-    key = f"{_ROOT}/barriers/{name}.{_waits[name]}"
+    key = f"{ROOT}/barriers/{name}.{_waits[name]}"
     _waits[name] += 1
     client().key_value_set(f"{key}/{index()}", "")
     try:
@@ -221,7 +201,7 @@ def from_first(name: str, make: Callable[[], Any]) -> Any:
     """What host 0 makes, in JSON, on every host; HostsError as `barrier`."""
     if not several():
         return make()
-    key = f"{_ROOT}/values/{name}.{_waits[name]}"
+    key = f"{ROOT}/values/{name}.{_waits[name]}"
     if is_first():
         client().key_value_set(key, json.dumps(make()))
     barrier(name)
@@ -235,7 +215,7 @@ def lost(error: BaseException) -> str | None:
     """
     if _watch is None or not _by_jax(error):
         return None
-    return _watch.verdict(SILENCE + 4 * PULSE)
+    return _watch.verdict(watch.SILENCE + 4 * watch.PULSE)
 
 
 def end(code: int, error: str | None = None, *, agreed: bool = False) -> int:
@@ -260,77 +240,12 @@ def end(code: int, error: str | None = None, *, agreed: bool = False) -> int:
     raise AssertionError("this process has ended")
 
 
-class _Watch(Thread):
-    """Tells host 0 that this host lives, and ends the process when another one is gone."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True, name="hosts")
-        self._stopped, self._known, self._ending = Event(), Event(), RLock()
-        self._reason = ""
-        self._pulses = dict.fromkeys(range(count()), ("", time.monotonic()))
-
-    def run(self) -> None:
-        beat = 0
-        while not self._stopped.wait(PULSE):
-            beat += 1
-            try:
-                client().key_value_set(f"{_ROOT}/pulses/{index()}", str(beat), True)
-                if is_first():
-                    self._judge(client().key_value_dir_get(f"{_ROOT}/pulses/"))
-                found = client().key_value_dir_get(f"{_ROOT}/lost/")
-            except jax.errors.JaxRuntimeError:
-                found = [("", f"host 0 does not answer{REMEDY}")]
-            if found and not self._stopped.is_set():
-                self._reason = found[0][1]
-                self._known.set()
-                with self._ending:  # unless the main thread is about it already
-                    print(f"error: {self._reason}", file=sys.stderr, flush=True)
-                    self.leave(HostsError.exit_code)
-
-    def _judge(self, found: Sequence[tuple[str, str]]) -> None:
-        pulses = {int(key.rpartition("/")[2]): value for key, value in found}
-        self._pulses, gone = judged(self._pulses, pulses, time.monotonic())
-        if gone:
-            names = ", ".join(map(called, gone))
-            self.tell(f"{names} gave no sign of life for {SILENCE:g} s{REMEDY}")
-
-    def tell(self, reason: str) -> None:
-        """Let all hosts know; the first reason stands."""
-        with suppress(jax.errors.JaxRuntimeError):
-            client().key_value_set(f"{_ROOT}/lost/reason", reason)
-
-    def verdict(self, timeout: float) -> str | None:
-        self._ending.acquire()  # for good
-        return self._reason if self._known.wait(timeout) else None
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self.join()
-
-    def leave(self, code: int) -> None:
-        """End this process at once, but host 0 last: without it JAX aborts the others."""
-        self._ending.acquire()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        with suppress(jax.errors.JaxRuntimeError):
-            client().wait_at_barrier(f"{_ROOT}/leave", int(FAREWELL * 1000))
-        if is_first():
-            time.sleep(PULSE)
-        os._exit(code)
+_watch: watch.Watch | None = None
 
 
-_watch: _Watch | None = None
-
-
-def judged(
-    before: Mapping[int, Pulse], now: Mapping[int, str], at: float
-) -> tuple[dict[int, Pulse], list[int]]:
-    """Each host's last pulse and when it was first seen, and the hosts that are silent too long."""
-    pulses = {
-        host: (now[host], at) if host in now and now[host] != value else (value, since)
-        for host, (value, since) in before.items()
-    }
-    return pulses, [host for host, (_, since) in pulses.items() if at - since > SILENCE]
+def _first_is_gone() -> None:
+    if _watch is not None:  # otherwise JAX says that it could not join
+        _watch.first_is_gone()
 
 
 def _by_jax(error: BaseException | None) -> bool:

@@ -15,12 +15,12 @@ from jaxtyping import Array
 from PIL import Image
 from tqdm import tqdm
 
-from ic_jax import InstantCharacterPipeline, cli, hosts, meshes
+from ic_jax import InstantCharacterPipeline, cli, hosts, meshes, programs
 from ic_jax.cli import say
 from ic_jax.features import SubjectFeatures
 from ic_jax.pipeline import StepCallback
 from ic_jax.version import __version__
-from infer import compiled, demo, options, output
+from infer import demo, options, output
 from infer.output import Job
 from infer.timing import Stopwatch
 
@@ -44,7 +44,7 @@ def generate(o: argparse.Namespace) -> None:
     mesh = meshes.for_drawing(o.mesh, o.model, o.dtype)
     todo = _todo(o, asked, mesh)
     if todo:
-        with nullcontext() if o.no_compile_cache else compiled.kept():
+        with nullcontext() if o.no_compile_cache else programs.kept():
             _generate(o, mesh, todo, loras)
 
 

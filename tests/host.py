@@ -1,4 +1,4 @@
-"""One of the processes of tests/test_hosts.py: python -m tests.host WHAT ... FLAGS."""
+"""One of the processes of tests that have several hosts: python -m tests.host WHAT ... FLAGS."""
 
 import argparse
 import json
@@ -9,11 +9,17 @@ import sys
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from ic_jax import cli, hosts
-from ic_jax.sharding import make_mesh, parse
-from train import checkpoints, loop
-from train.__main__ import main
+from ic_jax import cli, hosts, program_file, watch
+from ic_jax.program_file import ProgramFile
+from ic_jax.sharding import make_mesh, parse, put
+from infer.generate import main as infer
+from train import checkpoints
+from train.__main__ import main as train
 from train.run_folder import Agreement
 
 DIES = "die in step 2's save"
@@ -21,12 +27,9 @@ DIES = "die in step 2's save"
 
 def meet(flags: list[str]) -> int:
     """Agree on a stop that only host 1 was asked for, then wait for host 3, which comes late."""
-    parser = argparse.ArgumentParser()
-    hosts.add_options(parser)
-    given = parser.parse_args(flags)
 
     def command() -> None:
-        hosts.initialise(given.coordinator, given.hosts, given.host)
+        join(flags)
         stop = SimpleNamespace(wanted=False)
         agreement, answers = Agreement(stop, make_mesh(parse("data=8"))), []  # type: ignore[arg-type]
         for step in range(4):
@@ -38,6 +41,34 @@ def meet(flags: list[str]) -> int:
         hosts.barrier("here", 3)
 
     return cli.run(command)
+
+
+def lose_the_first(flags: list[str]) -> int:
+    """Host 0 is killed; host 1 waits for it, host 2 computes, host 3 is in a collective."""
+
+    def command() -> None:
+        join(flags)
+        everywhere = NamedSharding(make_mesh(parse("data=8")), P("data"))
+        summed = jax.jit(jnp.sum, out_shardings=NamedSharding(everywhere.mesh, P()))
+        assert int(summed(put(np.arange(8), everywhere, np.int32))) == 28
+        hosts.barrier("summed")
+        if hosts.index() == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if hosts.index() == 1:
+            hosts.barrier("never", 60)
+        if hosts.index() == 2:
+            while True:
+                pass
+        print(int(summed(put(np.arange(8), everywhere, np.int32))))
+
+    return cli.run(command)
+
+
+def join(flags: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    hosts.add_options(parser)
+    given = parser.parse_args(flags)
+    hosts.initialise(given.coordinator, given.hosts, given.host)
 
 
 def note_what_is_resumed() -> None:
@@ -58,22 +89,43 @@ def note_what_is_resumed() -> None:
     checkpoints.Checkpoints.restore = noted  # type: ignore[method-assign]
 
 
-def compile_before_meeting() -> None:
-    """Where cores are few, hosts compile at their own pace; gloo waits 30 s for the last."""
-    make = loop.Run._program
+def note_what_is_compiled() -> list[str]:
+    """The names of programs that JAX compiles from now on."""
+    names: list[str] = []
 
-    def together(run, stage):
-        program, compiled = make(run, stage), []
+    def listen(event: str, seconds: float, *, fun_name: str = "", **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
 
-        def call(*given):
-            if not compiled:
-                compiled.append(program.lower(*given).compile())
-                hosts.barrier("compiled", 900)
-            return compiled[0](*given)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return names
 
-        return call
 
-    loop.Run._program = together  # type: ignore[method-assign]
+def compile_once() -> None:
+    """Of a program over all hosts the first one compiles, and the others take its file: here
+    cores are few, and gloo waits 30 s for a host that still compiles."""
+    machine, read, compiled = program_file._machine, ProgramFile.read, ProgramFile.compiled
+
+    def same_on_all(devices):
+        return machine(devices).partition(" process ")[0]
+
+    def after_the_first(self, tree):
+        if not hosts.is_first():
+            hosts.barrier("program", 900)
+        found = read(self, tree)
+        if hosts.is_first() and found:
+            hosts.barrier("program", 900)
+        return found
+
+    def by_the_first(self, lowered):
+        made = compiled(self, lowered)
+        if hosts.is_first():
+            hosts.barrier("program", 900)
+        return made  # of others only what runs on their own devices, and has a file of its own
+
+    program_file._machine = same_on_all
+    ProgramFile.read = after_the_first  # type: ignore[method-assign]
+    ProgramFile.compiled = by_the_first  # type: ignore[method-assign]
 
 
 def die_in_the_save_of_step_2() -> None:
@@ -97,9 +149,12 @@ def die_in_the_save_of_step_2() -> None:
 
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
-    hosts.SILENCE, hosts.PULSE, hosts.FAREWELL = 20.0, 1.0, 3.0
+    watch.SILENCE, watch.PULSE, watch.FAREWELL = 20.0, 1.0, 3.0
     note_what_is_resumed()
-    compile_before_meeting()
+    compile_once()
     if what == DIES:
         die_in_the_save_of_step_2()
-    sys.exit(meet(rest) if what == "meet" else main(rest))
+    compiled = note_what_is_compiled()
+    code = {"meet": meet, "lose the first": lose_the_first, "infer": infer}.get(what, train)(rest)
+    print(json.dumps({"compiled": compiled}))
+    sys.exit(code)

@@ -2,29 +2,15 @@
 
 import argparse
 import json
-import os
-import pickle
 import re
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from ic_jax import hosts
+from ic_jax import hosts, watch
 from tests.oracle import relative
-from tests.toy import write_data, write_model
-from train.__main__ import main
-from train.checkpoints import Checkpoints
-from train.recipe import Saving
-
-ROOT = Path(__file__).parent.parent
+from tests.world import Hosts, World
 
 ALONE = {"TPU_SKIP_MDS_QUERY": "1"}  # what JAX sets where there is no TPU
 
@@ -82,13 +68,13 @@ def test_flags_are_read():
 
 
 def test_who_is_silent_is_judged_by_the_time_of_its_last_sign():
-    pulses, gone = hosts.judged({0: ("", 0.0), 1: ("", 0.0)}, {0: "1", 1: "1"}, 10.0)
+    pulses, gone = watch.judged({0: ("", 0.0), 1: ("", 0.0)}, {0: "1", 1: "1"}, 10.0)
     assert not gone
-    pulses, gone = hosts.judged(pulses, {0: "2", 1: "1"}, 10.0 + hosts.SILENCE)
+    pulses, gone = watch.judged(pulses, {0: "2", 1: "1"}, 10.0 + watch.SILENCE)
     assert not gone
-    pulses, gone = hosts.judged(pulses, {0: "2", 1: "1"}, 10.1 + hosts.SILENCE)
+    pulses, gone = watch.judged(pulses, {0: "2", 1: "1"}, 10.1 + watch.SILENCE)
     assert gone == [1]
-    assert pulses == {0: ("2", 10.0 + hosts.SILENCE), 1: ("1", 10.0)}
+    assert pulses == {0: ("2", 10.0 + watch.SILENCE), 1: ("1", 10.0)}
 
 
 def test_a_barrier_names_who_is_missing_and_stopping_is_agreed(tmp_path):
@@ -104,6 +90,18 @@ def test_a_barrier_names_who_is_missing_and_stopping_is_agreed(tmp_path):
     assert ended[3][0] == 69  # the others' end was told to it
 
 
+def test_the_others_end_when_host_0_is_killed(tmp_path):
+    """Whatever they are about: waiting for it, computing, or in a collective."""
+    first, *others = Hosts(tmp_path, "lose the first").wait(120)
+    assert first[0] == -signal.SIGKILL
+    for code, _, err in others:
+        assert code == 69, err
+        found = re.findall("^error: .*", err, re.MULTILINE)
+        assert len(found) == 1, err
+        assert re.match(r"error: host 0 \(\S+\) ended or cannot be reached; see what", found[0])
+
+
+# A LoRA's step on a cache is the smallest program to compile.
 RECIPE = """
 model = "{folder}/model"
 data = "{folder}/data"
@@ -131,103 +129,9 @@ remat = "none"
 """
 
 
-class Hosts:
-    """Four processes of two devices each, one program."""
-
-    def __init__(self, folder, *command):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            where = f"127.0.0.1:{free.getsockname()[1]}"
-        flags = [["--coordinator", where, "--hosts", "4", "--host", str(i)] for i in range(4)]
-        self.processes = [start(folder, 2, *command, *own) for own in flags]
-
-    def wait(self, limit=1200):
-        """Exit code, output and errors of each; none may go on for ever."""
-        try:
-            told = [process.communicate(timeout=limit) for process in self.processes]
-            return [(p.returncode, *x) for p, x in zip(self.processes, told, strict=True)]
-        finally:
-            for process in self.processes:
-                process.kill()
-
-
-def start(folder, devices, *command):
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        # Of several hosts JAX writes for the first alone, and gloo waits 30 s for the others.
-        "JAX_ENABLE_COMPILATION_CACHE": str(devices == 8),
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.host", *command],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-class World:
-    """Runs by four processes and by one, of a LoRA on a cache: the smallest program to compile."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        write_model(folder / "model")
-        write_data(folder)
-        assert main(["cache", str(self.recipe("cached"))]) == 0
-
-    def recipe(self, run):
-        file = self.folder / f"{run}.toml"
-        file.write_text(RECIPE.format(folder=self.folder, out=self.folder / run))
-        return file
-
-    def train(self, run, how="train"):
-        """By four processes: exit code, output and errors of each."""
-        return Hosts(self.folder, how, str(self.recipe(run))).wait()
-
-    def train_alone(self, run):
-        process = start(self.folder, 8, "train", str(self.recipe(run)))
-        _, err = process.communicate()
-        assert process.returncode == 0, err
-
-    def begun(self, run, of):
-        """A run that has got as far as step 2 of another one."""
-        shutil.copytree(self.folder / of, self.folder / run)
-        shutil.rmtree(self.folder / run / "checkpoints" / "3")
-        (self.folder / run / "manifests" / "3.json").unlink()
-
-    def lines(self, run):
-        text = (self.folder / run / "metrics.jsonl").read_text()
-        return {line["step"]: line for line in map(json.loads, text.splitlines())}
-
-    def losses(self, run):
-        return [line["loss"] for _, line in sorted(self.lines(run).items())]
-
-    def saved(self, run, step):
-        """Every array of a checkpoint by its name, read by this process alone."""
-        reader = Checkpoints(self.folder / run, Saving(), read_only=True)
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        arrays = {}
-        for name, text in reader.facts(step)["arrays"].items():
-            dtype, shape = re.fullmatch(r"(\w+)\[(.*)\]", text).groups()
-            sizes = [int(size) for size in shape.split(",") if size]
-            arrays[name] = jax.ShapeDtypeStruct(sizes, dtype, sharding=here)
-        reader.close()
-        folder = self.folder / run / "checkpoints" / str(step) / "state"
-        return ocp.StandardCheckpointer().restore(folder.absolute(), arrays)
-
-    def resumed(self, run):
-        """What the hosts of a run had of its state when they had read it: pieces by name."""
-        for file in sorted((self.folder / run).glob("resumed-*.pickle")):
-            yield from pickle.loads(file.read_bytes())
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    made = World(tmp_path_factory.mktemp("world"))
+    made = World(tmp_path_factory.mktemp("world"), RECIPE)
     made.train_alone("alone")
     ended = made.train("together")
     assert [code for code, *_ in ended] == [0] * 4, ended
@@ -235,13 +139,15 @@ def world(tmp_path_factory):
 
 
 def test_four_hosts_train_as_one(world):
-    np.testing.assert_allclose(world.losses("together"), world.losses("alone"), rtol=1e-5)
+    np.testing.assert_allclose(
+        world.values("together", "loss"), world.values("alone", "loss"), rtol=1e-5
+    )
     ours, theirs = (world.saved(run, 3) for run in ("together", "alone"))
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
         assert not np.any(theirs[name]) or relative(array, theirs[name]) < 1e-5, name
     # One host reports, and only checkpoints are written by all.
-    assert list(world.lines("together")) == [1, 2, 3]
+    assert world.values("together", "step") == [1, 2, 3]
     assert len(list((world.folder / "together" / "tensorboard").iterdir())) == 1
 
 
@@ -263,7 +169,7 @@ def check_resumed(world, run, of):
     assert {name for name, *_ in pieces} == saved.keys()
     for name, index, piece in pieces:
         np.testing.assert_array_equal(piece, np.asarray(saved[name])[index], err_msg=name)
-    assert world.losses(run)[-1] == pytest.approx(world.losses(of)[-1], rel=1e-6)
+    assert world.values(run, "loss")[-1] == pytest.approx(world.values(of, "loss")[-1], rel=1e-6)
 
 
 def test_a_host_killed_in_a_save(world):
@@ -276,4 +182,6 @@ def test_a_host_killed_in_a_save(world):
     assert [p.stem for p in (world.folder / "killed" / "manifests").iterdir()] == ["1"]
     world.train_alone("killed")
     assert {int(np.asarray(x)) for name, _, x in world.resumed("killed") if name == ".step"} == {1}
-    np.testing.assert_allclose(world.losses("killed"), world.losses("alone"), rtol=1e-5)
+    np.testing.assert_allclose(
+        world.values("killed", "loss"), world.values("alone", "loss"), rtol=1e-5
+    )

@@ -1,5 +1,6 @@
 """`python -m infer` on a prompts file: several hosts, a mesh of them, killed and started again."""
 
+import itertools
 import os
 import re
 import signal
@@ -33,8 +34,8 @@ def start(tmp_path_factory):
     environment = os.environ | devices | {"XDG_CACHE_HOME": str(folder), "PYTHONUNBUFFERED": "1"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
 
-    def begin(*arguments):
-        run = [sys.executable, "-m", "infer", *ASKED, f"--prompts={folder / 'prompts.txt'}"]
+    def begin(*arguments, how=("infer",)):
+        run = [sys.executable, "-m", *how, *ASKED, f"--prompts={folder / 'prompts.txt'}"]
         return subprocess.Popen(
             [*run, *map(str, arguments)],
             cwd=ROOT,
@@ -91,15 +92,23 @@ def test_a_killed_run_goes_on(start, alone, tmp_path):
     assert re.search(r"\.png exists and 5 more, drawn otherwise; give --overwrite", error)
 
 
-@pytest.mark.parametrize("mesh", ["data=2", "data=2,tensor=2"])
-def test_two_hosts_draw_each_picture_once(start, alone, tmp_path, mesh):
-    """Each a mesh of its own devices and its share of the pictures; or both one mesh together."""
+@pytest.mark.parametrize(
+    ("hosts", "mesh", "shares"),
+    [
+        (2, "data=2", [3, 3]),
+        (2, "data=2,tensor=2", [6, 0]),
+        (4, "data=2,fsdp=2,tensor=2", [6, 0, 0, 0]),
+    ],
+)
+def test_hosts_draw_each_picture_once(start, alone, tmp_path, hosts, mesh, shares):
+    """Each a mesh of its own devices and its share of the pictures; or all one mesh together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = ["--out", tmp_path, "--mesh", mesh, "--hosts", 2, "--coordinator", f"localhost:{port}"]
-    found = [p.communicate()[0] for p in [start(*shared, "--host", i) for i in range(2)]]
-    each = [drawn(text) for text in found]
-    assert sorted(each[0] + each[1]) == NAMES
-    assert [len(names) for names in each] == ([3, 3] if mesh == "data=2" else [6, 0])
+    flags = ["--mesh", mesh, "--hosts", hosts, "--coordinator", f"localhost:{port}"]
+    how = ("infer",) if hosts == 2 else ("tests.host", "infer")  # of four the first compiles
+    started = [start("--out", tmp_path, *flags, "--host", i, how=how) for i in range(hosts)]
+    each = [drawn(process.communicate()[0]) for process in started]
+    assert sorted(itertools.chain(*each)) == NAMES
+    assert [len(names) for names in each] == shares
     check(tmp_path, alone)

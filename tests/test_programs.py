@@ -2,16 +2,19 @@
 
 import pickle
 import warnings
+from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ic_jax import programs, sampler
+from ic_jax import program_file, programs, sampler
 from ic_jax.programs import Program, kept_in
 from ic_jax.sharding import make_mesh, parse, shardings
 from tests.test_sharding import models, request  # noqa: F401, the module's small FLUX
@@ -109,7 +112,7 @@ def test_what_decides_a_program_is_told_apart(tmp_path):
 def test_another_source_or_setting_replaces_the_file(tmp_path, monkeypatch):
     Start(tmp_path).run()
     (name,) = files(tmp_path)
-    monkeypatch.setattr(programs, "_source", lambda: "changed")
+    monkeypatch.setattr(program_file, "_source", lambda package: f"{package} changed")
     before = (tmp_path / name).read_bytes()
     second, third = Start(tmp_path), Start(tmp_path)
     check(second.run())
@@ -176,6 +179,96 @@ def test_nothing_is_read_from_where_others_can_write(tmp_path, monkeypatch):
         check(Start(tmp_path).run())
 
 
+def add(state, x, rule):
+    return jax.tree.map(lambda s: rule.times * s + x.sum(), state), x.sum()
+
+
+@dataclass(frozen=True)
+class Rule:
+    times: float
+
+
+def step(mesh, spec):
+    """A start of a program that gives up its state, and where that lies."""
+    place = NamedSharding(mesh, spec)
+    return Program(add, static=("rule",), donate=(0,), out_shardings=((place, place), None)), place
+
+
+@pytest.mark.parametrize("spec", [P(), P("data"), P("data", "tensor")])
+def test_what_is_donated_is_gone_and_its_memory_taken(tmp_path, spec):
+    mesh, found = make_mesh(parse("data=4,tensor=2")), []
+    for _ in range(2):  # compiled, then read
+        program, place = step(mesh, spec)
+        with kept_in(tmp_path), jax.set_mesh(mesh):
+            state = jax.device_put((X, 2 * X), place)
+            for _ in range(2):
+                before, (state, _) = state, program(state, jnp.ones(3), rule=Rule(0.5))
+                assert all(x.is_deleted() for x in before)
+        assert {x.sharding for x in state} == {place}
+        found.append(state)
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    np.testing.assert_array_equal(found[1][0], (X / 2 + 3) / 2 + 3)
+    assert len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("spec", [P(), P("data"), P("data", "tensor")])
+def test_a_program_that_fails_takes_no_state_with_it(tmp_path, monkeypatch, spec):
+    """It ran, its arguments are gone, and then the devices said that it failed."""
+    mesh = make_mesh(parse("data=4,tensor=2"))
+    load = serialize_executable.deserialize_and_load
+
+    def loaded(*given, **named):
+        program = load(*given, **named)
+
+        def failing(*arguments):
+            jax.block_until_ready(program(*arguments))
+            raise jax.errors.JaxRuntimeError("INTERNAL: Symbols not found")
+
+        return failing
+
+    for start in range(2):
+        program, place = step(mesh, spec)
+        with kept_in(tmp_path), jax.set_mesh(mesh):
+            state = jax.device_put((X, 2 * X), place)
+            if start == 0:
+                state, _ = program(state, jnp.ones(3), rule=Rule(2.0))
+                continue
+            ones = jnp.ones(3)
+            monkeypatch.setattr(serialize_executable, "deserialize_and_load", loaded)
+            with (
+                pytest.warns(UserWarning, match="was damaged; it is removed"),
+                jax.transfer_guard("disallow"),
+            ):
+                state, _ = program(state, ones, rule=Rule(2.0))
+        np.testing.assert_array_equal(state[1], 2 * (2 * X) + 3)
+        assert {x.sharding for x in state} == {place}
+
+
+def test_a_closure_is_not_kept(tmp_path):
+    """Another number would have the same name."""
+
+    def times(number):
+        return lambda x: number * x
+
+    with kept_in(tmp_path):
+        for number in (2.0, 3.0):
+            program = Program(called, static=("function",))
+            # This one is of a module, and its number is printed.
+            np.testing.assert_array_equal(program(X, function=partial(scaled, number)), number * X)
+            with pytest.warns(UserWarning, match=r"times.<locals>.<lambda> at 0x\w+ cannot be"):
+                found = program(X, function=times(number))
+            np.testing.assert_array_equal(found, number * X)
+    assert len(files(tmp_path)) == 2
+
+
+def called(x, function):
+    return function(x)
+
+
+def scaled(number, x):
+    return number * x
+
+
 def test_a_folder_that_cannot_be_is_no_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(UserWarning, match="no programs are kept"):
@@ -186,7 +279,7 @@ def test_a_platform_that_cannot_serialise_compiles(tmp_path, monkeypatch):
     def refuse(_):
         raise ValueError("Compilation does not support serialization")
 
-    monkeypatch.setattr(programs.serialize_executable, "serialize", refuse)
+    monkeypatch.setattr(serialize_executable, "serialize", refuse)
     with pytest.warns(UserWarning, match="is not kept .Compilation does not support"):
         check(Start(tmp_path).run())
     assert not files(tmp_path)

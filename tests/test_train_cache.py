@@ -49,6 +49,10 @@ text_dropout = 0.5
 ADAPTER, LORA = "holdout = 0.6", "[lora]\nrank = 2"
 
 
+def train(*arguments):
+    return main([*arguments, "--no-compile-cache"])
+
+
 @pytest.fixture(autouse=True, scope="module")
 def optax_promotes():
     """Adam's count is an integer that optax raises its decay to."""
@@ -123,7 +127,7 @@ def test_whole_runs_have_equal_losses(world, kind, monkeypatch):
     names = [f"{kind[1:5]}{cached}" for cached in (True, False)]
     preview = 4 if kind == LORA else 0
     for name, cached in zip(names, (True, False), strict=True):
-        assert main([world.file(name, kind, cached=cached, preview=preview)]) == 0
+        assert train(world.file(name, kind, cached=cached, preview=preview)) == 0
     (ours, lines), (theirs, plain) = (losses(world, name) for name in names)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     effects = [
@@ -149,7 +153,7 @@ def test_whole_runs_have_equal_losses(world, kind, monkeypatch):
     ],
 )
 def test_another_recipe_is_refused_in_one_line(world, change, message, capsys):
-    assert main([world.file("refused"), "--set", change]) == 4
+    assert train(world.file("refused"), "--set", change) == 4
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert "run `python -m train cache`" in line
@@ -166,13 +170,13 @@ def test_what_was_made_with_other_settings_is_not_replaced_unasked(world, capsys
 
 def test_other_data_and_encoders_are_refused(world, tmp_path, capsys):
     write_data(tmp_path, characters=11)
-    assert main([world.file("refused"), "--set", f"data={tmp_path}/data"]) == 4
+    assert train(world.file("refused"), "--set", f"data={tmp_path}/data") == 4
     assert "captions: was made with another data set; run" in capsys.readouterr().err
     shutil.copytree(world.folder / "model", tmp_path / "model")
     manifest = tmp_path / "model" / "manifest.json"
     digest = json.loads(manifest.read_text())["components"]["vae"]["model.safetensors"]["sha256"]
     manifest.write_text(manifest.read_text().replace(digest, "0" * 64))
-    assert main([world.file("refused"), "--set", f"model={tmp_path}/model"]) == 4
+    assert train(world.file("refused"), "--set", f"model={tmp_path}/model") == 4
     assert "was made with another vae; run" in capsys.readouterr().err
 
 

@@ -67,6 +67,7 @@ class World:
         write_model(folder / "model")
         write_data(folder)
         self.environment = os.environ | {
+            "XDG_CACHE_HOME": str(folder / "kept"),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }

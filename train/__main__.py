@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from ic_jax import cli, hosts
@@ -57,15 +58,19 @@ def _train(arguments: list[str]) -> int:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="such as stage1.steps=2000"
     )
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    parser.add_argument("--no-compile-cache", action="store_true", help="compile everything anew")
     hosts.add_options(parser)
     options = parser.parse_args(arguments)
 
+    from ic_jax import programs
     from train.loop import train
     from train.recipe import read_recipe
 
     def command() -> None:
         hosts.initialise(options.coordinator, options.hosts, options.host)
-        train(read_recipe(options.recipe, options.set))
+        recipe = read_recipe(options.recipe, options.set)
+        with nullcontext() if options.no_compile_cache else programs.kept():
+            train(recipe)
 
     return cli.run(command, debug=options.debug)
 

@@ -19,6 +19,7 @@ from ic_jax.features import SubjectFeatures
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.flux import Flux
 from ic_jax.models.rope import Rope
+from ic_jax.programs import Program
 from ic_jax.sharding import fetched
 from train.data.cache import Embeddings
 from train.data.loader import Batch as HostBatch
@@ -70,9 +71,7 @@ class Meter:
     def __init__(self, recipe: Recipe, name: str, found: Iterable[HostBatch], feed: Feed):
         """For the stage called `name`, on the batches `found` (`train.plans.measuring`)."""
         self._feed, stage = feed, recipe.stages[name]
-        self._program = jax.jit(
-            partial(_measure, timesteps=stage.timesteps, dtype=jnp.dtype(recipe.dtype))
-        )
+        self._program = partial(_measured, timesteps=stage.timesteps, dtype=jnp.dtype(recipe.dtype))
         self._batches: list[tuple] = []
         for i, host in enumerate(found):
             other = other_characters(host.character)
@@ -115,3 +114,6 @@ def _measure(
     keys = row_keys(jnp.zeros_like(number), number, batch)
     examples = encode(frozen, batch, keys, empty, knobs, adapter.config, timesteps, dtype)
     return reference_effect(adapter, frozen.transformer, examples, rope, other)
+
+
+_measured = Program(_measure, static=("timesteps", "dtype"))

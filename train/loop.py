@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ic_jax import hosts
 from ic_jax.config import ConfigError
 from ic_jax.models.adapter import Adapter
+from ic_jax.programs import Program
 from ic_jax.sharding import fetched, shardings
 from train import flops, plans
 from train import step as steps
@@ -203,12 +204,13 @@ class Run:
 
     def _start(self) -> steps.State:
         """A fresh state, or the newest saved one."""
-        stage = next(iter(self.recipe.stages.values()))
-        make = partial(steps.State.start, rule=optimizer(stage), average=self.recipe.averages)
-        shapes = jax.eval_shape(make, self.models.trained)
+        stage, start = next(iter(self.recipe.stages.values())), steps.State.start
+        given: dict[str, Any] = {"rule": optimizer(stage), "average": self.recipe.averages}
+        shapes = jax.eval_shape(partial(start, **given), self.models.trained)
         places = shardings(shapes, self.models.mesh)
         if self.checkpoints.latest is None:
-            return jax.jit(make, out_shardings=places)(self.models.trained)
+            program = Program(start, static=tuple(given), out_shardings=places)
+            return program(self.models.trained, **given)
         abstract = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
         )
@@ -217,16 +219,18 @@ class Run:
         return state
 
     def _program(self, stage: Stage) -> Callable:
-        step = partial(
-            steps.train_step,
-            rule=optimizer(stage),
-            timesteps=stage.timesteps,
-            accumulate=stage.accumulate,
-            remat=stage.remat,
-            dtype=jnp.dtype(self.recipe.dtype),
+        settings = {
+            "rule": optimizer(stage),
+            "timesteps": stage.timesteps,
+            "accumulate": stage.accumulate,
+            "remat": stage.remat,
+            "dtype": jnp.dtype(self.recipe.dtype),
+        }
+        places = (shardings(self.state, self.models.mesh), None)
+        program = Program(
+            steps.train_step, static=tuple(settings), donate=(0,), out_shardings=places
         )
-        places = shardings(self.state, self.models.mesh)
-        return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+        return partial(program, **settings)
 
     def _due(self, every: int, last: bool) -> bool:
         """At every so many steps, and at the last one of a stage."""

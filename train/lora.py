@@ -5,7 +5,8 @@ of blocks, `transformer_blocks.*.attn.to_q`, with a leading axis over them.
 """
 
 import difflib
-from functools import reduce
+from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from ic_jax.config import ConfigError
 from ic_jax.lora import LowRank
 from ic_jax.models.flux import Flux
 from ic_jax.models.layers import Linear, LowRankMap
+from ic_jax.programs import Program
 from train.recipe import Lora
 
 StyleLora = dict[str, LowRankMap]
+Maps = tuple[tuple[str, tuple[int, ...], Any], ...]  # name, shape and axes of each kernel
 
 KERNEL = ".kernel"
 
@@ -34,11 +37,9 @@ def fresh(flux: Flux, settings: Lora, seed: int) -> StyleLora:
     """
     kernels = {k: v for k, v in parameters(flux).items() if k.endswith(KERNEL)}
     names = targeted([k.removesuffix(KERNEL) for k in kernels], settings.targets)
-    keys = jax.random.split(jax.random.key(seed), len(names))
-    return {
-        name: _pair(key, kernels[name + KERNEL], settings)
-        for key, name in zip(keys, names, strict=True)
-    }
+    found = [kernels[name + KERNEL] for name in names]
+    maps = tuple((n, x.shape, x.axes) for n, x in zip(names, found, strict=True))
+    return _pairs(maps=maps, rank=settings.rank, scale=settings.scale, seed=seed)
 
 
 def targeted(names: list[str], targets: tuple[str, ...]) -> list[str]:
@@ -82,9 +83,14 @@ def published(lora: StyleLora) -> dict[tuple[str, str], LowRank]:
     return changes
 
 
-def _pair(key: jax.Array, kernel: jax.Array, settings: Lora) -> LowRankMap:
-    *stack, i, o = kernel.shape
-    limit = i**-0.5
-    a = jax.random.uniform(key, (*stack, i, settings.rank), minval=-limit, maxval=limit)
-    b = jnp.zeros((*stack, settings.rank, o))
-    return LowRankMap(a, b, axes=kernel.axes, scale=settings.scale)  # type: ignore[attr-defined]
+@partial(Program, static=("maps", "rank", "scale", "seed"))
+def _pairs(maps: Maps, rank: int, scale: float, seed: int) -> StyleLora:
+    made = {}
+    for key, (name, shape, axes) in zip(
+        jax.random.split(jax.random.key(seed), len(maps)), maps, strict=True
+    ):
+        *stack, i, o = shape
+        limit = i**-0.5
+        a = jax.random.uniform(key, (*stack, i, rank), minval=-limit, maxval=limit)
+        made[name] = LowRankMap(a, jnp.zeros((*stack, rank, o)), axes=axes, scale=scale)
+    return made

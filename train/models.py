@@ -2,18 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ic_jax import checkpoint, meshes
-from ic_jax.config import CONFIGS, AdapterConfig, ConfigError, SchedulerConfig, VaeConfig
+from ic_jax.config import (
+    CONFIGS,
+    AdapterConfig,
+    ConfigError,
+    FluxConfig,
+    SchedulerConfig,
+    VaeConfig,
+)
 from ic_jax.model_folder import ModelFolder
 from ic_jax.models.adapter import Adapter
+from ic_jax.programs import Program
 from ic_jax.sharding import place, shardings
 from ic_jax.text import PromptTokenizer
 from ic_jax.weights import WeightsError
@@ -165,12 +173,17 @@ def _fresh(recipe: Recipe, frozen: Frozen, mesh: Mesh) -> Adapter:
             f"adapter.inner_dim is {config.inner_dim}; it must be {width}, SigLIP's width plus "
             "DINOv2's"
         )
-    flux = frozen.transformer.config
+    given: dict[str, Any] = {
+        "config": config,
+        "flux": frozen.transformer.config,
+        "seed": recipe.seed,
+    }
+    places = shardings(nnx.eval_shape(partial(_adapter, **given)), mesh)
+    return Program(_adapter, static=tuple(given), out_shardings=places)(**given)
 
-    def make() -> Adapter:
-        return Adapter(config, flux, rngs=nnx.Rngs(recipe.seed))
 
-    return jax.jit(make, out_shardings=shardings(nnx.eval_shape(make), mesh))()
+def _adapter(config: AdapterConfig, flux: FluxConfig, seed: int) -> Adapter:
+    return Adapter(config, flux, rngs=nnx.Rngs(seed))
 
 
 def adapter_config(recipe: Recipe) -> AdapterConfig:

@@ -1,20 +1,45 @@
 """The optimiser: AdamW on what is trained alone, the learning rate an argument of the step."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import optax
 
 from train.recipe import Stage
 
 
-def optimizer(stage: Stage) -> optax.GradientTransformation:
+@dataclass(frozen=True)
+class Rule:
     """Clipping, Adam's direction and decoupled decay; the step multiplies by -learning rate.
 
-    Its state has the same structure for every stage, so moments carry over from one to the next.
+    optax's own rule is functions, which cannot tell that their numbers are the same as before;
+    this one is its numbers, which are compiled into the step.
     """
-    return optax.chain(
-        optax.clip_by_global_norm(stage.clip),
-        optax.scale_by_adam(b1=stage.b1, b2=stage.b2),
-        optax.add_decayed_weights(stage.weight_decay),
-    )
+
+    clip: float
+    b1: float
+    b2: float
+    weight_decay: float
+
+    def init(self, parameters: Any) -> Any:
+        """The state before the first step, of the same structure whatever the numbers."""
+        return self._chain().init(parameters)
+
+    def update(self, gradient: Any, state: Any, parameters: Any) -> tuple[Any, Any]:
+        """The direction to go against, and the state after it."""
+        return self._chain().update(gradient, state, parameters)
+
+    def _chain(self) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            optax.scale_by_adam(b1=self.b1, b2=self.b2),
+            optax.add_decayed_weights(self.weight_decay),
+        )
+
+
+def optimizer(stage: Stage) -> Rule:
+    """A stage's; moments carry over from one stage to the next."""
+    return Rule(stage.clip, stage.b1, stage.b2, stage.weight_decay)
 
 
 def learning_rate(stage: Stage, step_in_stage: int) -> float:

@@ -2,18 +2,21 @@
 held-out references."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from PIL import Image
 
 from ic_jax import hosts
 from ic_jax.checkpoint import Model
 from ic_jax.models.adapter import Adapter
 from ic_jax.pipeline import InstantCharacterPipeline
+from ic_jax.programs import Program
 from train.cache import Cache
 from train.data.dataset import Dataset
 from train.data.pictures import cut_out, decoded
@@ -68,7 +71,7 @@ class Preview:
     def _with(self, weights: Trained) -> Model:
         """The model that users would draw with."""
         dtype = jnp.dtype(self._recipe.dtype)
-        weights = jax.tree.map(lambda x: x.astype(dtype), weights)
+        weights = _cast(weights, dtype=dtype)
         if isinstance(weights, Adapter):
             return dataclasses.replace(self._model, adapter=weights)
         assert self._model.transformer is not None
@@ -85,6 +88,11 @@ class Preview:
             **subject,
         )
         return drawn.images
+
+
+@partial(Program, static=("dtype",))
+def _cast(weights: Trained, dtype: DTypeLike) -> Trained:
+    return jax.tree.map(lambda x: x.astype(dtype), weights)
 
 
 def _prompts(recipe: Recipe, stored: Cache | None) -> dict[str, Any]:

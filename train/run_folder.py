@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
 
 from ic_jax import hosts
 from ic_jax.folders import locked
+from ic_jax.programs import Program
 from ic_jax.sharding import put
 
 
@@ -77,7 +78,7 @@ class Agreement:
     def __init__(self, stop: StopRequest, mesh: Mesh):
         self._stop = stop
         self._one_each = NamedSharding(mesh, P(mesh.axis_names))
-        self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
+        self._any = Program(_any, out_shardings=NamedSharding(mesh, P()))
         self._asked: deque[jax.Array] = deque()
 
     def wanted(self) -> bool:
@@ -88,6 +89,10 @@ class Agreement:
         own = np.full(self._one_each.mesh.size, self._stop.wanted)
         self._asked.append(self._any(put(own, self._one_each, np.int32)))
         return len(self._asked) > 2 and bool(self._asked.popleft())
+
+
+def _any(asked: Int[Array, "n"]) -> Int[Array, ""]:
+    return asked.max()
 
 
 def write_json(file: Path, values: Any) -> None:

@@ -21,6 +21,7 @@ from ic_jax.models.rope import Rope
 from train.data.cache import Embeddings
 from train.encode import Batch, Frozen, Ids, Knobs, encode, row_keys
 from train.objective import Examples, Trained, loss
+from train.optimizer import Rule
 
 
 @struct.dataclass
@@ -34,7 +35,7 @@ class State:
     bad: Int[Array, ""]  # steps in a row that were not finite
 
     @classmethod
-    def start(cls, trained: Trained, rule: optax.GradientTransformation, *, average: bool) -> Self:
+    def start(cls, trained: Trained, rule: Rule, *, average: bool) -> Self:
         """The state before step 0; `trained` is cast to float32."""
         masters = jax.tree.map(lambda x: x.astype(jnp.float32), trained)
         copy = jax.tree.map(jnp.copy, masters) if average else None
@@ -59,7 +60,7 @@ def train_step(
     knobs: Knobs,
     seed: Int[Array, ""],
     *,
-    rule: optax.GradientTransformation,
+    rule: Rule,
     timesteps: str,
     accumulate: int,
     remat: Remat,
@@ -129,7 +130,7 @@ def apply_gradient(
     learning_rate: Float[Array, ""],
     ema: Float[Array, ""],
     *,
-    rule: optax.GradientTransformation,
+    rule: Rule,
 ) -> tuple[State, Float[Array, ""]]:
     """The state after one update, and the gradient's norm before clipping.
 

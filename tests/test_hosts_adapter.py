@@ -1,0 +1,63 @@
+"""The adapter trained by four processes of two devices as by one, which starts again."""
+
+import numpy as np
+import pytest
+
+from tests.oracle import relative
+from tests.world import World
+
+RECIPE = """
+model = "{folder}/model"
+data = "{folder}/data"
+cache = "{folder}/cache"
+out = "{out}"
+dtype = "float32"
+text_length = 16
+holdout = 0.6
+mesh = "data=2,fsdp=4"
+[saving]
+every = 1
+keep = 3
+[reporting]
+every = 1
+effect_every = 1
+effect_batches = 1
+preview_every = 0
+[stage1]
+steps = 3
+batch = 8
+resolution = 32
+learning_rate = 1e-2
+warmup = 1
+remat = "none"
+"""
+LOSSES = ("loss", "loss/right reference", "loss/wrong reference")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    made = World(tmp_path_factory.mktemp("world"), RECIPE)
+    made.compiled = made.train_alone("alone")
+    return made
+
+
+def test_four_hosts_train_the_adapter_as_one(world):
+    ended = world.train("together")
+    assert [code for code, *_ in ended] == [0] * 4, ended
+    for name in LOSSES:
+        ours, theirs = (world.values(run, name) for run in ("together", "alone"))
+        assert len(ours) == 3
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, err_msg=name)
+    ours, theirs = (world.saved(run, 3) for run in ("together", "alone"))
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        assert not np.any(theirs[name]) or relative(array, theirs[name]) < 1e-5, name
+
+
+def test_a_second_start_compiles_nothing(world):
+    assert {"jit(train_step)", "jit(_measure)", "jit(start)"} <= set(world.compiled)
+    world.begun("again", "alone")
+    # Orbax cuts what it saves into pieces, with programs of milliseconds.
+    assert set(world.train_alone("again")) <= {"jit(slice)"}
+    for name in LOSSES:
+        np.testing.assert_array_equal(world.values("again", name), world.values("alone", name))
