@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -215,10 +216,13 @@ def quick_gelu(x: Array) -> Array:
 def sinusoid(t: Float[Array, "*b"], channels: int) -> Float[Array, "*b c"]:
     """Sinusoidal embedding of `t`, cosines first, periods from 2 pi to 10000 x 2 pi.
 
-    Always float32: in bfloat16 a timestep of 437.5 is off by up to two.
+    Always float32: in bfloat16 a timestep of 437.5 is off by up to two. The frequencies come from
+    the host, their exponents rounded as the published code has them: how a device rounds exp would
+    be multiplied by a thousand here.
     """
     half = channels // 2
-    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    exponents = np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / half
+    frequencies = np.exp(exponents, dtype=np.float64).astype(np.float32)
     angles = t.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
