@@ -78,5 +78,7 @@ def test_diffusers_draws_the_same_with_it(pipe, exported):
         max_sequence_length=36,
         output_type="np",
     ).images
-    ours = pipe(prompt, num_inference_steps=steps, latents=noise, output_type="np").images
+    ours = pipe(
+        prompt, num_inference_steps=steps, true_cfg_scale=1.0, latents=noise, output_type="np"
+    ).images
     assert relative(ours, expected) < 1e-4
