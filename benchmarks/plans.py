@@ -53,7 +53,7 @@ def kept(command: str) -> list[dict[str, Any]]:
             if subprocess.run(run, check=False).returncode != 0:
                 return []
             found[command] = {"plans": json.loads(file.read_text()), **where}
-        RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+            RESULTS.write_text(json.dumps(found, indent=2) + "\n")
     return found[command]["plans"]
 
 
@@ -61,7 +61,7 @@ def instead(command: str, plans: list[dict[str, Any]]) -> str | None:
     """The command with what its plan says to try; None if it fits, or nothing is left to try."""
     for plan in plans:
         word, _, options = plan.get("suggestion", "").partition(" ")
-        if word == "try":
+        if word == "try" and options not in command:
             return f"{command} {options}"  # of an option given twice the last counts
     return None
 

@@ -11,6 +11,7 @@ command goes on.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -43,10 +44,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of all that is drawn by chance")
     given = parser.parse_args()
     kinds, trained = PARTS[given.part]
+    if given.more.exists():
+        parser.error(f"{given.more} exists; name another folder")
     model = ModelFolder.open(given.model)
     start = {kind: checkpoint.load_component(model, kind, "float32") for kind in (*kinds, "vae")}
     settings = dataclasses.replace(PEEPS, seed=given.seed, pictures=given.pictures)
-    kept = given.more.with_name(f"{given.more.name}.{given.part}.npz")
+    # Other arguments are another training, which must not go on from this one's state.
+    asked = hashlib.sha256(repr(sorted(vars(given).items())).encode()).hexdigest()[:8]
+    kept = given.more.with_name(f"{given.more.name}.{given.part}-{asked}.npz")
     rate = {"vae": PEEPS.vae_rate, "base": PEEPS.base_rate, "siglip": PEEPS.encoder_rate}
     batch = {"vae": PEEPS.vae_batch, "base": PEEPS.base_batch, "siglip": PEEPS.encoder_batch}
     fit = Fit(given.steps, batch[given.part], given.rate or rate[given.part], given.seed, kept)

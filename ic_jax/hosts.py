@@ -107,12 +107,12 @@ def _relayed() -> Iterator[None]:
     """JAX's client, made within, reaches host 0 through a relay; not on host 0 itself."""
     from jax._src import distributed  # where host 0 is JAX may have found out only there
 
-    make, relays = distributed._jax.get_distributed_runtime_client, list[Relay]()
+    make = distributed._jax.get_distributed_runtime_client
 
     def relayed(address: str, *given: Any, **named: Any) -> Any:
         if distributed.global_state.service is None:
-            relays.append(Relay(address, watch.SILENCE, _first_is_gone))
-            address = relays[-1].address
+            _relays.append(Relay(address, watch.SILENCE, _first_is_gone))
+            address = _relays[-1].address
         return make(address, *given, **named)
 
     distributed._jax.get_distributed_runtime_client = relayed
@@ -120,8 +120,12 @@ def _relayed() -> Iterator[None]:
         yield
     finally:
         distributed._jax.get_distributed_runtime_client = make
-        for relay in relays:
-            relay.joined()
+        _put_away_relays()
+
+
+def _put_away_relays() -> None:
+    while _relays:
+        _relays.pop().joined()
 
 
 def check_flags(coordinator: str | None, hosts: int | None, host: int | None) -> None:
@@ -241,6 +245,7 @@ def end(code: int, error: str | None = None, *, agreed: bool = False) -> int:
 
 
 _watch: watch.Watch | None = None
+_relays: list[Relay] = []  # while JAX joins the hosts
 
 
 def _first_is_gone() -> None:
@@ -266,4 +271,5 @@ def _too_late(where: str, host: int | None) -> None:
         file=sys.stderr,
         flush=True,
     )
+    _put_away_relays()
     os._exit(HostsError.exit_code)

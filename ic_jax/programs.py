@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
+from ic_jax import peers
 from ic_jax.program_file import ProgramFile
 
 _folder: Path | None = None  # where programs are kept now
@@ -97,7 +98,8 @@ class Program:
                 self._ready[key] = found
                 return result
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" in str(error):
+                # Of several hosts another one may have ended: that says nothing of the file.
+                if "RESOURCE_EXHAUSTED" in str(error) or peers.several():
                     raise
                 file.warn()
                 given = list(arguments)
@@ -124,8 +126,12 @@ class _OnHost:
 
 def _pieces(x: jax.Array) -> dict[str, np.ndarray]:
     """What this host has of an array, by where in it that is."""
-    # A copy: of a CPU's array JAX gives a view.
-    return {str(p.index): np.array(jax.device_get(p.data)) for p in x.addressable_shards}
+    pieces: dict[str, np.ndarray] = {}
+    for piece in x.addressable_shards:
+        if str(piece.index) not in pieces:  # each once, however many devices have it
+            # A copy: of a CPU's array JAX gives a view.
+            pieces[str(piece.index)] = np.array(jax.device_get(piece.data))
+    return pieces
 
 
 def _again(x: jax.Array, pieces: dict[str, np.ndarray]) -> jax.Array:

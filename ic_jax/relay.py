@@ -28,8 +28,9 @@ class Relay:
         """
         host, _, port = where.rpartition(":")
         self._where, self._silence, self._lost = (host.strip("[]"), int(port)), silence, lost
-        # A file and no port: it is for its user alone, and no proxy is asked for the way.
-        self._folder = Path(tempfile.mkdtemp(prefix="ic_jax-"))
+        # A file and no port: it is for its user alone, and no proxy is asked for the way. Its name
+        # may have about a hundred letters, and a job's own folder of temporary files has more.
+        self._folder = Path(tempfile.mkdtemp(prefix="ic_jax-", dir="/tmp"))
         self.address = f"unix:{self._folder / 'host-0'}"
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(self._folder / "host-0"))
@@ -68,6 +69,8 @@ class Relay:
         _pass_on(far, near)
         if not closed_here.is_set():
             self._lost()
+        with suppress(OSError):
+            near.shutdown(socket.SHUT_RDWR)  # closing alone tells nobody while `send` reads it
         near.close()
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from ic_jax import hosts, watch
-from tests.oracle import relative
 from tests.world import Hosts, World
 
 ALONE = {"TPU_SKIP_MDS_QUERY": "1"}  # what JAX sets where there is no TPU
@@ -142,10 +141,7 @@ def test_four_hosts_train_as_one(world):
     np.testing.assert_allclose(
         world.values("together", "loss"), world.values("alone", "loss"), rtol=1e-5
     )
-    ours, theirs = (world.saved(run, 3) for run in ("together", "alone"))
-    assert ours.keys() == theirs.keys()
-    for name, array in ours.items():
-        assert not np.any(theirs[name]) or relative(array, theirs[name]) < 1e-5, name
+    world.check_same("together", "alone", 3)
     # One host reports, and only checkpoints are written by all.
     assert world.values("together", "step") == [1, 2, 3]
     assert len(list((world.folder / "together" / "tensorboard").iterdir())) == 1

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tests.oracle import relative
 from tests.world import World
 
 RECIPE = """
@@ -48,10 +47,7 @@ def test_four_hosts_train_the_adapter_as_one(world):
         ours, theirs = (world.values(run, name) for run in ("together", "alone"))
         assert len(ours) == 3
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, err_msg=name)
-    ours, theirs = (world.saved(run, 3) for run in ("together", "alone"))
-    assert ours.keys() == theirs.keys()
-    for name, array in ours.items():
-        assert not np.any(theirs[name]) or relative(array, theirs[name]) < 1e-5, name
+    world.check_same("together", "alone", 3)
 
 
 def test_a_second_start_compiles_nothing(world):

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from tests.oracle import relative
 from tests.toy import write_data, write_model
 from train.__main__ import main
 from train.checkpoints import Checkpoints
@@ -108,6 +110,16 @@ class World:
         reader.close()
         folder = self.folder / run / "checkpoints" / str(step) / "state"
         return ocp.StandardCheckpointer().restore(folder.absolute(), arrays)
+
+    def check_same(self, run, of, step):
+        """Every array of a checkpoint is that of another run's to 1e-5."""
+        ours, theirs = (self.saved(one, step) for one in (run, of))
+        assert ours.keys() == theirs.keys()
+        for name, array in ours.items():
+            if np.any(theirs[name]):
+                assert relative(array, theirs[name]) < 1e-5, name
+            else:
+                assert not np.any(array), name
 
     def resumed(self, run):
         """What the hosts of a run had of its state when they had read it: pieces by name."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ic_jax import cli
-from ic_jax.folders import check_replaceable, written_whole
+from ic_jax.folders import check_replaceable, locked, written_whole
 from train.data import card
 from train.data.prepare import Options, is_ours
 from train.data.prepare import prepare as prepare_source
@@ -61,16 +61,22 @@ def main_prepare(arguments: Sequence[str]) -> int:
 def prepare(args: argparse.Namespace) -> None:
     """Write DATASET whole or not at all, for training at `--size` pixels; the same arguments give
     the same bytes."""
-    options = Options(resolutions=(args.size,))
-    check_replaceable(args.out, args.overwrite, is_ours)
-    drawn = args.out.with_name(f".{args.out.name}.drawn")
-    try:
-        # What a stopped run left may be of other arguments.
-        write(argparse.Namespace(**{**vars(args), "out": drawn, "overwrite": True}))
-        prepare_source(drawn, args.out, options, workers=args.workers, overwrite=args.overwrite)
-    finally:
-        shutil.rmtree(drawn, ignore_errors=True)
-    print(card.summary(args.out))
+    options, out = Options(resolutions=(args.size,)), args.out.absolute()
+    check_replaceable(out, args.overwrite, is_ours)
+    work = out.with_name(f".{out.name}.drawn")
+    check_replaceable(work, True, lambda name: name.startswith("source"))
+    work.mkdir(parents=True, exist_ok=True)
+    with locked(work, f"{work}: another process is drawing there"):
+        try:
+            # What a killed run left may be of other arguments.
+            given = {**vars(args), "out": work / "source", "overwrite": True}
+            write(argparse.Namespace(**given))
+            prepare_source(
+                work / "source", out, options, workers=args.workers, overwrite=args.overwrite
+            )
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    print(card.summary(out))
 
 
 def write(args: argparse.Namespace) -> None:
