@@ -79,7 +79,7 @@ def _measured(
     figures = {"model": scores.spread([found[name] for name in drawn])}
     figures |= {name: scores.spread([found[name]]) for name in fixed}
     say(f"\n{people}, {len(asked)} triples, percent\n{scores.table(figures)}")
-    columns = drawn | {"no subject": fixed["no subject"]}
+    columns = drawn | {name: fixed[name] for name in ("no subject", "another's reference")}
     sheet(asked[:SHOWN], columns).save(folder / f"{people.replace(' ', '-')}.png")
     return figures
 
