@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=PEEPS.pictures, help="drawn for it")
     parser.add_argument("--seed", type=int, default=1, help="of all that is drawn by chance")
     given = parser.parse_args()
-    kinds, trained = PARTS[given.part]
+    kinds, batch, rate, trained = PARTS[given.part]
     if given.more.exists():
         parser.error(f"{given.more} exists; name another folder")
     model = ModelFolder.open(given.model)
@@ -52,9 +52,7 @@ def main() -> None:
     # Other arguments are another training, which must not go on from this one's state.
     asked = hashlib.sha256(repr(sorted(vars(given).items())).encode()).hexdigest()[:8]
     kept = given.more.with_name(f"{given.more.name}.{given.part}-{asked}.npz")
-    rate = {"vae": PEEPS.vae_rate, "base": PEEPS.base_rate, "siglip": PEEPS.encoder_rate}
-    batch = {"vae": PEEPS.vae_batch, "base": PEEPS.base_batch, "siglip": PEEPS.encoder_batch}
-    fit = Fit(given.steps, batch[given.part], given.rate or rate[given.part], given.seed, kept)
+    fit = Fit(given.steps, batch, given.rate or rate, given.seed, kept)
     began = time.perf_counter()
     modules, facts = trained(start, settings, fit)
     facts["seconds"] = round(time.perf_counter() - began)
@@ -94,10 +92,11 @@ def _pictures(settings: Settings) -> Drawn:
     return draw(settings.world, settings.pictures, settings.side, settings.seed)
 
 
-PARTS: dict[str, tuple[tuple[str, ...], Callable[[Modules, Settings, Fit], Trained]]] = {
-    "vae": (("vae",), vae),
-    "base": (("transformer", "t5", "clip"), base),
-    "siglip": (("siglip",), siglip),
+# Components, batch, rate of the beginning, and what trains them.
+PARTS: dict[str, tuple[tuple[str, ...], int, float, Callable[..., Trained]]] = {
+    "vae": (("vae",), PEEPS.vae_batch, PEEPS.vae_rate, vae),
+    "base": (("transformer", "t5", "clip"), PEEPS.base_batch, PEEPS.base_rate, base),
+    "siglip": (("siglip",), PEEPS.encoder_batch, PEEPS.encoder_rate, siglip),
 }
 
 

@@ -68,7 +68,9 @@ def _blinded(
     def draw(name: str, blind: Callable[[str, Array], Array]) -> Pictures:
         shown = SubjectFeatures(*map(blind, SubjectFeatures._fields, seen))
         return rows.draw(
-            *(pipe, asked, 0),
+            pipe,
+            asked,
+            0,
             name=name,
             reference=lambda n: SubjectFeatures(*(x[n : n + 1] for x in shown)),
         )

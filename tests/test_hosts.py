@@ -101,36 +101,15 @@ def test_the_others_end_when_host_0_is_killed(tmp_path):
 
 
 # A LoRA's step on a cache is the smallest program to compile.
-RECIPE = """
-model = "{folder}/model"
-data = "{folder}/data"
-cache = "{folder}/cache"
-out = "{out}"
-dtype = "float32"
-text_length = 16
-mesh = "data=2,fsdp=4"
-[lora]
-rank = 2
-targets = ["attn.to_q"]
-[saving]
-every = 1
-keep = 3
-[reporting]
-every = 1
-preview_every = 0
-[stage1]
-steps = 3
-batch = 8
-resolution = 32
-learning_rate = 1e-2
-warmup = 1
-remat = "none"
+OWN = """
+lora.rank = 2
+lora.targets = ["attn.to_q"]
 """
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    made = World(tmp_path_factory.mktemp("world"), RECIPE)
+    made = World(tmp_path_factory.mktemp("world"), OWN)
     made.train_alone("alone")
     ended = made.train("together")
     assert [code for code, *_ in ended] == [0] * 4, ended

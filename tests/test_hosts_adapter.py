@@ -5,37 +5,17 @@ import pytest
 
 from tests.world import World
 
-RECIPE = """
-model = "{folder}/model"
-data = "{folder}/data"
-cache = "{folder}/cache"
-out = "{out}"
-dtype = "float32"
-text_length = 16
+OWN = """
 holdout = 0.6
-mesh = "data=2,fsdp=4"
-[saving]
-every = 1
-keep = 3
-[reporting]
-every = 1
-effect_every = 1
-effect_batches = 1
-preview_every = 0
-[stage1]
-steps = 3
-batch = 8
-resolution = 32
-learning_rate = 1e-2
-warmup = 1
-remat = "none"
+reporting.effect_every = 1
+reporting.effect_batches = 1
 """
 LOSSES = ("loss", "loss/right reference", "loss/wrong reference")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    made = World(tmp_path_factory.mktemp("world"), RECIPE)
+    made = World(tmp_path_factory.mktemp("world"), OWN)
     made.compiled = made.train_alone("alone")
     return made
 

@@ -1,7 +1,6 @@
-"""Open Peeps: the drawings, the splits, the captions, the data set and the measure."""
+"""Open Peeps: the drawings, the splits, the captions and the measure."""
 
 import hashlib
-import json
 import re
 from dataclasses import replace
 from itertools import islice
@@ -10,10 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from train.__main__ import main as train
-from train.data.dataset import Dataset
-from train.data.sources import read_source
-from train.peeps import captions, dataset, extract, phrases
+from train.peeps import captions, extract, phrases
 from train.peeps.measure import Score, rates, read, score
 from train.peeps.palette import CLOTHING, GROUND, HAIR_COLOUR, SKIN
 from train.peeps.render import (
@@ -202,74 +198,6 @@ def test_captions_are_exact_and_vary():
         assert word in full
     again = captions.with_identity(PERSON, VIEW, np.random.default_rng(5))
     assert again == captions.with_identity(PERSON, VIEW, np.random.default_rng(5))
-
-
-def command(out, *more: str) -> list[str]:
-    return ["--out", str(out), "--characters", "3", "--views", "2", "--size", "32", *more]
-
-
-def contents(folder) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def test_the_data_set_repeats_byte_for_byte(tmp_path):
-    assert dataset.main(command(tmp_path / "one", "--workers", "1")) == 0
-    assert dataset.main(command(tmp_path / "two", "--workers", "2")) == 0
-    first = contents(tmp_path / "one")
-    assert first == contents(tmp_path / "two")
-    lines = [json.loads(line) for line in first["metadata.jsonl"].splitlines()]
-    assert len(lines) == 9
-    assert [line["view"] for line in lines].count("reference") == 3
-    assert len(first) == 1 + 2 * 9
-    source = read_source(tmp_path / "one")
-    assert (len(source.entries), source.bad) == (9, [])
-    for line in lines:
-        identity = Identity.parse(line["character"])
-        view = View.parse(line["file"].removesuffix(".picture.png").split("-", 2)[2])
-        with Image.open(tmp_path / "one" / line["file"]) as image:
-            np.testing.assert_array_equal(np.asarray(image), picture(identity, view, 32))
-        with Image.open(tmp_path / "one" / line["mask"]) as image:
-            np.testing.assert_array_equal(np.asarray(image), render(identity, view, 32)[..., 3])
-
-
-def test_prepare_peeps_makes_the_data_set_the_same_every_time(tmp_path, capsys):
-    asked = command(tmp_path / "one", "--workers", "1")
-    asked[asked.index("--size") + 1] = "64"
-    assert train(["prepare", "peeps", *asked]) == 0
-    assert train(["prepare", "peeps", *asked, "--out", str(tmp_path / "two")]) == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"one", "two"}
-    first = Dataset(tmp_path / "one")
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert len(first) == 9
-    assert first.read(0).character
-    capsys.readouterr()
-    assert train(["prepare", "peeps", *asked]) == 2
-    assert re.search("one: exists; name another folder", capsys.readouterr().err)
-
-
-def test_an_interrupted_data_set_leaves_nothing(tmp_path, monkeypatch, capsys):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(dataset, "mapped", interrupted)
-    assert dataset.main(command(tmp_path / "out")) == 130
-    assert not list(tmp_path.iterdir())
-    assert capsys.readouterr().err == "error: interrupted\n"
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (("--characters", "1001", "--split", "held-out"), "held-out has 1000"),
-        (("--size", "4"), "--size is 4; expected 8 to 4096"),
-        (("--workers", "0"), "--workers is 0"),
-    ],
-)
-def test_what_cannot_be_drawn_is_said(tmp_path, capsys, more, message):
-    assert dataset.main(command(tmp_path / "out", *more)) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def cases(count: int, seed: int):

@@ -21,6 +21,26 @@ from train.checkpoints import Checkpoints
 from train.recipe import Saving
 
 ROOT = Path(__file__).parent.parent
+# Dotted throughout, so that a test's own keys of any table may follow.
+RECIPE = """
+model = "{folder}/model"
+data = "{folder}/data"
+cache = "{folder}/cache"
+out = "{out}"
+dtype = "float32"
+text_length = 16
+mesh = "data=2,fsdp=4"
+saving.every = 1
+saving.keep = 3
+reporting.every = 1
+reporting.preview_every = 0
+stage1.steps = 3
+stage1.batch = 8
+stage1.resolution = 32
+stage1.learning_rate = 1e-2
+stage1.warmup = 1
+stage1.remat = "none"
+"""
 
 
 class Hosts:
@@ -65,8 +85,9 @@ def start(folder, devices, *command):
 class World:
     """A model, a data set and its cache, and runs by four processes and by one."""
 
-    def __init__(self, folder, recipe):
-        self.folder, self._recipe = folder, recipe
+    def __init__(self, folder, own):
+        """`own` are keys of the recipe beside RECIPE's."""
+        self.folder, self._recipe = folder, RECIPE + own
         write_model(folder / "model")
         write_data(folder)
         assert main(["cache", str(self.recipe("cached"))]) == 0

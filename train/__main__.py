@@ -3,47 +3,30 @@
 import argparse
 import sys
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 
 from ic_jax import cli, hosts
 
+# Where each command's main is. It imports what it needs: preparing data must not wait for JAX.
+COMMANDS = {
+    "prepare": "train.data.prepare",
+    "peeps": "train.peeps.dataset",
+    "foundations": "train.foundations.command",
+    "cache": "train.fill_cache",
+    "verify": "train.data.verify",
+    "plan": "train.plan",
+    "export": "train.export",
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Each command imports what it needs: preparing data must not wait for JAX.
     match arguments:
         case ["prepare", "peeps", *rest]:
-            from train.peeps.dataset import main_prepare
-
-            return main_prepare(rest)
-        case ["prepare", *rest]:
-            from train.data.prepare import main as prepare
-
-            return prepare(rest)
-        case ["peeps", *rest]:
-            from train.peeps.dataset import main as peeps
-
-            return peeps(rest)
-        case ["foundations", *rest]:
-            from train.foundations.command import main as foundations
-
-            return foundations(rest)
-        case ["cache", *rest]:
-            from train.fill_cache import main as cache
-
-            return cache(rest)
-        case ["verify", *rest]:
-            from train.data.verify import main as verify
-
-            return verify(rest)
-        case ["plan", *rest]:
-            from train.plan import main as plan
-
-            return plan(rest)
-        case ["export", *rest]:
-            from train.export import main as export
-
-            return export(rest)
+            return import_module(COMMANDS["peeps"]).main_prepare(rest)
+        case [name, *rest] if name in COMMANDS:
+            return import_module(COMMANDS[name]).main(rest)
     return _train(arguments)
 
 
