@@ -176,9 +176,11 @@ def test_encoding_equals_one_device(models):
     target, low = (rng.integers(0, 255, (8, 32, 32, 3), np.uint8) for _ in range(2))
     tiles = rng.integers(0, 255, (8, 4, 32, 32, 3), np.uint8)
     ids = (rng.integers(0, 100, (8, 16)).astype(np.int32) for _ in range(2))
+    cells = 32 // toy.CONFIGS["vae"].downscale
+    focus = rng.uniform(size=(8, cells, cells)).astype(np.float32)
     empty = Ids(np.zeros(16, np.int32), np.zeros(16, np.int32))
-    knobs = Knobs(*(np.float32(x) for x in (1e-2, 1.5, 1.0, 0.3, 0.3, 0.9)))
-    batch = Batch(target, Ids(*ids), Reference(low, tiles))
+    knobs = Knobs(*(np.float32(x) for x in (1e-2, 1.5, 1.0, 0.3, 0.3, 0.9, 0.5)))
+    batch = Batch(target, Ids(*ids), Reference(low, tiles), focus)
 
     def encoded(frozen, batch):
         keys = row_keys(jnp.int32(0), jnp.int32(3), batch)

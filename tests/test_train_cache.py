@@ -45,6 +45,7 @@ steps = 4
 batch = 8
 resolution = 32
 text_dropout = 0.5
+focus = 0.5
 """
 ADAPTER, LORA = "holdout = 0.6", "[lora]\nrank = 2"
 
@@ -91,7 +92,7 @@ def world(tmp_path_factory):
 def first_examples(run, dropout):
     """What the first batch is encoded to, its targets cut at the middle."""
     plan = loop.plans.training(run.recipe, "stage1", run.dataset, run.held)
-    (host,) = run._batches(plan, CENTRED, 0, 1)
+    (host,) = run._batches(plan, CENTRED, 0, 1, cell=run.models.vae.downscale)
     feed, stage = run.feed, run.recipe.stages["stage1"]
     knobs = feed.knobs(stage, 0, host).replace(text_dropout=jnp.float32(dropout))
     batch = feed.batch(host)

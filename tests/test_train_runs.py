@@ -50,6 +50,7 @@ batch = 4
 resolution = 32
 paired = 1.0
 accumulate = 2
+focus = 0.5
 [stage3]
 steps = 8
 batch = 2

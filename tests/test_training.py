@@ -86,6 +86,27 @@ def test_three_steps_equal_pytorch(golden):
     assert int(state.step) == golden.config["steps"]
 
 
+def test_errors_count_by_their_weight(golden):
+    rope = rope_table(position_ids(7, *golden.config["grid"]), golden.flux.config)
+    alike = examples(golden, 0)
+    gradient_fn = jax.jit(gradient_of)
+    (loss, velocity), gradient = gradient_fn(golden.adapter, golden.flux, alike, rope)
+
+    def weighted(weight):
+        given = alike._replace(weight=weight)
+        return gradient_fn(golden.adapter, golden.flux, given, rope)
+
+    (ones, _), same = weighted(jnp.ones_like(alike.latents))
+    assert relative(ones, loss) < 1e-6
+    assert worst(same, gradient) < 1e-5
+    first = jnp.zeros_like(alike.latents).at[:, 0].set(2.0)
+    (value, same_velocity), other = weighted(first)
+    error = jnp.square(velocity - (alike.noise - alike.latents))
+    assert relative(value, 2 * error[:, 0].mean() / alike.latents.shape[1]) < 1e-5
+    assert relative(same_velocity, velocity) < 1e-6
+    assert worst(other, gradient) > 0.1
+
+
 @pytest.mark.parametrize(
     ("devices", "parts", "remat"), [(8, 1, "none"), (1, 3, "dots"), (8, 3, "blocks")]
 )

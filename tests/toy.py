@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -93,7 +94,12 @@ def write_data(folder: Path, characters: int = 12, views: int = 3) -> Path:
             ImageDraw.Draw(picture).ellipse((x, y, x + 14, y + 14), fill=colour)
             picture.save(source / f"{c}-{v}.png")
             caption = f"a disc {'left' if x < 8 else 'right'}"
-            entry = {"file": f"{c}-{v}.png", "caption": caption, "character": f"c{c}"}
+            entry: dict[str, Any] = {
+                "file": f"{c}-{v}.png",
+                "caption": caption,
+                "character": f"c{c}",
+            }
+            entry["focus"] = [[x, y, x + 15, y + 15]]
             lines.append(json.dumps(entry))
     (source / "metadata.jsonl").write_text("\n".join(lines))
     prepare(source, folder / "data", Options(), workers=1)

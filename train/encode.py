@@ -59,6 +59,7 @@ class Batch(NamedTuple):
     target: UInt8[Array, "b h w 3"] | Moments
     prompt: Ids | Embeddings
     reference: Reference | None  # only for the adapter
+    focus: Float[Array, "b y x"] | None = None  # density of what counts most, by latents
 
 
 @struct.dataclass
@@ -71,6 +72,7 @@ class Knobs:
     text_dropout: Float[Array, ""]
     subject_dropout: Float[Array, ""]
     ema: Float[Array, ""]
+    focus: Float[Array, ""]
 
 
 def row_keys(seed: Int[Array, ""], step: Int[Array, ""], batch: Batch) -> Array:
@@ -122,6 +124,10 @@ def encode(
         assert frozen.dinov2 is not None
         assert batch.reference is not None
         features = subject_features(frozen.siglip, frozen.dinov2, config, *batch.reference, dtype)
+    weight = None
+    if batch.focus is not None:
+        spread = 1 - knobs.focus + knobs.focus * batch.focus
+        weight = pack(jnp.broadcast_to(spread[..., None], mean.shape))
     return Examples(
         latents=latents,
         noise=_normal(draws[:, 3], latents.shape[1:]),
@@ -131,6 +137,7 @@ def encode(
         features=features,
         subject_scale=1.0 - drop_subject.astype(jnp.float32),
         guidance=jnp.full(len(keys), knobs.guidance),
+        weight=weight,
     )
 
 

@@ -42,7 +42,7 @@ class Feed:
         """A global batch, of which `host` has at least the rows that lie here."""
         prompt = host.prompt or self._ids([self._recipe.prompted(c) for c in host.caption])
         reference: Any = None if host.low is None else (host.low, host.high)
-        rows = (host.target, prompt, reference and Reference(*reference))
+        rows = (host.target, prompt, reference and Reference(*reference), host.focus)
         if self.rows.is_fully_addressable:
             return Batch(*jax.device_put(rows, self.rows))
         join = partial(join_rows, held=host.row, count=host.total, sharding=self.rows)
@@ -62,6 +62,7 @@ class Feed:
             "text_dropout": stage.early_text_dropout if early else stage.text_dropout,
             "subject_dropout": stage.subject_dropout,
             "ema": stage.ema,
+            "focus": stage.focus,
         }
         return Knobs(**self.put({name: np.float32(value) for name, value in values.items()}))
 

@@ -70,6 +70,7 @@ class Run:
             )
         self.checkpoints = Checkpoints(recipe.out, recipe.saving)
         self.dataset = Dataset(recipe.data)
+        plans.check_focus(recipe, self.dataset)
         self.held = held_out(self.dataset, recipe.holdout)
         # All of them now: a stage that cannot be drawn must not be found out days later.
         self.plans = list(plans.every(recipe, self.dataset, self.held))
@@ -93,7 +94,8 @@ class Run:
         program, meter = self._program(stage), self._meter(name)
         plan = plans.training(recipe, name, self.dataset, self.held)
         rows = feed.own_rows(plan.batch)
-        found = self._batches(plan, Augment(), start, end, self.skips, rows)
+        cell = self.models.vae.downscale if stage.focus else None
+        found = self._batches(plan, Augment(), start, end, self.skips, rows, cell)
         quiet = None if hosts.is_first() else True  # None: where nobody looks
         bar = tqdm(found, desc=name, initial=start, total=end, unit="step", disable=quiet)
         seed, log, clock = feed.put(np.int32(recipe.seed)), Log(), time.perf_counter()
@@ -179,6 +181,7 @@ class Run:
         stop: int,
         skips: Skips | None = None,
         rows: Sequence[int] | None = None,
+        cell: int | None = None,
     ) -> Iterator[Batch]:
         siglip, stored = self.models.frozen.siglip, self.cache
         return batches(
@@ -188,6 +191,7 @@ class Run:
             start=start,
             stop=stop,
             side=siglip.config.image_size if siglip else None,
+            cell=cell,
             cached=Cached(stored.latents(plan), stored.captions) if stored else None,
             skips=skips,
             rows=rows,

@@ -33,6 +33,7 @@ class Examples(NamedTuple):
     features: SubjectFeatures | None  # of the reference pictures; a LoRA has none
     subject_scale: Float[Array, "b"]  # 0 drops the subject
     guidance: Float[Array, "b"]
+    weight: Float[Array, "b n c"] | None = None  # of each latent's error, mean 1; None: alike
 
 
 def velocity(
@@ -59,7 +60,7 @@ def velocity(
 def loss(
     trained: Trained, flux: Flux, examples: Examples, rope: Rope, *, remat: Remat = "none"
 ) -> tuple[Float[Array, ""], Float[Array, "b n c"]]:
-    """Mean squared error over all elements, and the velocity.
+    """Mean squared error over all elements, by their weight, and the velocity.
 
     Trained parameters, float32 masters, are cast to the base's dtype inside, so that gradients
     arrive in float32.
@@ -67,4 +68,7 @@ def loss(
     dtype = examples.prompt_embeds.dtype
     half = jax.tree.map(lambda x: x.astype(dtype), trained)
     predicted = velocity(half, flux, examples, rope, remat=remat)
-    return jnp.square(predicted - (examples.noise - examples.latents)).mean(), predicted
+    error = jnp.square(predicted - (examples.noise - examples.latents))
+    if examples.weight is not None:
+        error = examples.weight * error
+    return error.mean(), predicted

@@ -1,6 +1,7 @@
 """`python -m train plan`: what a training step needs on devices that need not be there."""
 
 import argparse
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -130,7 +131,7 @@ def _rest(o: argparse.Namespace, base: dict[str, Any], mesh: Any) -> tuple[Any, 
     others = (
         Ids(ids(words), ids(o.text_length)),
         Rope(table, table),
-        Knobs(*[number] * 6),
+        Knobs(*[number] * len(fields(Knobs))),
         ids(),
     )
     return plan.rows(batch, mesh), *plan.everywhere(others, mesh)

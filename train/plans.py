@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool
 
+from ic_jax.config import ConfigError
 from train.data.dataset import Dataset
 from train.data.plan import Plan
 from train.recipe import Recipe
@@ -43,6 +44,18 @@ def measures(recipe: Recipe, held: Held) -> bool:
     """Only an adapter has a reference, and only characters held out can tell: with one alone
     there is no other's reference to compare with."""
     return recipe.lora is None and int(held.sum()) >= 2
+
+
+def check_focus(recipe: Recipe, dataset: Dataset) -> None:
+    """ConfigError where a stage asks for what the data set has not."""
+    if dataset.card.get("focused", 0):
+        return
+    for name, stage in recipe.stages.items():
+        if stage.focus:
+            raise ConfigError(
+                f"{name}.focus is {stage.focus}, and {dataset.path} has no boxes to focus on; "
+                "name them as `focus` in its metadata and prepare it again, or set it to 0"
+            )
 
 
 def _has_pairs(dataset: Dataset, held: Held) -> bool:

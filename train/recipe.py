@@ -49,6 +49,7 @@ class Stage:
     early_text_dropout: float = 0.0  # instead, during `early_steps` [WithAnyone: 1.0 for 20 000]
     early_steps: int = 0
     subject_dropout: float = 0.05  # subject scale 0 [x-flux]
+    focus: float = 0.0  # share of the loss for the boxes that the data has, such as faces [ours]
     ema: float = 0.999  # decay of the averaged parameters; 0 is off [ours]
     remat: Remat = "blocks"  # computed again backwards; or "dots", all but products, "none" [ours]
 
@@ -62,7 +63,14 @@ class Stage:
         for name, choices in (("timesteps", TIMESTEPS), ("remat", get_args(Remat))):
             value = getattr(self, name)
             _check(value in choices, name, value, " or ".join(choices))
-        for name in ("paired", "text_dropout", "early_text_dropout", "subject_dropout", "ema"):
+        for name in (
+            "paired",
+            "text_dropout",
+            "early_text_dropout",
+            "subject_dropout",
+            "focus",
+            "ema",
+        ):
             _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         for name in ("b1", "b2"):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1")

@@ -15,6 +15,7 @@ from train.data.decode import (
     kept_as_is,
     resized,
 )
+from train.data.focus import scaled
 from train.data.records import Record
 from train.data.sources import Entry
 
@@ -44,6 +45,7 @@ def admit(root: Path, entry: Entry, resolution: int) -> Record:
     mask = decode_mask(_bytes(root / entry.mask)) if entry.mask else alpha
     if mask is not None:
         _check_mask(mask, width, height)
+    _check_focus(entry, width, height)
     kept, jpeg = kept_as_is(data)
     small = covering(width, height, resolution)
     if not kept or small != (width, height):
@@ -58,6 +60,7 @@ def admit(root: Path, entry: Entry, resolution: int) -> Record:
         file=entry.file,
         width=small[0],
         height=small[1],
+        focus=scaled(entry.focus, small[0] / width, small[1] / height),
     )
 
 
@@ -83,6 +86,14 @@ def _bytes(path: Path) -> bytes:
     if not data:
         raise ImageError(f"{path.name} is empty")
     return data
+
+
+def _check_focus(entry: Entry, width: int, height: int) -> None:
+    for box in entry.focus:
+        if box[2] > width or box[3] > height:
+            raise ImageError(
+                f"its focus {list(box)} reaches beyond the picture, {width} x {height}"
+            )
 
 
 def _check_mask(mask: np.ndarray, width: int, height: int) -> None:

@@ -106,6 +106,7 @@ def _facts(
         "in_pairs": int(views[views >= 2].sum()),
         "characters_with_pairs": int((views >= 2).sum()),
         "masked": sum(shard.masked for shard in shards),
+        "focused": sum(shard.focused for shard in shards),
         "bad": len(bad),
         "pictures_per_character": _spread(views),
         "side": _spread(sides),  # square root of the area, pixels

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from ic_jax.images import ImageError
 from train.data.buckets import Size
 from train.data.cache import Embeddings, Moments, Rows
 from train.data.dataset import Dataset
 from train.data.errors import DataError
-from train.data.pictures import Augment, decoded, prepare_reference, prepare_target
+from train.data.focus import density, scaled
+from train.data.pictures import CENTRED, Augment, crop, cut, decoded, prepare_reference
 from train.data.plan import Plan
 from train.data.plan import Rows as PlanRows
 
@@ -54,6 +55,7 @@ class Batch(NamedTuple):
     size: Size  # height and width of the targets
     target: UInt8[np.ndarray, "b h w 3"] | Moments  # cached ones
     prompt: Embeddings | None  # cached ones of the captions
+    focus: Float[np.ndarray, "b y x"] | None  # density of what counts most, if asked for
     low: UInt8[np.ndarray, "b s s 3"] | None  # the reference whole, if one is asked for
     high: UInt8[np.ndarray, "b 4 s s 3"] | None  # and in four tiles
     caption: list[str]  # the target's
@@ -76,6 +78,7 @@ def batches(
     start: int,
     stop: int,
     side: int | None = 384,
+    cell: int | None = None,
     cached: Cached | None = None,
     skips: Skips | None = None,
     rows: Sequence[int] | None = None,
@@ -99,6 +102,8 @@ def batches(
         stop: one beyond the last.
         side: pixels, of the reference's squares: what the image encoders take; None prepares
             no reference.
+        cell: pixels, of the cells that the targets' density of focus is given for
+            (`train.data.focus`), a latent's side; None gives none.
         cached: where targets and captions are read from instead; targets are then cut at the
             middle, whatever `augment` says.
         skips: counts what is skipped, on from what an earlier part of the run counted.
@@ -111,7 +116,7 @@ def batches(
         DataError: more than 1% of the samples had to be skipped, or all of one batch.
     """
     own = tuple(range(plan.batch) if rows is None else rows)
-    read = _Read(dataset, plan, augment, side, cached, own)
+    read = _Read(dataset, plan, augment, side, cell, cached, own)
     samples = (
         grain.MapDataset.range(start * len(own), stop * len(own))
         .map(read)
@@ -140,6 +145,7 @@ class _Read:
     plan: Plan
     augment: Augment
     side: int | None
+    cell: int | None
     cached: Cached | None
     own: tuple[int, ...]  # rows of every batch
 
@@ -160,18 +166,25 @@ class _Read:
         record = self.dataset.read(number)
         decode = cache(lambda n: decoded(record if n == number else self.dataset.read(n)))
         rng = np.random.Generator(np.random.Philox(key=int(rows.seed[row])))
-        low = high = prompt = None
+        low = high = prompt = focus = None
         mirrored = False
         if self.side is not None:
             low, high, mirrored = prepare_reference(decode(reference), self.side, self.augment, rng)
+        augment = CENTRED if self.cached else self.augment
+        at = crop((record.height, record.width), rows.size, augment, rng)
         if self.cached is None:
-            target = prepare_target(decode(number), rows.size, self.augment, rng)
+            target = cut(decode(number), rows.size, at)
         else:
             target, prompt = (part.read(number) for part in self.cached)
+        if self.cell is not None:
+            by = (at.wide / record.width, at.tall / record.height)
+            boxes = scaled(record.focus, *by, at.left, at.top)
+            focus = density(boxes, *rows.size, self.cell)
         return {
             "size": rows.size,
             "target": target,
             "prompt": prompt,
+            "focus": focus,
             "low": low,
             "high": high,
             "caption": record.caption,

@@ -36,6 +36,15 @@ class Shown(NamedTuple):
     mask: UInt8[np.ndarray, "h w"] | None
 
 
+class Crop(NamedTuple):
+    """A picture scaled to `tall` and `wide`, then cut from `top` and `left` on; pixels."""
+
+    tall: int
+    wide: int
+    top: int
+    left: int
+
+
 def decoded(record: Record) -> Shown:
     """A record's pixels; ImageError if the picture or its mask is damaged."""
     rgb, alpha = decode_image(record.image)
@@ -46,12 +55,21 @@ def prepare_target(
     picture: Shown, size: Size, augment: Augment, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The picture scaled to cover `size` and cut to it, at a random place or the middle."""
-    height, width = picture.rgb.shape[:2]
-    scale = max(size[0] / height, size[1] / width)
-    tall, wide = max(size[0], round(height * scale)), max(size[1], round(width * scale))
-    scaled = resized(picture.rgb, wide, tall)
+    return cut(picture, size, crop(picture.rgb.shape[:2], size, augment, rng))
+
+
+def crop(shape: Size, size: Size, augment: Augment, rng: np.random.Generator) -> Crop:
+    """How `prepare_target` makes `size` of a picture of that height and width."""
+    scale = max(size[0] / shape[0], size[1] / shape[1])
+    tall, wide = max(size[0], round(shape[0] * scale)), max(size[1], round(shape[1] * scale))
     top, left = (_place(room, augment, rng) for room in (tall - size[0], wide - size[1]))
-    return scaled[top : top + size[0], left : left + size[1]]
+    return Crop(tall, wide, top, left)
+
+
+def cut(picture: Shown, size: Size, at: Crop) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture's part of that size."""
+    scaled = resized(picture.rgb, at.wide, at.tall)
+    return scaled[at.top : at.top + size[0], at.left : at.left + size[1]]
 
 
 def prepare_reference(

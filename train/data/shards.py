@@ -22,7 +22,7 @@ from train.workers import follow_parent
 WORK = "work"  # folder of what is known of finished shards
 # Encoded pictures do not compress further; random access wants every record on its own.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-VERSION = 1  # of the records; a change makes every shard of an interrupted run stale
+VERSION = 2  # of the records; a change makes every shard of an interrupted run stale
 
 
 class Job(NamedTuple):
@@ -54,6 +54,7 @@ class Shard(NamedTuple):
     views: list[str]
     styles: list[str]
     masked: int
+    focused: int
     bad: list[Bad]
 
 
@@ -86,8 +87,8 @@ def write_shard(job: Job) -> Shard:
 
 def _write(job: Job, path: Path, key: str) -> Shard:
     partial = job.out / WORK / f"{job.number:05d}.{os.getpid()}"
-    shard = Shard(job.file, key, "", 0, [], [], [], [], [], [], 0, [])
-    masked = 0
+    shard = Shard(job.file, key, "", 0, [], [], [], [], [], [], 0, 0, [])
+    masked = focused = 0
     with _writer(partial) as writer:
         for entry in job.entries:
             try:
@@ -97,6 +98,7 @@ def _write(job: Job, path: Path, key: str) -> Shard:
                 continue
             writer.write(encode(record))
             masked += bool(record.mask)
+            focused += bool(record.focus)
             shard.characters.append(record.character)
             shard.widths.append(record.width)
             shard.heights.append(record.height)
@@ -107,7 +109,8 @@ def _write(job: Job, path: Path, key: str) -> Shard:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     partial.replace(path)
-    return shard._replace(sha256=sha256, size=path.stat().st_size, masked=masked)
+    counted = {"masked": masked, "focused": focused}
+    return shard._replace(sha256=sha256, size=path.stat().st_size, **counted)
 
 
 @contextmanager

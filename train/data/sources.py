@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from train.data.errors import DataError
+from train.data.focus import Box
 
 LINES = "metadata.jsonl"
 SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tga", ".tif"}
@@ -21,6 +22,7 @@ class Entry(NamedTuple):
     mask: str = ""
     view: str = ""
     style: str = ""
+    focus: tuple[Box, ...] = ()  # in pixels of the upright picture
 
 
 class Bad(NamedTuple):
@@ -111,10 +113,13 @@ def _in_lines(path: Path, root: Path, character: str) -> Iterator[Entry | Bad]:
 def _entry(fields: Any, folder: Path, character: str) -> Entry:
     if not isinstance(fields, dict):
         raise ValueError("is not a JSON object; expected fields file, caption and character")
-    given = {"character": character}
+    given: dict[str, Any] = {"character": character}
     for name in Entry._fields:
         value = fields.get(name)
         if value is None:
+            continue
+        if name == "focus":
+            given[name] = _boxes(value)
             continue
         if name == "character" and isinstance(value, int):
             value = str(value)
@@ -130,10 +135,26 @@ def _entry(fields: Any, folder: Path, character: str) -> Entry:
     return _checked(Entry(**given))
 
 
+def _boxes(value: Any) -> tuple[Box, ...]:
+    expected = "expected a list of boxes, each [left, top, right, bottom] in pixels"
+    if not isinstance(value, list):
+        raise ValueError(f"focus is {value!r}; {expected}")
+    for box in value:
+        numbers = isinstance(box, list) and [type(x) for x in box if type(x) in (int, float)]
+        if not numbers or len(box) != 4 or len(numbers) != 4:
+            raise ValueError(f"focus has {box!r}; {expected}")
+        left, top, right, bottom = box
+        if not (0 <= left < right and 0 <= top < bottom):
+            raise ValueError(f"focus has {box!r}, which is empty or begins outside; {expected}")
+    return tuple(map(tuple, value))
+
+
 def _checked(entry: Entry) -> Entry:
     if not entry.file or not entry.character:
         raise ValueError(f"{'character' if entry.file else 'file'} is empty")
     for name, value in entry._asdict().items():
+        if not isinstance(value, str):
+            continue
         if not value.isprintable() and name != "caption":
             raise ValueError(f"{name} has control characters")
         value.encode()  # a lone surrogate, which JSON can spell, is no text

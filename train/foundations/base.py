@@ -96,8 +96,8 @@ def train_base(
     grid = data["mean"].shape[1] // flow.PATCH, data["mean"].shape[2] // flow.PATCH
     rope = rope_table(flow.position_ids(settings.text_length, *grid), settings.flux)
     shift = flow.shift(grid[0] * grid[1], SchedulerConfig())
-    pixels = emphasis.weights(settings.side, settings.head_share)
-    weights = jnp.asarray(emphasis.pooled(pixels, vae.config.downscale))
+    cell = vae.config.downscale
+    weights = jnp.asarray(emphasis.weights(settings.side, settings.head_share, cell))
     if settings.text_learnt:
 
         def loss_of_all(base: Base, batch: dict[str, Array], key: Array) -> Array:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from train.peeps.render import FACE_BOX, HEAD_BOX, VIEW_BOXES, View, body_kind, pixel_box
+from train.data.focus import density
+from train.peeps.render import VIEW_BOXES, View, body_kind, focus_boxes
 
 KINDS = tuple(VIEW_BOXES)
 
@@ -20,19 +21,8 @@ def kinds_of(views: Sequence[View]) -> Int[np.ndarray, "n"]:
     return np.array([KINDS.index(body_kind(view.body)) for view in views], np.int32)
 
 
-def weights(side: int, share: float) -> Float[np.ndarray, "k {side} {side}"]:
-    """Of pixels, for each kind of view, with mean 1: half of `share` lies on the head, half on the
-    face, the rest on everything alike."""
-    found = np.full((len(KINDS), side, side), 1 - share, np.float32)
-    for one, kind in zip(found, KINDS, strict=True):
-        for box in (HEAD_BOX, FACE_BOX):
-            left, top, right, bottom = pixel_box(box, kind, side)
-            area = (right - left) * (bottom - top)
-            one[top:bottom, left:right] += share / 2 * side**2 / area
-    return found
-
-
-def pooled(weights: Float[np.ndarray, "k h h"], patch: int) -> Float[np.ndarray, "k y y"]:
-    """The same for squares of pixels, such as those of a latent."""
-    k, side, _ = weights.shape
-    return weights.reshape(k, side // patch, patch, side // patch, patch).mean((2, 4))
+def weights(side: int, share: float, cell: int = 1) -> Float[np.ndarray, "k y x"]:
+    """Of cells of pixels, for each kind of view, with mean 1: half of `share` lies on the head,
+    half on the face, the rest on everything alike."""
+    boxes = (focus_boxes(kind, side) for kind in KINDS)
+    return np.stack([1 - share + share * density(one, side, side, cell) for one in boxes])

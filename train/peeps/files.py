@@ -4,14 +4,14 @@ Imports no JAX, so that a pool of workers starts at once.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from train.peeps import captions
 from train.peeps.palette import GROUND
-from train.peeps.render import Identity, View, over, render
+from train.peeps.render import Identity, View, body_kind, focus_boxes, over, render
 from train.peeps.world import reference_view, views
 
 REFERENCE = "reference"
@@ -30,7 +30,7 @@ class Job(NamedTuple):
     captions: str
 
 
-def write_character(job: Job) -> list[dict[str, str]]:
+def write_character(job: Job) -> list[dict[str, Any]]:
     """Draw the reference and the views into the folder; returns their metadata.
 
     All lie beside the metadata, none in a folder of its own: so a reader that is given the folder
@@ -45,7 +45,7 @@ def write_character(job: Job) -> list[dict[str, str]]:
 
 def _write_view(
     job: Job, number: int, name: str, view: View, rng: np.random.Generator
-) -> dict[str, str]:
+) -> dict[str, Any]:
     stem = f"{job.identity}-{number:03d}-{view}"
     file, mask = f"{stem}{PICTURE}", f"{stem}{MASK}"
     pixels = render(job.identity, view, job.size)
@@ -62,4 +62,5 @@ def _write_view(
         "mask": mask,
         "view": name,
         "style": "open-peeps",
+        "focus": focus_boxes(body_kind(view.body), job.size),
     }

@@ -127,6 +127,11 @@ def head_box(body: str, size: int) -> tuple[int, int, int, int]:
     return pixel_box(HEAD_BOX, body_kind(body), size)
 
 
+def focus_boxes(kind: str, size: int) -> list[tuple[int, int, int, int]]:
+    """Head and face, which say who somebody is and what is felt, as boxes of pixels."""
+    return [pixel_box(box, kind, size) for box in (HEAD_BOX, FACE_BOX)]
+
+
 def pixel_box(box: tuple[int, int, int, int], kind: str, size: int) -> tuple[int, int, int, int]:
     """A box in the drawings' units as the pixels it touches, in a view of this kind."""
     left, top, side = VIEW_BOXES[kind]

@@ -1,0 +1,127 @@
+"""Boxes that count most: through preparing and cutting, and as the density of latents."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from data_source import picture
+from PIL import Image
+
+from train.data.dataset import Dataset
+from train.data.focus import density, scaled
+from train.data.loader import batches
+from train.data.pictures import Augment
+from train.data.plan import Plan
+from train.data.prepare import Options, prepare
+from train.data.records import FEATURES, Record, decode, encode
+
+BOX = (40.0, 16.0, 56.0, 40.0)  # red in what is prepared here
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    """Grey pictures of 96 x 64 with a red box, made half as large; the last names no box."""
+    folder = tmp_path_factory.mktemp("focus")
+    named = []
+    for n in range(4):
+        pixels = np.full((64, 96, 3), 128, np.uint8)
+        left, top, right, bottom = map(int, BOX)
+        pixels[top:bottom, left:right] = (255, 0, 0)
+        Image.fromarray(pixels).save(folder / f"{n}.png")
+        line = {"file": f"{n}.png", "caption": "x", "character": f"c{n}"}
+        named.append(line | ({"focus": [list(BOX)]} if n < 3 else {}))
+    (folder / "pictures.jsonl").write_text("".join(json.dumps(x) + "\n" for x in named))
+    prepare(folder / "pictures.jsonl", folder / "out", Options((32,)), workers=1)
+    return Dataset(folder / "out")
+
+
+def test_density_counts_every_box_alike_and_has_mean_1():
+    small, large = (0, 0, 8, 8), (8, 8, 24, 32)
+    found = density([small, large], 32, 48, 8)
+    assert found.shape == (4, 6)
+    assert found.mean() == pytest.approx(1)
+    assert found[0, 0] == pytest.approx(found[1:4, 1:3].sum())
+    assert found.sum() == pytest.approx(found[0, 0] + found[1:4, 1:3].sum())
+
+
+def test_density_of_parts_of_cells():
+    found = density([(4, 0, 16, 8)], 16, 16, 8)
+    np.testing.assert_allclose(found, [[4 / 3, 8 / 3], [0, 0]], rtol=1e-6)
+    pixels = density([(4, 0, 16, 8)], 16, 16)
+    np.testing.assert_allclose(pixels.reshape(2, 8, 2, 8).mean((1, 3)), found, rtol=1e-6)
+
+
+def test_what_lies_outside_is_cut_and_nothing_left_is_alike():
+    np.testing.assert_array_equal(density([], 16, 24, 8), np.ones((2, 3)))
+    np.testing.assert_array_equal(density([(-9, 0, -1, 8)], 16, 24, 8), np.ones((2, 3)))
+    inside = density([(0, 0, 4, 8)], 16, 24, 8)
+    np.testing.assert_array_equal(density([(-20, 0, 4, 8), (30, 0, 40, 8)], 16, 24, 8), inside)
+
+
+def test_scaled():
+    assert scaled([(2, 4, 6, 8)], 0.5, 2, left=1, top=3) == ((0, 5, 2, 13),)
+
+
+def test_the_density_follows_the_targets_cut(dataset):
+    plan = Plan(dataset, batch=4, resolution=32, paired=0.0, seed=1)
+    found = list(batches(dataset, plan, Augment(), start=0, stop=8, side=None, cell=8))
+    for batch in found:
+        assert batch.focus.shape[1:] == tuple(side // 8 for side in batch.size)
+        for name, focus, pixels in zip(batch.character, batch.focus, batch.target, strict=True):
+            if name == "c3":
+                np.testing.assert_array_equal(focus, 1)
+                continue
+            red = pixels[..., 0].astype(float) - pixels[..., 1]
+            cells = red.reshape(len(focus), 8, -1, 8).mean((1, 3))
+            np.testing.assert_allclose(focus, cells / cells.mean(), atol=0.15 * focus.max())
+
+
+def test_no_density_is_made_where_none_is_asked_for(dataset):
+    plan = Plan(dataset, batch=4, resolution=32, paired=0.0, seed=1)
+    (batch,) = batches(dataset, plan, Augment(), start=0, stop=1, side=None)
+    assert batch.focus is None
+
+
+def test_boxes_shrink_with_their_picture_and_are_counted(dataset):
+    records = [dataset.read(n) for n in range(len(dataset))]
+    assert dataset.card["focused"] == 3
+    for record in records[:3]:
+        by = record.width / 96
+        assert by < 1
+        np.testing.assert_allclose(record.focus, [np.array(BOX) * by], rtol=1e-6)
+    assert records[3].focus == ()
+
+
+def test_records_from_before_there_were_boxes_are_read():
+    record = Record(b"i", b"", "c", "d", "v", "s", "f", 3, 4)
+    older = {name: kind for name, kind in FEATURES.items() if name != "focus"}
+    kind = type(FEATURES)(older)
+    values = {k: v.encode() if isinstance(v, str) else v for k, v in record._asdict().items()}
+    del values["focus"]
+    assert decode(kind.serialize_example(kind.encode_example(values))) == record
+    assert decode(encode(record._replace(focus=(BOX,)))).focus == (BOX,)
+
+
+@pytest.mark.parametrize(
+    ("focus", "reason"),
+    [
+        ("face", "focus is 'face'; expected a list of boxes"),
+        ([[1, 2, 3]], r"focus has \[1, 2, 3\]; expected"),
+        ([1], "focus has 1; expected"),
+        ([[1, 2, "3", 4]], "focus has .*; expected"),
+        ([[9, 2, 3, 4]], "is empty or begins outside"),
+        ([[0, 0, 65, 4]], r"\[0, 0, 65, 4\] reaches beyond the picture, 64 x 64"),
+    ],
+)
+def test_wrong_boxes_are_named(tmp_path, focus, reason):
+    lines = []
+    for n in range(2):
+        picture(n).save(tmp_path / f"{n}.png")
+        lines.append({"file": f"{n}.png", "caption": "x", "character": "c"})
+    lines[1]["focus"] = focus
+    (tmp_path / "pictures.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    prepare(tmp_path / "pictures.jsonl", tmp_path / "out", Options((32,), max_bad=1), workers=1)
+    (bad,) = [json.loads(x) for x in (tmp_path / "out/bad.jsonl").read_text().splitlines()]
+    assert len(Dataset(tmp_path / "out")) == 1
+    assert re.search(reason, bad["reason"])
