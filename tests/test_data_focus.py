@@ -5,9 +5,11 @@ import re
 
 import numpy as np
 import pytest
-from data_source import picture
+from data_source import picture, prepared
 from PIL import Image
 
+from ic_jax.config import ConfigError
+from train import plans
 from train.data.dataset import Dataset
 from train.data.focus import density, scaled
 from train.data.loader import batches
@@ -15,6 +17,7 @@ from train.data.pictures import Augment
 from train.data.plan import Plan
 from train.data.prepare import Options, prepare
 from train.data.records import FEATURES, Record, decode, encode
+from train.recipe import recipe_of
 
 BOX = (40.0, 16.0, 56.0, 40.0)  # red in what is prepared here
 
@@ -91,6 +94,13 @@ def test_boxes_shrink_with_their_picture_and_are_counted(dataset):
         assert by < 1
         np.testing.assert_allclose(record.focus, [np.array(BOX) * by], rtol=1e-6)
     assert records[3].focus == ()
+
+
+def test_a_stage_cannot_focus_on_what_no_picture_names(dataset, tmp_path):
+    tables = {"model": "m", "data": "d", "out": "o", "stage1": {"steps": 1, "focus": 0.5}}
+    plans.check_focus(recipe_of(tables), dataset)
+    with pytest.raises(ConfigError, match=r"stage1.focus is 0.5, and .* has no boxes to focus on"):
+        plans.check_focus(recipe_of(tables), Dataset(prepared(tmp_path)))
 
 
 def test_records_from_before_there_were_boxes_are_read():
