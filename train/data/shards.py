@@ -109,8 +109,8 @@ def _write(job: Job, path: Path, key: str) -> Shard:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     partial.replace(path)
-    counted = {"masked": masked, "focused": focused}
-    return shard._replace(sha256=sha256, size=path.stat().st_size, **counted)
+    shard = shard._replace(masked=masked, focused=focused)
+    return shard._replace(sha256=sha256, size=path.stat().st_size)
 
 
 @contextmanager
