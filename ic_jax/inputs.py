@@ -26,16 +26,15 @@ class Settings:
     true_cfg_scale: float
     num_images_per_prompt: int
     subject_scale: float
+    negative_subject_scale: float
     subject_fit: str
     max_sequence_length: int
     output_type: str
 
     def __post_init__(self) -> None:
         """Bring every field to its plain type; ValueError names the first that has none."""
-        checked: dict[str, Any] = {
-            name: check_finite(name, getattr(self, name))
-            for name in ("guidance_scale", "true_cfg_scale", "subject_scale")
-        }
+        scales = ("guidance_scale", "true_cfg_scale", "subject_scale", "negative_subject_scale")
+        checked: dict[str, Any] = {name: check_finite(name, getattr(self, name)) for name in scales}
         for name in ("height", "width", "num_inference_steps", "num_images_per_prompt"):
             checked[name] = check_count(name, getattr(self, name))
         checked["max_sequence_length"] = check_count(
@@ -62,7 +61,10 @@ class Settings:
 def settings(own: SamplingConfig, **given: Any) -> Settings:
     """Checked settings: what is given, and the model's own where that is None."""
     values = own.to_dict()
-    return Settings(**given | {k: v for k, v in values.items() if given.get(k) is None})
+    values = given | {k: v for k, v in values.items() if given.get(k) is None}
+    if values["negative_subject_scale"] is None:
+        values["negative_subject_scale"] = values["subject_scale"]
+    return Settings(**values)
 
 
 def check_levels(sigmas: Any) -> tuple[float, ...]:

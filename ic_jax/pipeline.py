@@ -129,6 +129,7 @@ class InstantCharacterPipeline:
         negative_pooled_prompt_embeds: Float[Array, "p d"] | np.ndarray | None = None,
         subject_image: Subjects | None = None,
         subject_scale: float | None = None,
+        negative_subject_scale: float | None = None,
         subject_fit: Fit = "pad",
         max_sequence_length: int | None = None,
         output_type: OutputType = "pil",
@@ -158,6 +159,8 @@ class InstantCharacterPipeline:
             subject_image: a picture of the character (path, PIL, array), a list of them, or
                 what `encode_subject` returned. None draws with plain FLUX.
             subject_scale: how strongly the subject is drawn, 0.8 to 1.0 as a rule.
+            negative_subject_scale: likewise in what true guidance steers away from; by default the
+                same, as published. At 0, guidance is towards the subject as towards the prompt.
             subject_fit: how a picture is made square: "pad" with white, or "stretch" as the
                 published pipeline does.
             max_sequence_length: T5 tokens.
@@ -180,6 +183,7 @@ class InstantCharacterPipeline:
             true_cfg_scale=true_cfg_scale,
             num_images_per_prompt=num_images_per_prompt,
             subject_scale=subject_scale,
+            negative_subject_scale=negative_subject_scale,
             subject_fit=subject_fit,
             max_sequence_length=max_sequence_length,
             output_type=output_type,
@@ -282,7 +286,11 @@ class InstantCharacterPipeline:
         if subjects is not None:
             subject = sampler.Subject(subjects, filled(settings.subject_scale))
         if negative is not None:
-            true_guidance = sampler.Guidance(rows(negative), filled(settings.true_cfg_scale))
+            true_guidance = sampler.Guidance(
+                rows(negative),
+                filled(settings.true_cfg_scale),
+                filled(settings.negative_subject_scale),
+            )
         height, width = self._grid(settings)
         seeds, start = self._start(seed, latents, (height, width), total, settings)
         ids = flow.position_ids(texts.embeds.shape[1], height, width)

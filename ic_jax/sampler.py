@@ -40,6 +40,7 @@ class Guidance(NamedTuple):
 
     negative: Prompt
     scale: Float[Array, "b"]
+    subject_scale: Float[Array, "b"]  # of the negative; 0: guidance is towards the subject, too
 
 
 class Request(NamedTuple):
@@ -80,9 +81,10 @@ def prepare(flux: Flux, adapter: Adapter | None, request: Request) -> Conditioni
     """Compute once what does not depend on the noise, for all steps."""
     prompt, guidance, subject = request.prompt, request.guidance_scale, request.subject
     scale = jnp.zeros_like(guidance) if subject is None else subject.scale
-    if request.true_guidance is not None:
-        prompt = jax.tree.map(_interleave, request.true_guidance.negative, prompt)
-        guidance, scale = jnp.repeat(guidance, 2), jnp.repeat(scale, 2)
+    if (true := request.true_guidance) is not None:
+        prompt = jax.tree.map(_interleave, true.negative, prompt)
+        guidance = jnp.repeat(guidance, 2)
+        scale = _interleave(0 * scale if subject is None else true.subject_scale, scale)
     times = request.sigmas[:-1]
     return Conditioning(
         text=flux.embed_text(prompt.embeds),
@@ -94,7 +96,7 @@ def prepare(flux: Flux, adapter: Adapter | None, request: Request) -> Conditioni
         ),
         rope=request.rope,
         subject_scale=scale,
-        true_guidance_scale=None if request.true_guidance is None else request.true_guidance.scale,
+        true_guidance_scale=None if true is None else true.scale,
     )
 
 

@@ -24,6 +24,7 @@ SETTINGS = (
     "sigmas",
     "guidance_scale",
     "subject_scale",
+    "negative_subject_scale",
     "max_sequence_length",
 )
 PASSED_ON = ("prompt_2", "negative_prompt", *SETTINGS)
@@ -73,6 +74,12 @@ def parser() -> argparse.ArgumentParser:
     ):
         option = "--" + name.replace("_", "-")
         how.add_argument(option, type=float, help=_own(name, meaning))
+    how.add_argument(
+        "--negative-subject-scale",
+        type=float,
+        help="likewise in what --true-cfg-scale steers away from (default: the model's own, "
+        "--subject-scale for FLUX.1-dev); 0 steers towards the subject, too",
+    )
     how.add_argument(
         "--subject-fit", choices=get_args(Fit), default="pad", help="to a square: pad on white"
     )

@@ -90,7 +90,7 @@ def test_sampling_at_full_size():
         sigmas=number(29),
         rope=Rope(number(4608, 64), number(4608, 64)),
         subject=sampler.Subject(features, number(1)),
-        true_guidance=sampler.Guidance(prompt, number(1)),
+        true_guidance=sampler.Guidance(prompt, number(1), number(1)),
     )
     flux, adapter = (half(parameters.full_size(n)) for n in ("flux-dev", "instantcharacter"))
     conditioning = jax.eval_shape(sampler.prepare, flux, adapter, request)

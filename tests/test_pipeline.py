@@ -143,6 +143,20 @@ def test_true_guidance_in_a_batch_equals_single_calls(pipe, portraits, subjects)
     assert relative(batch, np.stack(singles)) < 1e-5
 
 
+@pytest.mark.parametrize("scale", [None, 0.0])
+def test_true_guidance_steers_towards_the_subject_where_the_negative_has_none(
+    pipe, subjects, scale
+):
+    one = SMALL | {"num_inference_steps": 1, "output_type": "latent"}
+    given = {"subject_image": subjects[0], "subject_scale": 1.0}
+    guided = pipe(
+        *("a girl", None, "blurry", 2.5), **one, **given, negative_subject_scale=scale
+    ).images
+    wanted = pipe("a girl", **one, **given).images
+    unwanted = pipe("blurry", **one, **({} if scale == 0 else given)).images
+    assert relative(guided, unwanted + 2.5 * (wanted - unwanted)) < 1e-5
+
+
 def test_one_subject_or_one_prompt_serves_for_all(pipe, portraits, subjects):
     shared = pipe(["a", "b"], **SMALL, subject_image=subjects[0]).images
     assert relative(shared[1:], pipe("b", **SMALL, subject_image=subjects[0]).images) < 1e-5

@@ -84,6 +84,7 @@ def request(rows):
         true_guidance=sampler.Guidance(
             sampler.Prompt(random(rows, 16, 16, seed=8), random(rows, 16, seed=9)),
             np.full(rows, 2.0, np.float32),
+            np.linspace(0, 0.5, rows, dtype=np.float32),
         ),
     )
 

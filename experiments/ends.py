@@ -1,0 +1,87 @@
+"""What each stage of one run has made of the adapter, asked for held-out people.
+
+    python -m train experiments/peeps.toml ... --set saving.keep_every=STEPS
+    python -m experiments.ends RUN WORK --triples 100
+
+STEPS divides every stage's, so that the checkpoint at each end is kept. Every end is drawn with as
+the model is, told what to draw; and told nothing, where the body is the adapter's alone. Every
+answer is the nearest exact render (`train.peeps.measure`). Writes experiments/ends.json, and
+experiments/ends.png with the first people.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.origin import origin
+from experiments.stages import effect
+from ic_jax import InstantCharacterPipeline
+from infer.evaluation import rows, scores
+from infer.evaluation.rows import Pictures
+from infer.evaluation.sets import Triple, triples
+from infer.evaluation.sheet import sheet
+from train.export import export, recipe_in
+from train.foundations.worlds import WORLDS
+from train.recipe import Recipe
+
+WORLD = "peeps"
+RESULTS = Path(__file__).with_suffix(".json")
+SHOWN = 8  # triples in the picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.ends", description=__doc__)
+    parser.add_argument("run", type=Path, help="RUN folder")
+    parser.add_argument("work", type=Path, help="folder for a MODEL of each stage's end")
+    parser.add_argument("--triples", type=int, default=100)
+    given = parser.parse_args()
+    recipe = recipe_in(given.run)
+    asked = {name: triples(WORLD, name, given.triples) for name in WORLDS[WORLD].held_out}
+    found: dict[str, Any] = {}
+    columns: dict[str, Pictures] = {}
+    for name in recipe.stages:
+        model = _end(recipe, name, given.work / name)
+        pipe = InstantCharacterPipeline.from_pretrained(model, "float32")
+        figures, told, untold = _measured(pipe, asked, name)
+        columns |= {f"{name}, untold": untold, f"{name}, told": told}
+        steps = recipe.stages[name].steps
+        found[name] = {"steps": steps} | effect(recipe, name) | figures
+        print(name, json.dumps(found[name]))
+    first = next(iter(asked.values()))[:SHOWN]
+    sheet(first, {name: drawn[:SHOWN] for name, drawn in columns.items()}).save(
+        RESULTS.with_suffix(".png")
+    )
+    settings = {"triples": given.triples, "seed": 0, "recipe": _stages(recipe)}
+    RESULTS.write_text(json.dumps(found | settings | origin("jax"), indent=1) + "\n")
+
+
+def _end(recipe: Recipe, stage: str, model: Path) -> Path:
+    """The whole MODEL with the adapter as it was at the end of a stage."""
+    step = recipe.first_steps()[stage] + recipe.stages[stage].steps
+    export(recipe.out, model, "float32", step=step, whole=True, overwrite=True)
+    return model
+
+
+def _measured(
+    pipe: InstantCharacterPipeline, asked: dict[str, list[Triple]], name: str
+) -> tuple[dict[str, Any], Pictures, Pictures]:
+    """Rates by the kind of people, and the pictures of the first kind, told and untold."""
+    figures: dict[str, Any] = {}
+    shown = []
+    for people, these in asked.items():
+        told = rows.draw(pipe, these, 0, name=f"{name}, {people}")
+        untold = rows.draw(pipe, these, 0, name=f"{name}, untold", prompt=lambda _: "")
+        rates = scores.scored({name: told}, these)[name]
+        figures[people] = rates | {"copied, untold": scores.copied({name: untold}, these)[name]}
+        shown.append((told, untold))
+    return figures, *shown[0]
+
+
+def _stages(recipe: Recipe) -> dict[str, Any]:
+    values = recipe.to_dict()
+    return {name: values[name] for name in (*recipe.stages, "adapter", "seed") if name in values}
+
+
+if __name__ == "__main__":
+    main()
