@@ -1,12 +1,13 @@
 """Parts of a small model's foundations trained further, as those of the one that ships were.
 
     python -m experiments.further vae MODEL BETTER --steps 2000
+    python -m experiments.further decoder MODEL SHARPER --steps 2000
     python -m experiments.further base BETTER MORE --steps 9000
     python -m experiments.further siglip MORE LAST --steps 2800
 
-Each takes one part of MODEL for a start and the others as they are, an adapter too, which has to be
-trained further after it. The base is FLUX with its text encoders. Stopped on its way, the same
-command goes on.
+Each takes one part of MODEL for a start and the others as they are, an adapter too. That has to be
+trained further after it, except after the decoder of the VAE, which leaves the latents what they
+are. The base is FLUX with its text encoders. Stopped on its way, the same command goes on.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 from ic_jax import checkpoint, model_folder
 from ic_jax.model_folder import ModelFolder
 from train.foundations import words
-from train.foundations.autoencoder import train_vae
+from train.foundations.autoencoder import train_decoder, train_vae
 from train.foundations.base import Base, train_base
 from train.foundations.fit import Fit
 from train.foundations.pictures import Drawn, draw, draw_subjects
@@ -73,6 +74,13 @@ def vae(start: Modules, settings: Settings, fit: Fit) -> Trained:
     return (found,), facts
 
 
+def decoder(start: Modules, settings: Settings, fit: Fit) -> Trained:
+    """Of the VAE, with more of the loss on heads: the rest has less to lose now."""
+    settings = dataclasses.replace(settings, head_share=0.8)
+    found, facts = train_decoder(settings, _pictures(settings), fit, start["vae"])
+    return (found,), facts
+
+
 def base(start: Modules, settings: Settings, fit: Fit) -> Trained:
     begun = Base(*(start[kind] for kind in PARTS["base"][0]))
     tokenizers, *_ = words.tokenizers(WORLDS[settings.world].words())
@@ -95,6 +103,7 @@ def _pictures(settings: Settings) -> Drawn:
 # Components, batch, rate of the beginning, and what trains them.
 PARTS: dict[str, tuple[tuple[str, ...], int, float, Callable[..., Trained]]] = {
     "vae": (("vae",), PEEPS.vae_batch, PEEPS.vae_rate, vae),
+    "decoder": (("vae",), PEEPS.vae_batch, PEEPS.vae_rate, decoder),
     "base": (("transformer", "t5", "clip"), PEEPS.base_batch, PEEPS.base_rate, base),
     "siglip": (("siglip",), PEEPS.encoder_batch, PEEPS.encoder_rate, siglip),
 }

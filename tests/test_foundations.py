@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ic_jax import InstantCharacterPipeline
+from ic_jax import InstantCharacterPipeline, checkpoint
 from ic_jax.config import ConfigError
+from ic_jax.model_folder import ModelFolder
 from tests.oracle import relative
 from train.foundations import emphasis
+from train.foundations.autoencoder import encode_all, train_decoder
 from train.foundations.command import foundations, main
 from train.foundations.fit import Fit, fit
+from train.foundations.pictures import draw
 from train.foundations.settings import PEEPS, SMALL, change
 from train.foundations.text_encoders import read_neighbours, text_encoders
 from train.foundations.words import prompt_ids, tokenizers
@@ -62,6 +65,22 @@ def test_the_folder_draws_and_words_matter(model):
     assert found.shape == (2, 16, 16, 3)
     assert np.isfinite(found).all()
     assert np.abs(found[0] - found[1]).max() > 1e-4
+
+
+def test_a_decoder_trained_further_leaves_the_latents_alone(model, tmp_path):
+    settings = change(SMALL, TINY)
+    drawn = draw("small", 48, settings.side, 1, workers=1)
+
+    def vae():
+        return checkpoint.load_component(ModelFolder.open(model[0]), "vae", "float32")
+
+    with jax.numpy_dtype_promotion("standard"):  # as above
+        options = Fit(30, 8, 2e-3, 0, tmp_path / "kept.npz")
+        further, facts = train_decoder(settings, drawn, options, vae())
+    assert np.mean(facts["loss"][-5:]) < 0.95 * np.mean(facts["loss"][:5])
+    assert further.config == vae().config
+    before, after = (encode_all(x, drawn.pixels[:8]) for x in (vae(), further))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
 def test_trained_parts_are_not_trained_again(model):

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Shaped, UInt8
 from tqdm import tqdm
 
-from ic_jax.models.vae import Vae
+from ic_jax.models.vae import Decoder, Vae
 from train.foundations import emphasis
 from train.foundations.fit import Fit, fit, over_devices
 from train.foundations.pictures import Drawn
@@ -33,10 +33,8 @@ def vae_loss(
     latents."""
     mean, logvar = vae.encode(x)
     raw = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
-    error = vae.decode(raw) - x
     divergence = (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean() / 2
-    of_pixel = (jnp.abs(error) + jnp.square(error)).mean(-1)
-    return (weight * of_pixel).mean() + kl_weight * divergence
+    return _error(vae.decode(raw), x, weight) + kl_weight * divergence
 
 
 def cropped(x: Shaped[Array, "b h h *c"], side: int, key: Array) -> Shaped[Array, "b s s *c"]:
@@ -77,6 +75,33 @@ def train_vae(
     )
     vae.config = config
     return vae, {"loss": curve, "psnr": round(psnr(vae, pixels[:1024]), 2)}
+
+
+def train_decoder(
+    settings: Settings, drawn: Drawn, options: Fit, vae: Vae
+) -> tuple[Vae, dict[str, Any]]:
+    """The VAE, its decoder trained further and its latents as they were: what was trained to draw
+    them stays as good."""
+    mean, logvar = encode_all(vae, drawn.pixels)
+    weights = jnp.asarray(emphasis.weights(settings.side, settings.head_share))
+
+    def loss(decoder: Decoder, batch: tuple[Array, ...], key: Array) -> Array:
+        mean, logvar, x, kind = batch
+        raw = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
+        return _error(decoder(raw), to_unit(x), weights[kind])
+
+    data = (mean, logvar, drawn.pixels, emphasis.kinds_of(drawn.views))
+    vae.decoder, curve = fit("decoder", vae.decoder, loss, data, options)
+    return vae, {"loss": curve, "psnr": round(psnr(vae, drawn.pixels[:1024]), 2)}
+
+
+def _error(
+    made: Float[Array, "b h w 3"],
+    x: Float[Array, "b h w 3"],
+    weight: Float[Array, "b h w"] | float,
+) -> Array:
+    error = made - x
+    return (weight * (jnp.abs(error) + jnp.square(error)).mean(-1)).mean()
 
 
 def encode_all(vae: Vae, pixels: np.ndarray, batch: int = 256) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ from train.foundations.words import Files, prompt_ids
 from train.foundations.worlds import WORLDS
 
 # Captions: what a picture shows in full; without who it is, as the adapter's are; or empty.
-FULL, SCENE = 0.75, 0.15
+FULL, SCENE = 0.55, 0.37
 KINDS = ("full", "scene", "empty")
 
 

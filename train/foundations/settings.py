@@ -46,6 +46,7 @@ class Settings:
     base_rate: float = 1e-3
     sampling_steps: int = 20  # that the model is drawn with
     true_guidance: float = 1.0  # likewise; beyond 1 every step is drawn twice
+    subject_scale: float = 2.0  # likewise; of 1, 2, 3, 4 the least that is as good as the best
     encoder_width: int = 64  # of each of the two image encoders
     encoder_layers: int = 3
     encoder_patch: int = 16  # pixels
@@ -94,7 +95,8 @@ class Settings:
             width=self.side,
             num_inference_steps=self.sampling_steps,
             true_cfg_scale=self.true_guidance,
-            subject_scale=2.0,  # of 1, 2, 3, 4 the least that is as good as the best
+            subject_scale=self.subject_scale,
+            negative_subject_scale=0.0,  # guidance is towards the subject, too
             max_sequence_length=self.text_length,
         )
 
@@ -139,6 +141,7 @@ PEEPS = Settings(
     base_steps=14000,
     sampling_steps=12,  # as good as 20
     true_guidance=3.0,
+    subject_scale=1.0,  # which training has: guidance strengthens it
     encoder_width=96,
     encoder_layers=4,
     subjects=20000,
