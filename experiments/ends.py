@@ -1,16 +1,17 @@
 """What each stage of one run has made of the adapter, asked for held-out people.
 
-    python -m train experiments/peeps.toml ... --set saving.keep_every=STEPS
+    python -m train experiments/peeps.toml --set model=MODEL --set data=DATA --set out=RUN
     python -m experiments.ends RUN WORK --triples 100
 
-STEPS divides every stage's, so that the checkpoint at each end is kept. Every end is drawn with as
-the model is, told what to draw; and told nothing, where the body is the adapter's alone. Every
+The recipe keeps the checkpoint at each end (`saving.keep_every`). Each draws held-out people, told
+what to draw; and told nothing, where the body is the adapter's alone. Every
 answer is the nearest exact render (`train.peeps.measure`). Writes experiments/ends.json, and
 experiments/ends.png with the first people.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for a MODEL of each stage's end")
     parser.add_argument("--triples", type=int, default=100)
     given = parser.parse_args()
-    recipe = recipe_in(given.run)
+    recipe = replace(recipe_in(given.run), out=given.run)
     asked = {name: triples(WORLD, name, given.triples) for name in WORLDS[WORLD].held_out}
     found: dict[str, Any] = {}
     columns: dict[str, Pictures] = {}

@@ -7,7 +7,8 @@
 
 Each takes one part of MODEL for a start and the others as they are, an adapter too. That has to be
 trained further after it, except after the decoder of the VAE, which leaves the latents what they
-are. The base is FLUX with its text encoders. Stopped on its way, the same command goes on.
+are; a cache of them has to be made again all the same, since it knows the VAE as a whole. The base
+is FLUX with its text encoders. Stopped on its way, the same command goes on.
 """
 
 import argparse

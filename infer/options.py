@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--negative-subject-scale",
         type=float,
-        help="likewise in what --true-cfg-scale steers away from (default: the model's own, "
+        help="of the adapter in what --true-cfg-scale steers away from (default: the model's own, "
         "--subject-scale for FLUX.1-dev); 0 steers towards the subject, too",
     )
     how.add_argument(
@@ -153,6 +153,10 @@ def check(options: argparse.Namespace) -> None:
         output_type="pil",
         **{name: getattr(options, name) for name in SETTINGS},
     )
+    if options.negative_subject_scale is not None and settings.true_cfg_scale == 1.0:
+        raise ValueError(
+            "--negative-subject-scale does nothing at --true-cfg-scale 1; give more, say 2"
+        )
     for name in SETTINGS:
         setattr(options, name, getattr(settings, name))
     settings.check_size(read_config(model, "vae").downscale * PATCH)

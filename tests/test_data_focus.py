@@ -59,7 +59,9 @@ def test_what_lies_outside_is_cut_and_nothing_left_is_alike():
     np.testing.assert_array_equal(density([], 16, 24, 8), np.ones((2, 3)))
     np.testing.assert_array_equal(density([(-9, 0, -1, 8)], 16, 24, 8), np.ones((2, 3)))
     inside = density([(0, 0, 4, 8)], 16, 24, 8)
-    np.testing.assert_array_equal(density([(-20, 0, 4, 8), (30, 0, 40, 8)], 16, 24, 8), inside)
+    np.testing.assert_allclose(density([(-4, 0, 4, 8)], 16, 24, 8), (inside + 1) / 2, rtol=1e-6)
+    sliver = density([(-60 + 1e-6, 0, 1e-6, 8)], 16, 24, 8)
+    np.testing.assert_allclose(sliver, 1, atol=1e-5)
 
 
 def test_scaled():
@@ -103,6 +105,16 @@ def test_a_stage_cannot_focus_on_what_no_picture_names(dataset, tmp_path):
         plans.check_focus(recipe_of(tables), Dataset(prepared(tmp_path)))
 
 
+def test_a_box_over_the_edge_is_cut_to_the_picture(tmp_path):
+    picture(0).save(tmp_path / "0.png")
+    line = {"file": "0.png", "caption": "x", "character": "c", "focus": [[-0.5, 3, 20, 64.5]]}
+    (tmp_path / "pictures.jsonl").write_text(json.dumps(line))
+    prepare(tmp_path / "pictures.jsonl", tmp_path / "out", Options((64,)), workers=1)
+    dataset = Dataset(tmp_path / "out")
+    assert dataset.read(0).focus == ((0.0, 3.0, 20.0, 64.0),)
+    assert "1 name boxes" in (tmp_path / "out/card.md").read_text()
+
+
 def test_records_from_before_there_were_boxes_are_read():
     record = Record(b"i", b"", "c", "d", "v", "s", "f", 3, 4)
     older = {name: kind for name, kind in FEATURES.items() if name != "focus"}
@@ -120,8 +132,9 @@ def test_records_from_before_there_were_boxes_are_read():
         ([[1, 2, 3]], r"focus has \[1, 2, 3\]; expected"),
         ([1], "focus has 1; expected"),
         ([[1, 2, "3", 4]], "focus has .*; expected"),
-        ([[9, 2, 3, 4]], "is empty or begins outside"),
-        ([[0, 0, 65, 4]], r"\[0, 0, 65, 4\] reaches beyond the picture, 64 x 64"),
+        ([[1, 2, float("inf"), 4]], "focus has .*inf.*; expected"),
+        ([[9, 2, 3, 4]], r"focus has \[9, 2, 3, 4\], which is empty"),
+        ([[64, 0, 70, 4]], r"\[64, 0, 70, 4\] lies outside the picture, 64 x 64"),
     ],
 )
 def test_wrong_boxes_are_named(tmp_path, focus, reason):

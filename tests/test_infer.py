@@ -139,6 +139,7 @@ def test_without_a_model_the_small_one_draws_and_says_so(tmp_path, capfd, monkey
         (["--out", "there.png/x.png"], 2, "there.png"),
         (["--out", "/proc/x.png"], 74, "/proc: cannot be written to"),
         (["--negative-prompt", "dark"], 2, "--negative-prompt does nothing"),
+        (["--negative-subject-scale", "0"], 2, "--negative-subject-scale does nothing"),
         (["--seed", "-1"], 2, "seed -1 is not"),
         (["--num-images-per-prompt", "0"], 2, "num_images_per_prompt is 0"),
     ],

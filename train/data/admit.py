@@ -1,6 +1,7 @@
 """One picture on its way into a data set: checked, and made no larger than training needs."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from train.data.decode import (
     kept_as_is,
     resized,
 )
-from train.data.focus import scaled
+from train.data.focus import Box, scaled
 from train.data.records import Record
 from train.data.sources import Entry
 
@@ -45,7 +46,7 @@ def admit(root: Path, entry: Entry, resolution: int) -> Record:
     mask = decode_mask(_bytes(root / entry.mask)) if entry.mask else alpha
     if mask is not None:
         _check_mask(mask, width, height)
-    _check_focus(entry, width, height)
+    focus = _within(entry.focus, width, height)
     kept, jpeg = kept_as_is(data)
     small = covering(width, height, resolution)
     if not kept or small != (width, height):
@@ -60,7 +61,7 @@ def admit(root: Path, entry: Entry, resolution: int) -> Record:
         file=entry.file,
         width=small[0],
         height=small[1],
-        focus=scaled(entry.focus, small[0] / width, small[1] / height),
+        focus=scaled(focus, small[0] / width, small[1] / height),
     )
 
 
@@ -88,12 +89,16 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
-def _check_focus(entry: Entry, width: int, height: int) -> None:
-    for box in entry.focus:
-        if box[2] > width or box[3] > height:
-            raise ImageError(
-                f"its focus {list(box)} reaches beyond the picture, {width} x {height}"
-            )
+def _within(boxes: Sequence[Box], width: int, height: int) -> tuple[Box, ...]:
+    """Boxes cut to the picture: detectors' reach a little beyond faces at its edge."""
+    found = []
+    for box in boxes:
+        left, top, right, bottom = box
+        cut = (max(0, left), max(0, top), min(width, right), min(height, bottom))
+        if cut[0] >= cut[2] or cut[1] >= cut[3]:
+            raise ImageError(f"its focus {list(box)} lies outside the picture, {width} x {height}")
+        found.append(cut)
+    return tuple(found)
 
 
 def _check_mask(mask: np.ndarray, width: int, height: int) -> None:

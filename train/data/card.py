@@ -143,8 +143,9 @@ def _text(facts: dict[str, Any]) -> str:
 
 {facts["pictures"]} pictures of {facts["characters"]} characters; {facts["in_pairs"]} of the
 pictures, of {facts["characters_with_pairs"]} characters, have another picture of the same
-character. {facts["masked"]} have a mask of their own. {facts["bad"]} could not be used: `bad.jsonl`
-says why. Prepared for training at {", ".join(map(str, facts["prepared_for"]))} pixels.
+character. {facts["masked"]} have a mask of their own, {facts["focused"]} name boxes to focus on.
+{facts["bad"]} could not be used: `bad.jsonl` says why. Prepared for training at
+{", ".join(map(str, facts["prepared_for"]))} pixels.
 
 | | min | 5% | median | 95% | max | mean |
 | --- | --- | --- | --- | --- | --- | --- |

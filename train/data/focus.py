@@ -16,8 +16,9 @@ def density(
 ) -> Float[np.ndarray, "y x"]:
     """How much of all boxes lies on each cell of a picture, with mean 1.
 
-    Every box that is at least partly in the picture counts alike, however small it is. Without
-    any, each cell has 1.
+    Every box counts alike, however small it is, by the share of it that is in the picture; what of
+    it was cut away is spread evenly, so that a sliver does not stand for a face. Without any box,
+    each cell has 1.
 
     Args:
         height: of the picture, pixels; a multiple of `cell`.
@@ -25,11 +26,14 @@ def density(
         cell: side of a cell, pixels; 8 for FLUX's latents.
     """
     shape = (height // cell, width // cell)
-    found = [
-        np.outer(_overlap(top, bottom, shape[0], cell), _overlap(left, right, shape[1], cell))
-        for left, top, right, bottom in boxes
-    ]
-    found = [one / one.mean() for one in found if one.any()]
+    found = []
+    for left, top, right, bottom in boxes:
+        pixels = np.outer(
+            _overlap(top, bottom, shape[0], cell), _overlap(left, right, shape[1], cell)
+        )
+        whole = (right - left) * (bottom - top)
+        # By cells, pixels / pixels.mean() times the share, which may be 0.
+        found.append(pixels * pixels.size / whole + max(0, 1 - pixels.sum() / whole))
     return np.mean(found or [np.ones(shape)], axis=0).astype(np.float32)
 
 

@@ -1,6 +1,7 @@
 """What people bring: a folder of pictures, or JSON Lines that name them."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,13 +141,15 @@ def _boxes(value: Any) -> tuple[Box, ...]:
     if not isinstance(value, list):
         raise ValueError(f"focus is {value!r}; {expected}")
     for box in value:
-        numbers = isinstance(box, list) and [type(x) for x in box if type(x) in (int, float)]
-        if not numbers or len(box) != 4 or len(numbers) != 4:
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             raise ValueError(f"focus has {box!r}; {expected}")
-        left, top, right, bottom = box
-        if not (0 <= left < right and 0 <= top < bottom):
-            raise ValueError(f"focus has {box!r}, which is empty or begins outside; {expected}")
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise ValueError(f"focus has {box!r}, which is empty; {expected}")
     return tuple(map(tuple, value))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _checked(entry: Entry) -> Entry:

@@ -81,7 +81,7 @@ def train_decoder(
     settings: Settings, drawn: Drawn, options: Fit, vae: Vae
 ) -> tuple[Vae, dict[str, Any]]:
     """The VAE, its decoder trained further and its latents as they were: what was trained to draw
-    them stays as good."""
+    them stays as good. `vae` is given up."""
     mean, logvar = encode_all(vae, drawn.pixels)
     weights = jnp.asarray(emphasis.weights(settings.side, settings.head_share))
 
