@@ -4,9 +4,9 @@
     python -m experiments.ends RUN WORK --triples 100
 
 The recipe keeps the checkpoint at each end (`saving.keep_every`). Each draws held-out people, told
-what to draw; and told nothing, where the body is the adapter's alone. Every
-answer is the nearest exact render (`train.peeps.measure`). Writes experiments/ends.json, and
-experiments/ends.png with the first people.
+what to draw; and told nothing, where the body is the adapter's alone. Every answer is the nearest
+exact render (`train.peeps.measure`). Writes experiments/ends.json, and experiments/ends.png with
+the first people.
 """
 
 import argparse

@@ -84,7 +84,7 @@ def prepare(flux: Flux, adapter: Adapter | None, request: Request) -> Conditioni
     if (true := request.true_guidance) is not None:
         prompt = jax.tree.map(_interleave, true.negative, prompt)
         guidance = jnp.repeat(guidance, 2)
-        scale = _interleave(0 * scale if subject is None else true.subject_scale, scale)
+        scale = _interleave(scale if subject is None else true.subject_scale, scale)
     times = request.sigmas[:-1]
     return Conditioning(
         text=flux.embed_text(prompt.embeds),
