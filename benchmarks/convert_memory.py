@@ -22,8 +22,8 @@ from benchmarks.origin import origin
 from convert.configs import to_published
 from convert.names import published_shapes, slots
 from ic_jax.config import CONFIGS, FLUX_DEV, T5Config
-from ic_jax.safetensors import Spec, write_tensors
-from ic_jax.weights import FLOATS
+from ic_jax.weights.safetensors_io import Spec, write_tensors
+from ic_jax.weights.tensors import FLOATS
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 1.5e9

@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.origin import origin
+from train.data.batch_plan import Plan
 from train.data.dataset import Dataset
 from train.data.loader import Batch, batches
 from train.data.pictures import Augment, decoded, prepare_reference, prepare_target
-from train.data.plan import Plan
 from train.data.prepare import Options, prepare
 
 SIDE, PICTURES, BATCH = 512, 512, 16

@@ -25,8 +25,8 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.origin import origin
 from ic_jax import sampler
-from ic_jax.features import SubjectFeatures
 from ic_jax.models.attention import compiling_for
+from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.rope import Rope
 from tests import parameters
 
@@ -48,9 +48,9 @@ def main() -> None:
         for name in ("flux-dev", "instantcharacter")
     )
     tokens = IMAGE_TOKENS + TEXT_TOKENS
-    request = sampler.Request(
+    request = sampler.SamplingRequest(
         latents=shaped(1, IMAGE_TOKENS, 64),
-        prompt=sampler.Prompt(half(1, TEXT_TOKENS, 4096), half(1, 768)),
+        prompt=sampler.TextEmbeddings(half(1, TEXT_TOKENS, 4096), half(1, 768)),
         guidance_scale=shaped(1),
         sigmas=shaped(STEPS + 1),
         rope=Rope(shaped(tokens, 64), shaped(tokens, 64)),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ic_jax.config import FLUX_DEV, ConfigError, FluxConfig, VaeConfig
-from ic_jax.weights import Shape, Tensor
+from ic_jax.weights.tensors import Shape, Tensor
 
 _MLPS = {"in_layer": "linear_1", "out_layer": "linear_2"}
 FLUX: dict[str, tuple[str, ...]] = {

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.published import OTHER_CHANNELS, OTHER_CLASSES, PUBLISHED
-from ic_jax.checkpoint import config_class
 from ic_jax.config import AdapterConfig, ConfigError
-from ic_jax.weights import WeightsError
+from ic_jax.weights.loading import config_class
+from ic_jax.weights.tensors import WeightsError
 
 
 def refuse(path: Path, name: str) -> WeightsError:

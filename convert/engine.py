@@ -10,9 +10,9 @@ from convert.names import IGNORED, PREFIX, UNUSED, WRAPPED, Slot, published_shap
 from convert.progress import Advance, progress
 from convert.sources import Source
 from ic_jax.config import FluxConfig
-from ic_jax.model_folder import ModelWriter
-from ic_jax.safetensors import Spec
-from ic_jax.weights import Mismatch, Tensor, WeightsError
+from ic_jax.weights.model_folder import ModelWriter
+from ic_jax.weights.safetensors_io import Spec
+from ic_jax.weights.tensors import Mismatch, Tensor, WeightsError
 
 PIECE = 64_000_000  # bytes in hand at once, beside the pages of one mapped tensor
 

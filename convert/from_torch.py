@@ -11,8 +11,8 @@ import numpy as np
 from convert import sources
 from convert.engine import match, write_components
 from convert.sources import SUBFOLDERS, TOKENIZERS, Source, locate
-from ic_jax.model_folder import create
-from ic_jax.weights import FLOATS
+from ic_jax.weights.model_folder import create
+from ic_jax.weights.tensors import FLOATS
 
 DTYPES = {"bfloat16": FLOATS["BF16"], "float16": FLOATS["F16"], "float32": FLOATS["F32"]}
 

@@ -3,8 +3,8 @@
 import math
 from argparse import Namespace
 
-from ic_jax.checkpoint import COMPONENTS
-from ic_jax.model_folder import ModelFolder
+from ic_jax.weights.loading import COMPONENTS
+from ic_jax.weights.model_folder import ModelFolder
 
 
 def run(args: Namespace) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ic_jax.checkpoint import abstract, parameters
 from ic_jax.config import FluxConfig
-from ic_jax.weights import Shape
+from ic_jax.weights.loading import abstract, parameters
+from ic_jax.weights.tensors import Shape
 
 # Starts of paths that are published as something else.
 RENAMED: dict[str, dict[str, str]] = {

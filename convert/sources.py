@@ -18,8 +18,8 @@ from convert.configs import (
 from convert.published import OTHER_CHANNELS, OTHER_CLASSES
 from convert.torch_read import read_torch
 from ic_jax.config import CONFIGS, SchedulerConfig
-from ic_jax.safetensors import read_tensors
-from ic_jax.weights import Tensor, WeightsError
+from ic_jax.weights.safetensors_io import read_tensors
+from ic_jax.weights.tensors import Tensor, WeightsError
 
 # Where a whole pipeline keeps each component.
 SUBFOLDERS = {

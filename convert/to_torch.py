@@ -16,11 +16,11 @@ from convert.names import published_shapes, slots
 from convert.progress import Advance, progress
 from convert.sources import SUBFOLDERS
 from convert.torch_write import write_torch
-from ic_jax.checkpoint import COMPONENTS, read_config
-from ic_jax.folders import written_whole
-from ic_jax.model_folder import CONFIG, UNUSED, ModelFolder, as_json
-from ic_jax.safetensors import Spec, write_tensors
-from ic_jax.weights import Mismatch, Tensor, WeightsError
+from ic_jax.weights.atomic import written_whole
+from ic_jax.weights.loading import COMPONENTS, read_config
+from ic_jax.weights.model_folder import CONFIG, UNUSED, ModelFolder, as_json
+from ic_jax.weights.safetensors_io import Spec, write_tensors
+from ic_jax.weights.tensors import Mismatch, Tensor, WeightsError
 
 ADAPTER = "instantcharacter_ip-adapter"
 BFL_STEMS = {"transformer": "flux1-dev", "vae": "ae"}

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ic_jax.weights import DTYPES, Tensor, WeightsError, mapped
+from ic_jax.weights.tensors import DTYPES, Tensor, WeightsError, mapped
 
 STORAGES: dict[str, np.dtype] = {
     "DoubleStorage": DTYPES["F64"],

@@ -1,16 +1,18 @@
-"""How the commands end: one line of error for a person, and an exit code for a script."""
+"""Command lines: a table of sub-commands, one line of error for a person, an exit code for scripts."""
 
+import argparse
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from ic_jax import hosts
-from ic_jax.weights import WeightsError
+from ic_jax import multihost
+from ic_jax.weights.tensors import WeightsError
 
 # The first kind that fits an exception decides; the rest are defects and show their traceback.
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
@@ -23,6 +25,80 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (OSError, 74),
     (KeyboardInterrupt, 130),
 )
+
+
+@dataclass(frozen=True)
+class Command:
+    """One sub-command: its line in `--help`, its arguments, and its work.
+
+    `run` takes the parsed arguments and imports what it needs itself, so that one command's
+    `--help` does not wait for another's imports.
+    """
+
+    name: str
+    help: str  # one sentence
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Any]
+    description: str = ""  # longer than `help`, for the command's own --help
+
+
+def main(
+    prog: str,
+    description: str,
+    commands: Sequence[Command],
+    arguments: Sequence[str] | None = None,
+    *,
+    default: str | None = None,
+) -> int:
+    """Run the sub-command that `arguments` (by default the process's) name; return its exit code.
+
+    `default` names the command that is meant where the first argument is no command's name.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    names = [command.name for command in commands]
+    if default and (not arguments or arguments[0] not in (*names, "-h", "--help")):
+        arguments.insert(0, default)
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    table = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    for command in commands:
+        sub = table.add_parser(
+            command.name,
+            help=command.help + (" (the default)" if command.name == default else ""),
+            description=command.description or command.help,
+            formatter_class=_Help,
+        )
+        command.add_arguments(sub)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(command=command)
+    args = parser.parse_args(arguments)
+    return run(lambda: args.command.run(args), debug=args.debug)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the defaults that there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default in (None, False, []) or action.help is None
+        return action.help if silent else super()._get_help_string(action)
+
+
+def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add `--overwrite`; `what` says what it replaces."""
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {what}")
+
+
+def add_set(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add `--set KEY=VALUE`, repeatable; `example` is shown in the help."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"such as {example}"
+    )
+
+
+def add_compile_cache(parser: argparse.ArgumentParser) -> None:
+    """Add `--no-compile-cache`; `ic_jax.compilation_cache.enable` is for where it is not given."""
+    parser.add_argument(
+        "--no-compile-cache", action="store_true", help="compile everything anew, keep nothing"
+    )
 
 
 def run(command: Callable[[], Any], *, debug: bool = False) -> int:
@@ -39,18 +115,18 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has gone: nothing to tell anyone
         _drop_output()
-        return hosts.end(141, "nobody reads its output")
+        return multihost.exit_together(141, "nobody reads its output")
     except BaseException as error:
         code, message = _exit_code(error), _message(error)
-        if gone := not _out_of_memory(error) and hosts.lost(error):
-            code, message = hosts.HostsError.exit_code, gone
-        if code is None and not hosts.several():
+        if gone := not _out_of_memory(error) and multihost.failed_process(error):
+            code, message = multihost.HostsError.exit_code, gone
+        if code is None and not multihost.is_multiprocess():
             raise
         if debug or code is None:
             traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)
-        return hosts.end(code or 1, message, agreed=getattr(error, "agreed", False))
-    return hosts.end(0)
+        return multihost.exit_together(code or 1, message, agreed=getattr(error, "agreed", False))
+    return multihost.exit_together(0)
 
 
 def say(text: str) -> None:

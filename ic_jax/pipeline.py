@@ -13,17 +13,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from PIL import Image
 
-from ic_jax import checkpoint, flow, inputs, meshes, sampler
+from ic_jax import auto_mesh, flow, sampler
 from ic_jax.config import SamplingConfig, SchedulerConfig
-from ic_jax.encoders import KINDS as LARGE_ENCODERS
-from ic_jax.encoders import Encoders, EncodersOnDemand, Keeping
-from ic_jax.features import SubjectFeatures
-from ic_jax.images import Fit, Picture
-from ic_jax.lora import LoraSet, read_lora
-from ic_jax.model_folder import SMALL_MODEL, ModelFolder
+from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.rope import rope_table
+from ic_jax.preprocessing import arguments
+from ic_jax.preprocessing.images import Fit, Picture
+from ic_jax.preprocessing.tokenizers import check_prompt
 from ic_jax.runner import Grid, Runner
-from ic_jax.text import check_prompt
+from ic_jax.weights import loading
+from ic_jax.weights.encoders import KINDS as LARGE_ENCODERS
+from ic_jax.weights.encoders import Encoders, EncodersOnDemand, Keeping
+from ic_jax.weights.lora import LoraSet, read_lora
+from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 
 OutputType = Literal["pil", "np", "latent"]
 Subject = Picture | SubjectFeatures
@@ -49,7 +51,7 @@ class InstantCharacterPipeline:
     and scales are arguments of the compiled programs.
     """
 
-    def __init__(self, model: checkpoint.Model, encoders: Encoders | None = None):
+    def __init__(self, model: loading.Model, encoders: Encoders | None = None):
         """From models in memory, all of one dtype, which is computed in.
 
         Args:
@@ -91,21 +93,21 @@ class InstantCharacterPipeline:
         """
         if dtype not in ("bfloat16", "float32", jnp.bfloat16, jnp.float32):
             raise ValueError(f"dtype is {dtype!r}; it must be 'bfloat16' or 'float32'")
-        inputs.check_choice("encoders", encoders, get_args(Keeping))
+        arguments.check_choice("encoders", encoders, get_args(Keeping))
         kept = jnp.dtype(dtype)
-        placed = meshes.for_drawing(mesh, folder, kept) if isinstance(mesh, str) else mesh
+        placed = auto_mesh.for_inference(mesh, folder, kept) if isinstance(mesh, str) else mesh
         if encoders == "keep":
-            return cls(checkpoint.load(Path(folder), kept, verify=verify, mesh=placed))
+            return cls(loading.load(Path(folder), kept, verify=verify, mesh=placed))
         opened = ModelFolder.open(folder)
         if verify:
             opened.verify()
         others = set(opened.components) - set(LARGE_ENCODERS)
-        model = checkpoint.load(folder, kept, kinds=others, verify=False, mesh=placed)
+        model = loading.load(folder, kept, kinds=others, verify=False, mesh=placed)
 
         def load(kind: str) -> Any:
             if kind not in opened.components:
                 return None
-            return checkpoint.load_component(opened, kind, kept, verify=False, mesh=placed)
+            return loading.load_component(opened, kind, kept, verify=False, mesh=placed)
 
         return cls(model, EncodersOnDemand(load))
 
@@ -173,7 +175,7 @@ class InstantCharacterPipeline:
             ValueError: an argument that cannot be used, in one line.
             FloatingPointError: the model produced numbers that are not finite.
         """
-        settings = inputs.settings(
+        settings = arguments.settings(
             self.sampling,
             height=height,
             width=width,
@@ -199,7 +201,7 @@ class InstantCharacterPipeline:
                 "negative_", negative_prompt_embeds, negative_pooled_prompt_embeds
             )
             if negative is None:
-                unwanted = inputs.as_list("negative_prompt", negative_prompt or "")
+                unwanted = arguments.as_list("negative_prompt", negative_prompt or "")
                 length = texts.embeds.shape[1]
                 negative = self._runner.encode_prompts(unwanted, unwanted, length)
         subjects = self._subjects(subject_image, subject_fit)
@@ -226,7 +228,7 @@ class InstantCharacterPipeline:
             ValueError: the model has no text encoders, or prompts that cannot be used.
         """
         length = max_sequence_length or self.sampling.max_sequence_length
-        inputs.check_count("max_sequence_length", length, 512)
+        arguments.check_count("max_sequence_length", length, 512)
         texts = self._encoded(prompt, prompt_2, length, triggers=triggers)
         return texts.embeds, texts.pooled
 
@@ -239,8 +241,8 @@ class InstantCharacterPipeline:
             ImageError: a picture that cannot be read.
             ValueError: the model has no adapter, or no image encoders.
         """
-        inputs.check_choice("fit", fit, ("pad", "stretch"))
-        return self._runner.encode_pictures(inputs.as_list("subject_image", image), fit)
+        arguments.check_choice("fit", fit, ("pad", "stretch"))
+        return self._runner.encode_pictures(arguments.as_list("subject_image", image), fit)
 
     def load_lora(self, file: Path | str, weight: float = 1.0, trigger: str | None = None) -> None:
         """Merge a style LoRA (peft layout) at `weight`; `trigger` goes before every prompt.
@@ -261,32 +263,32 @@ class InstantCharacterPipeline:
 
     def _request(
         self,
-        settings: inputs.Settings,
-        texts: sampler.Prompt,
-        negative: sampler.Prompt | None,
+        settings: arguments.Settings,
+        texts: sampler.TextEmbeddings,
+        negative: sampler.TextEmbeddings | None,
         subjects: SubjectFeatures | None,
         seed: Any,
         latents: Any,
-    ) -> tuple[sampler.Request, list[int] | None]:
+    ) -> tuple[sampler.SamplingRequest, list[int] | None]:
         """What is sampled, and each picture's seed."""
-        count = inputs.common_count(
+        count = arguments.common_count(
             prompts=len(texts.embeds),
             negatives=None if negative is None else len(negative.embeds),
             subjects=None if subjects is None else len(subjects.low_res_deep),
         )
         total = count * settings.num_images_per_prompt
 
-        def rows(prompt: sampler.Prompt) -> sampler.Prompt:  # one for each picture
+        def rows(prompt: sampler.TextEmbeddings) -> sampler.TextEmbeddings:  # one for each picture
             return self._runner.repeated(prompt, total // len(prompt.embeds))
 
         def filled(value: float) -> Any:  # on the host: an array made by JAX is a program too
             return np.full(total, value, np.float32)
 
-        subject = true_guidance = None
+        subject = true_cfg = None
         if subjects is not None:
             subject = sampler.Subject(subjects, filled(settings.subject_scale))
         if negative is not None:
-            true_guidance = sampler.Guidance(
+            true_cfg = sampler.TrueCfg(
                 rows(negative),
                 filled(settings.true_cfg_scale),
                 filled(settings.negative_subject_scale),
@@ -297,29 +299,29 @@ class InstantCharacterPipeline:
         levels: Any = flow.schedule(
             settings.sigmas or settings.num_inference_steps, height * width, self.scheduler
         )
-        request = sampler.Request(
+        request = sampler.SamplingRequest(
             latents=start,
             prompt=rows(texts),
             guidance_scale=filled(settings.guidance_scale),
             sigmas=levels,
             rope=rope_table(ids, self._runner.transformer.config),
             subject=subject,
-            true_guidance=true_guidance,
+            true_cfg=true_cfg,
         )
         return request, seeds
 
-    def _grid(self, settings: inputs.Settings) -> Grid:
+    def _grid(self, settings: arguments.Settings) -> Grid:
         """Height and width in tokens."""
         side = self._runner.pixels_per_token
         return settings.height // side, settings.width // side
 
     def _encoded(
         self, prompt: Any, prompt_2: Any, length: int, *, triggers: bool = True
-    ) -> sampler.Prompt:
+    ) -> sampler.TextEmbeddings:
         words = self._loras.triggers if triggers else []
 
         def lines(name: str, given: str | Sequence[str]) -> list[str]:
-            checked = map(check_prompt, inputs.as_list(name, given))
+            checked = map(check_prompt, arguments.as_list(name, given))
             return [", ".join(filter(None, [*words, text])) for text in checked]
 
         prompt_2 = prompt if prompt_2 is None else prompt_2
@@ -327,22 +329,22 @@ class InstantCharacterPipeline:
             lines("prompt", prompt), lines("prompt_2", prompt_2), length
         )
 
-    def _given(self, kind: str, embeds: Any, pooled: Any) -> sampler.Prompt | None:
+    def _given(self, kind: str, embeds: Any, pooled: Any) -> sampler.TextEmbeddings | None:
         if embeds is None and pooled is None:
             return None
         name, pooled_name = f"{kind}prompt_embeds", f"{kind}pooled_prompt_embeds"
         if embeds is None or pooled is None:
             raise ValueError(f"{name} and {pooled_name} go together; give both")
         flux, dtype = self._runner.transformer.config, self._runner.dtype
-        inputs.check_shape(name, embeds, (None, None, flux.joint_attention_dim))
-        inputs.check_shape(pooled_name, pooled, (len(embeds), flux.pooled_projection_dim))
-        return sampler.Prompt(jnp.asarray(embeds, dtype), jnp.asarray(pooled, dtype))
+        arguments.check_shape(name, embeds, (None, None, flux.joint_attention_dim))
+        arguments.check_shape(pooled_name, pooled, (len(embeds), flux.pooled_projection_dim))
+        return sampler.TextEmbeddings(jnp.asarray(embeds, dtype), jnp.asarray(pooled, dtype))
 
     def _subjects(self, subjects: Subjects | None, fit: Fit) -> SubjectFeatures | None:
         """Features of all subjects in order, encoding what is not encoded yet."""
         if subjects is None:
             return None
-        given = inputs.as_list("subject_image", subjects)
+        given = arguments.as_list("subject_image", subjects)
         pictures = [x for x in given if not isinstance(x, SubjectFeatures)]
         if len(pictures) == len(given):
             return self.encode_subject(pictures, fit)
@@ -364,19 +366,19 @@ class InstantCharacterPipeline:
         latents: Any,
         grid: Grid,
         total: int,
-        settings: inputs.Settings,
+        settings: arguments.Settings,
     ) -> tuple[list[int] | None, Array]:
         """Each picture's seed, and its packed noise."""
         if latents is not None:
             channels = self._runner.transformer.config.in_channels
-            inputs.check_shape("latents", latents, (total, grid[0] * grid[1], channels))
+            arguments.check_shape("latents", latents, (total, grid[0] * grid[1], channels))
             return None, jnp.asarray(latents, jnp.float32)
         each = settings.num_images_per_prompt
-        seeds = inputs.seeds(seed, total // each, each)
+        seeds = arguments.seeds(seed, total // each, each)
         return seeds, self._runner.noise(seeds, grid)
 
     def _output(
-        self, latents: Array, settings: inputs.Settings
+        self, latents: Array, settings: arguments.Settings
     ) -> list[Image.Image] | np.ndarray | Array:
         runner = self._runner
         if settings.output_type == "latent":

@@ -11,17 +11,17 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 
-from ic_jax import flow, inputs, sampler
-from ic_jax.checkpoint import Model
-from ic_jax.encoders import Encoders
-from ic_jax.features import SubjectFeatures, subject_features
-from ic_jax.images import Fit, Picture, read_rgb, tiles, to_square
+from ic_jax import flow, sampler
 from ic_jax.models.clip import ClipText
+from ic_jax.models.features import SubjectFeatures, subject_features
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
-from ic_jax.programs import Program
+from ic_jax.preprocessing import arguments
+from ic_jax.preprocessing.images import Fit, Picture, read_rgb, tiles, to_square
+from ic_jax.preprocessing.tokenizers import PromptTokenizer
 from ic_jax.sharding import constrain, mesh_of
-from ic_jax.text import PromptTokenizer
+from ic_jax.weights.encoders import Encoders
+from ic_jax.weights.loading import Model
 
 Grid = tuple[int, int]  # height and width of a picture in tokens
 
@@ -47,7 +47,7 @@ class Runner:
 
     def encode_prompts(
         self, prompts: list[str], prompts_2: list[str], length: int
-    ) -> sampler.Prompt:
+    ) -> sampler.TextEmbeddings:
         """One row for each; a single prompt of either list goes with all of the other."""
         clip, (t5,) = self.model.clip, self._encoders.get("t5")
         if self._tokenizer is None or clip is None or t5 is None:
@@ -55,7 +55,7 @@ class Runner:
                 "the model has no text encoders; give prompt_embeds and pooled_prompt_embeds, "
                 "or convert it with --t5 and --clip"
             )
-        count = inputs.common_count(prompts=len(prompts), prompts_2=len(prompts_2))
+        count = arguments.common_count(prompts=len(prompts), prompts_2=len(prompts_2))
         clip_ids, t5_ids = self._tokenizer(
             prompts * (count // len(prompts)),
             prompts_2 * (count // len(prompts_2)),
@@ -89,10 +89,10 @@ class Runner:
         parts = {"low_res_deep": 1, "low_res_shallow": len(config.siglip_layers)}
         for name, count in (parts | {"high_res_deep": 4}).items():
             shape = (u, count * n, config.inner_dim)
-            inputs.check_shape(f"subject_image's {name}", getattr(features, name), shape)
+            arguments.check_shape(f"subject_image's {name}", getattr(features, name), shape)
         return SubjectFeatures(*(jnp.asarray(field, self.dtype) for field in features))
 
-    def repeated(self, prompt: sampler.Prompt, times: int) -> sampler.Prompt:
+    def repeated(self, prompt: sampler.TextEmbeddings, times: int) -> sampler.TextEmbeddings:
         """Each row as often, one after the other."""
         if times == 1:
             return prompt
@@ -108,7 +108,7 @@ class Runner:
         # What every host has of its own goes to a mesh of all as a host's array.
         return np.asarray(made) if self.spans_hosts else made  # type: ignore[return-value]
 
-    def sample(self, request: sampler.Request) -> Float[Array, "b n c"]:
+    def sample(self, request: sampler.SamplingRequest) -> Float[Array, "b n c"]:
         """Packed latents, drawn by one program for all steps."""
         self._encoders.put_away()
         with self._on_mesh():
@@ -116,7 +116,7 @@ class Runner:
 
     def sample_stepwise(
         self,
-        request: sampler.Request,
+        request: sampler.SamplingRequest,
         after_step: Callable[[int, float, dict[str, Array]], Mapping[str, Any] | None],
     ) -> Float[Array, "b n c"]:
         """The same by one program a step; `after_step` sees and may replace the latents."""
@@ -129,7 +129,7 @@ class Runner:
                 latents = _step(flux, adapter, conditioning, latents, np.int32(i))
             changed = after_step(i, 1000.0 * float(sigma), {"latents": latents})
             if changed is not None and "latents" in changed:
-                inputs.check_shape("the callback's latents", changed["latents"], latents.shape)
+                arguments.check_shape("the callback's latents", changed["latents"], latents.shape)
                 latents = jnp.asarray(changed["latents"], jnp.float32)
         return latents
 
@@ -151,38 +151,38 @@ class Runner:
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
-_sample = Program(sampler.sample)
-_prepare = Program(sampler.prepare)
-_step = Program(sampler.step)
-_encode_subject = Program(subject_features, static=("config", "dtype"))
+_sample = jax.jit(sampler.sample)
+_prepare = jax.jit(sampler.prepare)
+_step = jax.jit(sampler.step)
+_encode_subject = jax.jit(subject_features, static_argnames=("config", "dtype"))
 
 
-@Program
+@jax.jit
 def _encode_text(
     clip: ClipText, t5: T5Encoder, clip_ids: Int[Array, "b n"], t5_ids: Int[Array, "b t"]
-) -> sampler.Prompt:
-    return sampler.Prompt(t5(t5_ids), clip(clip_ids))
+) -> sampler.TextEmbeddings:
+    return sampler.TextEmbeddings(t5(t5_ids), clip(clip_ids))
 
 
-@partial(Program, static=("height", "width", "channels"))
+@partial(jax.jit, static_argnames=("height", "width", "channels"))
 def _noise(
     seeds: UInt32[Array, "b"], height: int, width: int, channels: int
 ) -> Float[Array, "b n c"]:
     return flow.pack(sampler.noise(seeds, height, width, channels))
 
 
-@partial(Program, static=("times",))
-def _repeated(prompt: sampler.Prompt, times: int) -> sampler.Prompt:
-    return sampler.Prompt(*(jnp.repeat(x, times, axis=0) for x in prompt))
+@partial(jax.jit, static_argnames=("times",))
+def _repeated(prompt: sampler.TextEmbeddings, times: int) -> sampler.TextEmbeddings:
+    return sampler.TextEmbeddings(*(jnp.repeat(x, times, axis=0) for x in prompt))
 
 
 # Apart from what computes with it: within one program a CPU would not round at all.
-@partial(Program, static=("dtype",))
+@partial(jax.jit, static_argnames=("dtype",))
 def _cast(x: Array, dtype: DTypeLike) -> Array:
     return x.astype(dtype)
 
 
-@partial(Program, static=("grid",))
+@partial(jax.jit, static_argnames=("grid",))
 def _decode(vae: Vae, latents: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b h w 3"]:
     height, width = (n * flow.PATCH for n in grid)
     pixels = vae.decode(vae.from_latents(flow.unpack(latents, height, width)))
@@ -190,6 +190,6 @@ def _decode(vae: Vae, latents: Float[Array, "b n c"], grid: Grid) -> Float[Array
     return jnp.clip(whole.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
 
 
-@Program
+@jax.jit
 def _all_finite(values: Array) -> Array:
     return jnp.isfinite(values).all()

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
-from ic_jax.features import SubjectFeatures
 from ic_jax.models.adapter import Adapter
+from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.flux import Flux, Modulation
 from ic_jax.models.image_prompt import ImagePrompt
 from ic_jax.models.rope import Rope
@@ -21,7 +21,7 @@ from ic_jax.sharding import constrain
 STEPS_AT_ONCE = 4  # that the resampler runs for; its attention is large enough to fill a chip
 
 
-class Prompt(NamedTuple):
+class TextEmbeddings(NamedTuple):
     """Text embeddings of one prompt per picture."""
 
     embeds: Float[Array, "b t e"]  # T5's
@@ -35,24 +35,24 @@ class Subject(NamedTuple):
     scale: Float[Array, "b"]
 
 
-class Guidance(NamedTuple):
+class TrueCfg(NamedTuple):
     """True classifier-free guidance: v_negative + scale * (v - v_negative)."""
 
-    negative: Prompt
+    negative: TextEmbeddings
     scale: Float[Array, "b"]
     subject_scale: Float[Array, "b"]  # of the negative; 0: guidance is towards the subject, too
 
 
-class Request(NamedTuple):
+class SamplingRequest(NamedTuple):
     """All that a sampling run depends on. Computes in the dtype of `prompt.embeds`."""
 
     latents: Float[Array, "b n c"]  # packed noise, float32
-    prompt: Prompt
+    prompt: TextEmbeddings
     guidance_scale: Float[Array, "b"]  # FLUX.1-dev's distilled guidance
     sigmas: Float[Array, "steps_1"]  # steps + 1 levels, see flow.schedule
     rope: Rope
     subject: Subject | None = None
-    true_guidance: Guidance | None = None
+    true_cfg: TrueCfg | None = None
 
 
 class Steps(NamedTuple):
@@ -74,14 +74,14 @@ class Conditioning(NamedTuple):
     steps: Steps
     rope: Rope
     subject_scale: Float[Array, "rows"]
-    true_guidance_scale: Float[Array, "b"] | None
+    true_cfg_scale: Float[Array, "b"] | None
 
 
-def prepare(flux: Flux, adapter: Adapter | None, request: Request) -> Conditioning:
+def prepare(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Conditioning:
     """Compute once what does not depend on the noise, for all steps."""
     prompt, guidance, subject = request.prompt, request.guidance_scale, request.subject
     scale = jnp.zeros_like(guidance) if subject is None else subject.scale
-    if (true := request.true_guidance) is not None:
+    if (true := request.true_cfg) is not None:
         prompt = jax.tree.map(_interleave, true.negative, prompt)
         guidance = jnp.repeat(guidance, 2)
         scale = _interleave(scale if subject is None else true.subject_scale, scale)
@@ -96,7 +96,7 @@ def prepare(flux: Flux, adapter: Adapter | None, request: Request) -> Conditioni
         ),
         rope=request.rope,
         subject_scale=scale,
-        true_guidance_scale=None if true is None else true.scale,
+        true_cfg_scale=None if true is None else true.scale,
     )
 
 
@@ -153,16 +153,16 @@ def step(
     if adapter is not None and at.subject_tokens is not None:
         prompt = ImagePrompt(adapter.ip_adapter, at.subject_tokens, c.subject_scale)
     x = latents.astype(c.text.dtype)
-    x = x if c.true_guidance_scale is None else jnp.repeat(x, 2, axis=0)
+    x = x if c.true_cfg_scale is None else jnp.repeat(x, 2, axis=0)
     velocity = flux.denoise(x, c.text, at.modulation, c.rope, prompt).astype(jnp.float32)
-    if c.true_guidance_scale is not None:
+    if c.true_cfg_scale is not None:
         pairs = velocity.reshape(-1, 2, *velocity.shape[1:])
         negative, positive = pairs[:, 0], pairs[:, 1]
-        velocity = negative + c.true_guidance_scale[:, None, None] * (positive - negative)
+        velocity = negative + c.true_cfg_scale[:, None, None] * (positive - negative)
     return latents + (at.next_sigma - at.sigma) * velocity
 
 
-def sample(flux: Flux, adapter: Adapter | None, request: Request) -> Float[Array, "b n c"]:
+def sample(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Float[Array, "b n c"]:
     """Denoise `request.latents`; returns packed latents, float32. Pure: jit it."""
     conditioning = prepare(flux, adapter, request)
 

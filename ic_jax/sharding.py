@@ -138,7 +138,7 @@ def stored_bytes(tree: Any, mesh: Mesh | AbstractMesh, *, whole: bool = False) -
     )
 
 
-def put(array: np.ndarray, sharding: NamedSharding, dtype: Any) -> jax.Array:
+def to_global_array(array: np.ndarray, sharding: NamedSharding, dtype: Any) -> jax.Array:
     """A host array (mapped from a file, say) on the devices, cast to `dtype`.
 
     Of a mapped array only this host's own pieces are read.
@@ -148,15 +148,15 @@ def put(array: np.ndarray, sharding: NamedSharding, dtype: Any) -> jax.Array:
     )
 
 
-def place(tree: Any, sharding: NamedSharding) -> Any:
+def replicate_to_mesh(tree: Any, sharding: NamedSharding) -> Any:
     """Host arrays, the same on every host, on the devices."""
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
     # device_put would first compare the values of all hosts, with a program for each array.
-    return jax.tree.map(lambda x: put(np.asarray(x), sharding, x.dtype), tree)
+    return jax.tree.map(lambda x: to_global_array(np.asarray(x), sharding, x.dtype), tree)
 
 
-def fetched(tree: Any) -> Any:
+def gather_to_host(tree: Any) -> Any:
     """Arrays on the host, whole: all hosts call this at the same place of their program."""
 
     def one(x: jax.Array) -> np.ndarray:
@@ -167,13 +167,15 @@ def fetched(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def held_rows(sharding: NamedSharding, count: int) -> list[int]:
+def local_rows(sharding: NamedSharding, count: int) -> list[int]:
     """Which of `count` rows lie on this host's devices; several hosts may hold the same."""
     pieces = sharding.addressable_devices_indices_map((count,)).values()
     return sorted({row for piece in pieces if piece for row in range(count)[piece[0]]})
 
 
-def join_rows(rows: np.ndarray, held: np.ndarray, count: int, sharding: NamedSharding) -> Array:
+def global_from_local_rows(
+    rows: np.ndarray, held: np.ndarray, count: int, sharding: NamedSharding
+) -> Array:
     """The array of `count` rows of which this host has those that it holds, in order."""
 
     def piece(index: Any) -> np.ndarray:
@@ -226,7 +228,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, activation_spec(mesh, x.shape, axes))
 
 
-def by_rows(x: Array) -> Array:
+def shard_batch(x: Array) -> Array:
     """An activation whose rows lie over the batch's axes, each of them whole.
 
     What a scan carries wants this at both ends of its body: the compiler may lay out the carry as

@@ -4,12 +4,8 @@ import sys
 
 def run() -> int:
     try:
-        if sys.argv[1:2] == ["evaluate"]:
-            from infer.evaluation.command import main as evaluate
-
-            return evaluate(sys.argv[2:])
         if sys.argv[1:2] == ["plan"]:
-            from infer.plan import main as plan
+            from infer.plan_command import main as plan
 
             return plan(sys.argv[2:])
         from infer.generate import main

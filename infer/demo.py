@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from ic_jax.cli import say
-from ic_jax.model_folder import SMALL_MODEL
+from ic_jax.weights.model_folder import SMALL_MODEL
 
 SUBJECT = Path(__file__).with_suffix(".png")
 PROMPT = (

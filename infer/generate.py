@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from jaxtyping import Array
 from PIL import Image
 from tqdm import tqdm
 
-from ic_jax import InstantCharacterPipeline, cli, hosts, meshes, programs
+from ic_jax import InstantCharacterPipeline, auto_mesh, cli, compilation_cache, multihost
 from ic_jax.cli import say
-from ic_jax.features import SubjectFeatures
+from ic_jax.models.features import SubjectFeatures
 from ic_jax.pipeline import StepCallback
 from ic_jax.version import __version__
 from infer import demo, options, output
@@ -35,17 +35,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def generate(o: argparse.Namespace) -> None:
-    hosts.initialise(o.coordinator, o.hosts, o.host)
+    multihost.initialize(o.coordinator, o.hosts, o.host)
     if o.model is None:
         demo.fill(o)
     loras = options.loras(o)
     asked = output.jobs(o.out or DEFAULT_OUT, options.prompts(o), options.seeds(o))
     options.check(o)
-    mesh = meshes.for_drawing(o.mesh, o.model, o.dtype)
+    mesh = auto_mesh.for_inference(o.mesh, o.model, o.dtype)
     todo = _todo(o, asked, mesh)
     if todo:
-        with nullcontext() if o.no_compile_cache else programs.kept():
-            _generate(o, mesh, todo, loras)
+        if not o.no_compile_cache:
+            compilation_cache.enable()
+        _generate(o, mesh, todo, loras)
 
 
 def _todo(o: argparse.Namespace, asked: list[Job], mesh: Mesh | None) -> list[Job]:
@@ -54,7 +55,7 @@ def _todo(o: argparse.Namespace, asked: list[Job], mesh: Mesh | None) -> list[Jo
     A host's share does not depend on what is there, since hosts see that at different times.
     """
     together = _spans_hosts(mesh)
-    own = asked if together else asked[hosts.index() :: hosts.count()]
+    own = asked if together else asked[multihost.process_index() :: multihost.process_count()]
 
     def left() -> list[int]:
         if not own:
@@ -66,7 +67,7 @@ def _todo(o: argparse.Namespace, asked: list[Job], mesh: Mesh | None) -> list[Jo
             say(f"{len(own) - len(found)} of {len(own)} pictures are there already")
         return [i for i, job in enumerate(own) if job in found]
 
-    return [own[i] for i in (hosts.from_first("pictures", left) if together else left())]
+    return [own[i] for i in (multihost.broadcast_json("pictures", left) if together else left())]
 
 
 def _spans_hosts(mesh: Mesh | None) -> bool:
@@ -97,7 +98,7 @@ def _generate(
         some = todo[first : first + rows]
         # Rows that nobody asked for keep the shape, so that nothing is compiled for the last ones.
         images = _draw(pipe, o, [*some, *some[-1:] * (rows - len(some))], subject, ahead)
-        if _spans_hosts(mesh) and not hosts.is_first():
+        if _spans_hosts(mesh) and not multihost.is_first():
             continue
         for job, image in zip(some, images[: len(some)], strict=True):
             output.save(image, job.file, _metadata(o, job))
@@ -153,7 +154,7 @@ def _draw(
 @contextmanager
 def _progress(o: argparse.Namespace, prompt: str) -> Iterator[StepCallback | None]:
     """A bar over the steps, where somebody looks at it; otherwise the loop stays one program."""
-    if o.no_progress or hosts.several() or not sys.stderr.isatty():
+    if o.no_progress or multihost.is_multiprocess() or not sys.stderr.isatty():
         yield None
         return
     steps = len(o.sigmas) if o.sigmas else o.num_inference_steps

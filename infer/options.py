@@ -6,13 +6,14 @@ from typing import get_args
 
 import jax
 
-from ic_jax import hosts, inputs
-from ic_jax.checkpoint import read_config
+from ic_jax import multihost
 from ic_jax.config import SamplingConfig
-from ic_jax.encoders import Keeping
 from ic_jax.flow import PATCH
-from ic_jax.images import Fit, read_rgb
-from ic_jax.model_folder import ModelFolder
+from ic_jax.preprocessing import arguments
+from ic_jax.preprocessing.images import Fit, read_rgb
+from ic_jax.weights.encoders import Keeping
+from ic_jax.weights.loading import read_config
+from ic_jax.weights.model_folder import ModelFolder
 
 DTYPES = ("bfloat16", "float32")
 # Options that the pipeline takes under the same name.
@@ -113,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--no-verify", action="store_true", help="trust the model's files unread")
     run.add_argument("--no-compile-cache", action="store_true", help="compile everything anew")
     run.add_argument("--debug", action="store_true", help="show where an error came from")
-    hosts.add_options(p)
+    multihost.add_options(p)
     return p
 
 
@@ -134,9 +135,9 @@ def prompts(options: argparse.Namespace) -> list[str]:
 
 def seeds(options: argparse.Namespace) -> list[int]:
     """Every seed once, in order."""
-    each = inputs.check_count("num_images_per_prompt", options.num_images_per_prompt)
+    each = arguments.check_count("num_images_per_prompt", options.num_images_per_prompt)
     counted = [seed + i for seed in options.seed for i in range(each)]
-    return inputs.seeds(list(dict.fromkeys(counted)), prompts=1, images_each=len(set(counted)))
+    return arguments.seeds(list(dict.fromkeys(counted)), prompts=1, images_each=len(set(counted)))
 
 
 def check(options: argparse.Namespace) -> None:
@@ -146,7 +147,7 @@ def check(options: argparse.Namespace) -> None:
     options.dtype = options.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     model = ModelFolder.open(options.model)
     has_own = "sampling" in model.components
-    settings = inputs.settings(
+    settings = arguments.settings(
         read_config(model, "sampling") if has_own else SamplingConfig(),
         num_images_per_prompt=1,
         subject_fit=options.subject_fit,

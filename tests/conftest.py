@@ -11,7 +11,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Shapes in the array code's signatures are checked here and cost nothing elsewhere.
-ARRAY_CODE = ["ic_jax.models", "ic_jax.features", "ic_jax.flow", "ic_jax.sampler"]
+ARRAY_CODE = ["ic_jax.models", "ic_jax.models.features", "ic_jax.flow", "ic_jax.sampler"]
 install_import_hook(ARRAY_CODE, "beartype.beartype")
 
 CACHE = Path(__file__).parent.parent / ".cache" / "jax"

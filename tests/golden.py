@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ic_jax.checkpoint import load_component
-from ic_jax.features import SubjectFeatures
+from ic_jax.models.features import SubjectFeatures
+from ic_jax.weights.loading import load_component
 from tests.oracle import convert
 
 

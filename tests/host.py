@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ic_jax import cli, hosts, program_file, watch
-from ic_jax.program_file import ProgramFile
-from ic_jax.sharding import make_mesh, parse, put
+from ic_jax import cli, multihost
+from ic_jax.multihost import heartbeat
+from ic_jax.sharding import make_mesh, parse, to_global_array
 from infer.generate import main as infer
 from train import checkpoints
 from train.__main__ import main as train
@@ -33,12 +33,12 @@ def meet(flags: list[str]) -> int:
         stop = SimpleNamespace(wanted=False)
         agreement, answers = Agreement(stop, make_mesh(parse("data=8"))), []  # type: ignore[arg-type]
         for step in range(4):
-            stop.wanted = hosts.index() == 1 and step >= 1
+            stop.wanted = multihost.process_index() == 1 and step >= 1
             answers.append(agreement.wanted())
-        print(json.dumps({"stopping": answers, "first": hosts.is_first()}), flush=True)
-        if hosts.index() == 3:
+        print(json.dumps({"stopping": answers, "first": multihost.is_first()}), flush=True)
+        if multihost.process_index() == 3:
             signal.pause()
-        hosts.barrier("here", 3)
+        multihost.barrier("here", 3)
 
     return cli.run(command)
 
@@ -50,25 +50,25 @@ def lose_the_first(flags: list[str]) -> int:
         join(flags)
         everywhere = NamedSharding(make_mesh(parse("data=8")), P("data"))
         summed = jax.jit(jnp.sum, out_shardings=NamedSharding(everywhere.mesh, P()))
-        assert int(summed(put(np.arange(8), everywhere, np.int32))) == 28
-        hosts.barrier("summed")
-        if hosts.index() == 0:
+        assert int(summed(to_global_array(np.arange(8), everywhere, np.int32))) == 28
+        multihost.barrier("summed")
+        if multihost.process_index() == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        if hosts.index() == 1:
-            hosts.barrier("never", 60)
-        if hosts.index() == 2:
+        if multihost.process_index() == 1:
+            multihost.barrier("never", 60)
+        if multihost.process_index() == 2:
             while True:
                 pass
-        print(int(summed(put(np.arange(8), everywhere, np.int32))))
+        print(int(summed(to_global_array(np.arange(8), everywhere, np.int32))))
 
     return cli.run(command)
 
 
 def join(flags: list[str]) -> None:
     parser = argparse.ArgumentParser()
-    hosts.add_options(parser)
+    multihost.add_options(parser)
     given = parser.parse_args(flags)
-    hosts.initialise(given.coordinator, given.hosts, given.host)
+    multihost.initialize(given.coordinator, given.hosts, given.host)
 
 
 def note_what_is_resumed() -> None:
@@ -83,7 +83,7 @@ def note_what_is_resumed() -> None:
             for piece in x.addressable_shards
         ]
         run = self._steps.parent
-        (run / f"resumed-{hosts.index()}.pickle").write_bytes(pickle.dumps(pieces))
+        (run / f"resumed-{multihost.process_index()}.pickle").write_bytes(pickle.dumps(pieces))
         return state
 
     checkpoints.Checkpoints.restore = noted  # type: ignore[method-assign]
@@ -101,57 +101,33 @@ def note_what_is_compiled() -> list[str]:
     return names
 
 
-def compile_once() -> None:
-    """Of a program over all hosts the first one compiles, and the others take its file: here
-    cores are few, and gloo waits 30 s for a host that still compiles."""
-    machine, read, compiled = program_file._machine, ProgramFile.read, ProgramFile.compiled
-
-    def same_on_all(devices):
-        return machine(devices).partition(" process ")[0]
-
-    def after_the_first(self, tree):
-        if not hosts.is_first():
-            hosts.barrier("program", 900)
-        found = read(self, tree)
-        if hosts.is_first() and found:
-            hosts.barrier("program", 900)
-        return found
-
-    def by_the_first(self, lowered):
-        made = compiled(self, lowered)
-        if hosts.is_first():
-            hosts.barrier("program", 900)
-        return made  # of others only what runs on their own devices, and has a file of its own
-
-    program_file._machine = same_on_all
-    ProgramFile.read = after_the_first  # type: ignore[method-assign]
-    ProgramFile.compiled = by_the_first  # type: ignore[method-assign]
-
-
 def die_in_the_save_of_step_2() -> None:
     """Host 3 has written its part and has not told the others yet."""
-    from orbax.checkpoint._src.multihost import multihost
+    from orbax.checkpoint._src.multihost import multihost as orbax_multihost
 
-    before = multihost.get_barrier_sync_fn
+    before = orbax_multihost.get_barrier_sync_fn
 
     def mortal(**how):
         wait = before(**how)
 
         def sync(*, key, timeout_ms):
-            if hosts.index() == 3 and "async_write_complete" in key and key.endswith(".2"):
+            if (
+                multihost.process_index() == 3
+                and "async_write_complete" in key
+                and key.endswith(".2")
+            ):
                 os.kill(os.getpid(), signal.SIGKILL)
             return wait(key=key, timeout_ms=timeout_ms)
 
         return sync
 
-    multihost.get_barrier_sync_fn = mortal
+    orbax_multihost.get_barrier_sync_fn = mortal
 
 
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
-    watch.SILENCE, watch.PULSE, watch.FAREWELL = 20.0, 1.0, 3.0
+    heartbeat.SILENCE, heartbeat.PULSE, heartbeat.FAREWELL = 20.0, 1.0, 3.0
     note_what_is_resumed()
-    compile_once()
     if what == DIES:
         die_in_the_save_of_step_2()
     compiled = note_what_is_compiled()

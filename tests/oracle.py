@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from convert.__main__ import main
-from ic_jax.checkpoint import load_component
+from ic_jax.weights.loading import load_component
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -26,11 +26,11 @@ from convert.__main__ import main
 from convert.configs import to_published
 from convert.names import published_shapes, slots
 from convert.torch_read import read_torch
-from ic_jax import checkpoint
 from ic_jax.config import CONFIGS, AdapterConfig, FluxConfig, VaeConfig
-from ic_jax.model_folder import ModelFolder
-from ic_jax.safetensors import Spec, read_tensors, write_tensors
-from ic_jax.weights import Tensor
+from ic_jax.weights import loading
+from ic_jax.weights.model_folder import ModelFolder
+from ic_jax.weights.safetensors_io import Spec, read_tensors, write_tensors
+from ic_jax.weights.tensors import Tensor
 from tests.conftest import TINY
 
 ADAPTER = "instantcharacter_ip-adapter"
@@ -227,8 +227,8 @@ def test_sizes_of_a_bfl_file_are_read_off_its_shapes(tmp_path):
         out = tmp_path / f"MODEL-{config.guidance_embeds}"
         convert("from-torch", "--flux", path, "--out", out)
         folder = ModelFolder.open(out)
-        assert checkpoint.read_config(folder, "transformer") == config
-        schedule = checkpoint.read_config(folder, "scheduler")
+        assert loading.read_config(folder, "transformer") == config
+        schedule = loading.read_config(folder, "scheduler")
         assert schedule.use_dynamic_shifting == config.guidance_embeds
         convert("to-torch", out, "--out", tmp_path / f"back-{config.guidance_embeds}")
         back = tmp_path / f"back-{config.guidance_embeds}" / "flux" / "transformer"
@@ -238,18 +238,16 @@ def test_sizes_of_a_bfl_file_are_read_off_its_shapes(tmp_path):
 
 
 def test_loaded_components_hold_the_published_values(model):
-    loaded = checkpoint.load(model, dtype="bfloat16")
+    loaded = loading.load(model, dtype="bfloat16")
     published = raw(TINY)["flux/transformer"]["transformer_blocks.1.attn.to_q.weight"]
-    ours = checkpoint.parameters(loaded.transformer)["transformer_blocks.*.attn.to_q.kernel"]
+    ours = loading.parameters(loaded.transformer)["transformer_blocks.*.attn.to_q.kernel"]
     assert ours.get_value().dtype == jnp.bfloat16
     np.testing.assert_array_equal(
         np.asarray(ours.get_value()[1].T.astype(jnp.float32)), published.bfloat16().float()
     )
     number = loaded.transformer.config.num_layers  # the first single block
     published = raw(TINY)["adapter ip_adapter"][f"{number}.to_v_ip.bias"]
-    ours = checkpoint.parameters(loaded.adapter)[
-        "ip_adapter.single_transformer_blocks.*.to_v_ip.bias"
-    ]
+    ours = loading.parameters(loaded.adapter)["ip_adapter.single_transformer_blocks.*.to_v_ip.bias"]
     np.testing.assert_array_equal(
         np.asarray(ours.get_value()[0].astype(jnp.float32)), published.bfloat16().float()
     )
@@ -260,9 +258,9 @@ def test_loaded_components_hold_the_published_values(model):
 def test_a_dtype_is_applied(model, tmp_path):
     from_torch(TINY, tmp_path / "MODEL", "--dtype", "bfloat16")
     folder = ModelFolder.open(tmp_path / "MODEL")
-    for kind in checkpoint.COMPONENTS:
+    for kind in loading.COMPONENTS:
         assert {str(t.dtype) for t in folder.tensors(kind).values()} == {"bfloat16"}
-    loaded = checkpoint.parameters(checkpoint.load_component(folder, "clip", "float32"))
+    loaded = loading.parameters(loading.load_component(folder, "clip", "float32"))
     assert loaded.keys() == folder.tensors("clip").keys()
     assert {x.dtype for x in loaded.values()} == {jnp.dtype("float32")}
 
@@ -305,14 +303,14 @@ def test_checkpoints_with_more_than_one_tower(tmp_path):
     safetensors.torch.save_file(tensors, path)
     parts = [a for kind in whole for a in (f"--{kind}", tmp_path / kind)]
     convert("from-torch", *parts, "--out", tmp_path / "MODEL")
-    loaded = checkpoint.load(tmp_path / "MODEL")
+    loaded = loading.load(tmp_path / "MODEL")
     assert loaded.transformer is None
     for kind, name in {
         "siglip": "vision_model.encoder.layers.*.mlp.fc1.bias",
         "clip": "text_model.encoder.layers.*.mlp.fc1.bias",
     }.items():
         theirs = whole[kind].state_dict()[name.replace("*", "1")]
-        ours = checkpoint.parameters(getattr(loaded, kind))[name].get_value()[1]
+        ours = loading.parameters(getattr(loaded, kind))[name].get_value()[1]
         np.testing.assert_array_equal(np.asarray(ours), theirs)
 
 
@@ -363,7 +361,7 @@ def test_sizes_beside_the_adapter_or_named(tmp_path):
     named = ("--adapter-config", tmp_path / "elsewhere.json")
     convert(*flux, *named, "--out", tmp_path / "named")
     for name in ("beside", "named"):
-        assert checkpoint.read_config(ModelFolder.open(tmp_path / name), "adapter") == sizes
+        assert loading.read_config(ModelFolder.open(tmp_path / name), "adapter") == sizes
 
 
 def test_hub_ids_fetch_what_is_needed_and_no_more(model, tmp_path, monkeypatch):
@@ -390,5 +388,5 @@ def test_inspect_lists_what_there_is(model, capsys):
     convert("inspect", model, "--verify")
     out = capsys.readouterr().out
     assert "545,680  float32" in out
-    assert all(kind in out for kind in checkpoint.COMPONENTS)
+    assert all(kind in out for kind in loading.COMPONENTS)
     assert "every file has its checksum" in out

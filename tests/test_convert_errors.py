@@ -21,10 +21,10 @@ from huggingface_hub import errors
 from convert import hub
 from convert.__main__ import main
 from convert.torch_read import read_torch
-from ic_jax import checkpoint
-from ic_jax import safetensors as ours
-from ic_jax.model_folder import ModelFolder, create
-from ic_jax.weights import WeightsError
+from ic_jax.weights import loading
+from ic_jax.weights import safetensors_io as ours
+from ic_jax.weights.model_folder import ModelFolder, create
+from ic_jax.weights.tensors import WeightsError
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -517,11 +517,11 @@ def test_a_damaged_model_folder(model, run):
     assert run("inspect", model, out=None)[0] == 0
     assert "1 files differ from their checksum: vae/model.safetensors" in inspect("--verify")
     with pytest.raises(WeightsError, match="checksum"):
-        checkpoint.load(model)
+        loading.load(model)
     with pytest.raises(WeightsError, match="checksum"):
-        checkpoint.load_component(model, "vae")
+        loading.load_component(model, "vae")
     assert run("to-torch", model, out=model.parent / "back" / "torch")[0] == 3
-    assert checkpoint.load(model, verify=False).vae is not None
+    assert loading.load(model, verify=False).vae is not None
     file.write_bytes(whole[:-1])
     assert f"{len(whole) - 1} bytes, expected {len(whole)}" in inspect()
     file.unlink()
@@ -544,10 +544,10 @@ def test_a_damaged_model_folder(model, run):
 
 def test_a_model_that_is_not_what_its_config_says(model):
     with pytest.raises(WeightsError, match="has no adapter, only transformer"):
-        checkpoint.load_component(model, "adapter")
+        loading.load_component(model, "adapter")
     config = json.loads((model / "clip" / "config.json").read_text())
     config["num_hidden_layers"] = 2
     text = json.dumps(config).ljust((model / "clip" / "config.json").stat().st_size)
     (model / "clip" / "config.json").write_text(text)
     with pytest.raises(WeightsError, match=r"16 misshapen: .* \[3, 24\], expected \[2, 24\]"):
-        checkpoint.load_component(model, "clip", verify=False)
+        loading.load_component(model, "clip", verify=False)

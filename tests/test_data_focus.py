@@ -9,12 +9,12 @@ from data_source import picture, prepared
 from PIL import Image
 
 from ic_jax.config import ConfigError
-from train import plans
+from train import stage_data
+from train.data.batch_plan import Plan
 from train.data.dataset import Dataset
 from train.data.focus import density, scaled
 from train.data.loader import batches
 from train.data.pictures import Augment
-from train.data.plan import Plan
 from train.data.prepare import Options, prepare
 from train.data.records import FEATURES, Record, decode, encode
 from train.recipe import recipe_of
@@ -100,9 +100,9 @@ def test_boxes_shrink_with_their_picture_and_are_counted(dataset):
 
 def test_a_stage_cannot_focus_on_what_no_picture_names(dataset, tmp_path):
     tables = {"model": "m", "data": "d", "out": "o", "stage1": {"steps": 1, "focus": 0.5}}
-    plans.check_focus(recipe_of(tables), dataset)
+    stage_data.check_focus(recipe_of(tables), dataset)
     with pytest.raises(ConfigError, match=r"stage1.focus is 0.5, and .* has no boxes to focus on"):
-        plans.check_focus(recipe_of(tables), Dataset(prepared(tmp_path)))
+        stage_data.check_focus(recipe_of(tables), Dataset(prepared(tmp_path)))
 
 
 def test_a_box_over_the_edge_is_cut_to_the_picture(tmp_path):

@@ -8,11 +8,11 @@ from data_source import picture, prepared
 from PIL import Image
 
 from train.data import loader
+from train.data.batch_plan import Plan
 from train.data.dataset import Dataset
 from train.data.errors import DataError
 from train.data.loader import Batch, Skips, batches
 from train.data.pictures import CENTRED, Augment, decoded, prepare_reference, prepare_target
-from train.data.plan import Plan
 from train.data.records import Record
 
 SIDE = 32

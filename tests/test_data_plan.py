@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from train.data import stream
+from train.data.batch_plan import Plan
 from train.data.buckets import buckets, covering, nearest
 from train.data.characters import held_out
 from train.data.errors import DataError
-from train.data.plan import Plan
 
 
 class Index(SimpleNamespace):

@@ -7,13 +7,13 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from examples.open_peeps.evaluation import drawing, scores
+from examples.open_peeps.evaluation.__main__ import main
+from examples.open_peeps.evaluation.triples import CANDIDATES, triples
+from examples.open_peeps.world.render import picture
+from examples.open_peeps.world.worlds import WORLDS
 from ic_jax.config import SamplingConfig
-from ic_jax.model_folder import ModelFolder, create
-from infer.evaluation import rows, scores
-from infer.evaluation.command import main
-from infer.evaluation.sets import CANDIDATES, triples
-from train.foundations.worlds import WORLDS
-from train.peeps.render import picture
+from ic_jax.weights.model_folder import ModelFolder, create
 
 SIDE = 64
 
@@ -75,7 +75,7 @@ def test_the_last_batch_has_the_shape_of_the_others(asked, monkeypatch):
         pixels = np.asarray(seed, np.float32)[:, None, None, None] * np.ones((1, 2, 2, 3))
         return type("Drawn", (), {"images": pixels})
 
-    drawn = rows.draw(pipe, asked, 2)
+    drawn = drawing.draw(pipe, asked, 2)
     assert [len(prompts) for prompts, *_ in calls] == [3, 3]
     assert drawn[:, 0, 0, 0].tolist() == [2000, 2001, 2002, 2003, 2004]
     assert calls[1][0][0] == asked[3].prompt

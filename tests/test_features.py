@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file as load_numpy
 
-from ic_jax.checkpoint import load_component
 from ic_jax.config import CONFIGS, AdapterConfig
-from ic_jax.features import SubjectFeatures, subject_features
-from ic_jax.images import read_rgb, tiles, to_square
+from ic_jax.models.features import SubjectFeatures, subject_features
+from ic_jax.preprocessing.images import read_rgb, tiles, to_square
+from ic_jax.weights.loading import load_component
 from tests.conftest import TINY
 from tests.oracle import relative
 

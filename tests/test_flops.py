@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from ic_jax.config import CONFIGS, FLUX_DEV
-from ic_jax.features import SubjectFeatures
+from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.projector import Projector
 from tests.toy import CONFIGS as TOY
 from train import flops

@@ -7,22 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ic_jax import InstantCharacterPipeline, checkpoint
+from examples.open_peeps.base_model import loss_weights
+from examples.open_peeps.base_model.__main__ import foundations, main
+from examples.open_peeps.base_model.autoencoder import encode_all, train_decoder
+from examples.open_peeps.base_model.fit import Fit, fit
+from examples.open_peeps.base_model.pictures import draw
+from examples.open_peeps.base_model.settings import PEEPS, SMALL, change
+from examples.open_peeps.base_model.text_encoders import read_neighbours, text_encoders
+from examples.open_peeps.base_model.word_tokenizer import prompt_ids, tokenizers
+from examples.open_peeps.world.people import BODIES
+from examples.open_peeps.world.render import FACE_BOX, View, body_kind, pixel_box
+from examples.open_peeps.world.small_world import HELD, TRAINED, caption, random_view
+from examples.open_peeps.world.worlds import WORLDS
+from ic_jax import InstantCharacterPipeline
 from ic_jax.config import ConfigError
-from ic_jax.model_folder import ModelFolder
+from ic_jax.weights import loading
+from ic_jax.weights.model_folder import ModelFolder
 from tests.oracle import relative
-from train.foundations import emphasis
-from train.foundations.autoencoder import encode_all, train_decoder
-from train.foundations.command import foundations, main
-from train.foundations.fit import Fit, fit
-from train.foundations.pictures import draw
-from train.foundations.settings import PEEPS, SMALL, change
-from train.foundations.text_encoders import read_neighbours, text_encoders
-from train.foundations.words import prompt_ids, tokenizers
-from train.foundations.world import HELD, TRAINED, caption, random_view
-from train.foundations.worlds import WORLDS
-from train.peeps.render import FACE_BOX, View, body_kind, pixel_box
-from train.peeps.world import BODIES
 
 TINY = [
     *("pictures=48", "side=16", "vae_widths=[4,8]", "vae_steps=30", "vae_batch=8", "vae_crop=8"),
@@ -72,7 +73,7 @@ def test_a_decoder_trained_further_leaves_the_latents_alone(model, tmp_path):
     drawn = draw("small", 48, settings.side, 1, workers=1)
 
     def vae():
-        return checkpoint.load_component(ModelFolder.open(model[0]), "vae", "float32")
+        return loading.load_component(ModelFolder.open(model[0]), "vae", "float32")
 
     with jax.numpy_dtype_promotion("standard"):  # as above
         options = Fit(30, 8, 2e-3, 0, tmp_path / "kept.npz")
@@ -124,7 +125,7 @@ def test_words_begin_by_reading_their_neighbours():
 
 
 def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr("train.foundations.fit.KEEP_EVERY", 4)
+    monkeypatch.setattr("examples.open_peeps.base_model.fit.KEEP_EVERY", 4)
     data = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
     options = Fit(steps=10, batch=8, learning_rate=0.1, seed=0, kept=tmp_path / "state.npz")
 
@@ -177,13 +178,13 @@ def test_a_fit_over_devices_equals_one_on_one(tmp_path, monkeypatch):
 
 
 def test_every_view_counts_alike_and_head_and_face_have_their_share():
-    weights = emphasis.weights(96, 0.6)
+    weights = loss_weights.weights(96, 0.6)
     np.testing.assert_allclose(weights.mean((1, 2)), 1, rtol=1e-6)
     pooled = weights.reshape(-1, 12, 8, 12, 8).mean((2, 4))
-    np.testing.assert_allclose(emphasis.weights(96, 0.6, 8), pooled, rtol=1e-5)
-    np.testing.assert_array_equal(emphasis.weights(96, 0.0), 1)
+    np.testing.assert_allclose(loss_weights.weights(96, 0.6, 8), pooled, rtol=1e-5)
+    np.testing.assert_array_equal(loss_weights.weights(96, 0.0), 1)
     views = [View(body, "Calm", "red", "white") for body in BODIES]
-    for view, kind in zip(views, emphasis.kinds_of(views), strict=True):
+    for view, kind in zip(views, loss_weights.kinds_of(views), strict=True):
         left, top, right, bottom = pixel_box(FACE_BOX, body_kind(view.body), 96)
         face = weights[kind, top:bottom, left:right]
         assert face.sum() > 0.3 * 96**2

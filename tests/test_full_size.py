@@ -11,7 +11,7 @@ import transformers
 
 from ic_jax import sampler
 from ic_jax.config import CONFIGS
-from ic_jax.features import SubjectFeatures
+from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.rope import Rope
 from tests import parameters
 
@@ -81,16 +81,16 @@ def test_sampling_at_full_size():
     def number(*shape):
         return shaped(*shape, dtype=jnp.float32)
 
-    prompt = sampler.Prompt(shaped(1, 512, 4096), shaped(1, 768))
+    prompt = sampler.TextEmbeddings(shaped(1, 512, 4096), shaped(1, 768))
     features = SubjectFeatures(*(shaped(1, n * 729, 2688) for n in (1, 3, 4)))
-    request = sampler.Request(
+    request = sampler.SamplingRequest(
         latents=number(1, 4096, 64),
         prompt=prompt,
         guidance_scale=number(1),
         sigmas=number(29),
         rope=Rope(number(4608, 64), number(4608, 64)),
         subject=sampler.Subject(features, number(1)),
-        true_guidance=sampler.Guidance(prompt, number(1), number(1)),
+        true_cfg=sampler.TrueCfg(prompt, number(1), number(1)),
     )
     flux, adapter = (half(parameters.full_size(n)) for n in ("flux-dev", "instantcharacter"))
     conditioning = jax.eval_shape(sampler.prepare, flux, adapter, request)

@@ -8,19 +8,30 @@ import signal
 import numpy as np
 import pytest
 
-from ic_jax import hosts, watch
+from ic_jax import multihost
+from ic_jax.multihost import heartbeat
 from tests.world import Hosts, World
 
 ALONE = {"TPU_SKIP_MDS_QUERY": "1"}  # what JAX sets where there is no TPU
 
 
 def test_nothing_happens_alone():
-    hosts.initialise()
-    hosts.initialise(hosts=1)
-    assert (hosts.several(), hosts.is_first(), hosts.index(), hosts.count()) == (False, True, 0, 1)
-    hosts.barrier("nobody else", 0)
-    assert hosts.lost(ValueError("UNAVAILABLE: nobody")) is None
-    assert hosts.end(3, "an error") == 3
+    multihost.initialize()
+    multihost.initialize(hosts=1)
+    assert (
+        multihost.is_multiprocess(),
+        multihost.is_first(),
+        multihost.process_index(),
+        multihost.process_count(),
+    ) == (
+        False,
+        True,
+        0,
+        1,
+    )
+    multihost.barrier("nobody else", 0)
+    assert multihost.failed_process(ValueError("UNAVAILABLE: nobody")) is None
+    assert multihost.exit_together(3, "an error") == 3
 
 
 @pytest.mark.parametrize(
@@ -40,7 +51,7 @@ def test_nothing_happens_alone():
     ],
 )
 def test_what_the_environment_says(environment, kind):
-    assert hosts.cluster(ALONE | environment) == kind
+    assert multihost.cluster(ALONE | environment) == kind
 
 
 @pytest.mark.parametrize(
@@ -55,25 +66,25 @@ def test_what_the_environment_says(environment, kind):
 )
 def test_flags_that_do_not_fit(flags, message):
     with pytest.raises(ValueError, match=message):
-        hosts.check_flags(*flags)
+        multihost.check_flags(*flags)
 
 
 def test_flags_are_read():
     parser = argparse.ArgumentParser()
-    hosts.add_options(parser)
+    multihost.add_options(parser)
     given = parser.parse_args(["--coordinator", "a:1", "--hosts", "4", "--host", "3"])
-    hosts.check_flags(given.coordinator, given.hosts, given.host)
+    multihost.check_flags(given.coordinator, given.hosts, given.host)
     assert vars(parser.parse_args([])) == {"coordinator": None, "hosts": None, "host": None}
 
 
 def test_who_is_silent_is_judged_by_the_time_of_its_last_sign():
-    pulses, gone = watch.judged({0: ("", 0.0), 1: ("", 0.0)}, {0: "1", 1: "1"}, 10.0)
+    pulses, gone = heartbeat.judged({0: ("", 0.0), 1: ("", 0.0)}, {0: "1", 1: "1"}, 10.0)
     assert not gone
-    pulses, gone = watch.judged(pulses, {0: "2", 1: "1"}, 10.0 + watch.SILENCE)
+    pulses, gone = heartbeat.judged(pulses, {0: "2", 1: "1"}, 10.0 + heartbeat.SILENCE)
     assert not gone
-    pulses, gone = watch.judged(pulses, {0: "2", 1: "1"}, 10.1 + watch.SILENCE)
+    pulses, gone = heartbeat.judged(pulses, {0: "2", 1: "1"}, 10.1 + heartbeat.SILENCE)
     assert gone == [1]
-    assert pulses == {0: ("2", 10.0 + watch.SILENCE), 1: ("1", 10.0)}
+    assert pulses == {0: ("2", 10.0 + heartbeat.SILENCE), 1: ("1", 10.0)}
 
 
 def test_a_barrier_names_who_is_missing_and_stopping_is_agreed(tmp_path):

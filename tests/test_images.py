@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ic_jax.images import MAX_SIDE, ImageError, read_rgb, tiles, to_square
+from ic_jax.preprocessing.images import MAX_SIDE, ImageError, read_rgb, tiles, to_square
 from tests.conftest import GOLDENS
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)

@@ -7,7 +7,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 APPLICATIONS = ("convert", "train", "infer")
-EVALUATION = ROOT / "infer" / "evaluation"  # asks for people of the world that train draws
 
 
 def imported(file: Path) -> set[str]:
@@ -25,9 +24,16 @@ def imported(file: Path) -> set[str]:
 @pytest.mark.parametrize("package", ["ic_jax", *APPLICATIONS])
 def test_no_application_is_imported_by_others(package):
     files = sorted((ROOT / package).rglob("*.py"))
-    forbidden = {*APPLICATIONS, "tests", "torch", "tensorflow", "transformers", "diffusers"}
+    forbidden = {
+        *APPLICATIONS,
+        "examples",
+        "tests",
+        "torch",
+        "tensorflow",
+        "transformers",
+        "diffusers",
+    }
     for file in files:
-        allowed = {package} | ({"train"} if EVALUATION in file.parents else set())
-        crossing = imported(file) & (forbidden - allowed)
+        crossing = imported(file) & (forbidden - {package})
         assert not crossing, f"{file.relative_to(ROOT)} imports {crossing}"
     assert files

@@ -16,8 +16,8 @@ from PIL import Image
 
 from ic_jax import InstantCharacterPipeline, cli
 from ic_jax.config import SamplingConfig
-from ic_jax.model_folder import ModelFolder, create
-from ic_jax.weights import WeightsError
+from ic_jax.weights.model_folder import ModelFolder, create
+from ic_jax.weights.tensors import WeightsError
 from infer.generate import main
 from tests.conftest import GOLDENS, from_torch
 

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 
-from ic_jax import checkpoint
-from ic_jax.lora import LoraSet, read_lora
-from ic_jax.weights import WeightsError
+from ic_jax.weights import loading
+from ic_jax.weights.lora import LoraSet, read_lora
+from ic_jax.weights.tensors import WeightsError
 from tests.conftest import GOLDENS
 
 STYLE = GOLDENS / "tiny_instantcharacter" / "style_lora.safetensors"
@@ -20,7 +20,7 @@ STYLE = GOLDENS / "tiny_instantcharacter" / "style_lora.safetensors"
 
 @pytest.fixture(scope="module")
 def flux(tiny_model):
-    return checkpoint.load_component(tiny_model, "transformer", jnp.bfloat16)
+    return loading.load_component(tiny_model, "transformer", jnp.bfloat16)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def loras(flux):
 
 
 def values(model):
-    return {k: np.asarray(v[...]) for k, v in checkpoint.parameters(model).items()}
+    return {k: np.asarray(v[...]) for k, v in loading.parameters(model).items()}
 
 
 def written(tmp_path, **changes):

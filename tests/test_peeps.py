@@ -9,22 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from train.peeps import captions, extract, phrases
-from train.peeps.measure import Score, rates, read, score
-from train.peeps.palette import CLOTHING, GROUND, HAIR_COLOUR, SKIN
-from train.peeps.render import (
-    FACE_BOX,
-    VIEW_BOXES,
-    Identity,
-    View,
-    body_kind,
-    head_box,
-    parts,
-    picture,
-    pixel_box,
-    render,
-)
-from train.peeps.world import (
+from examples.open_peeps.evaluation.measure import Score, rates, read, score
+from examples.open_peeps.world import captions, extract, phrases
+from examples.open_peeps.world.palette import CLOTHING, GROUND, HAIR_COLOUR, SKIN
+from examples.open_peeps.world.people import (
     ACCESSORIES,
     ALL_PARTS,
     BODIES,
@@ -40,6 +28,18 @@ from train.peeps.world import (
     held_out,
     reference_view,
     views,
+)
+from examples.open_peeps.world.render import (
+    FACE_BOX,
+    VIEW_BOXES,
+    Identity,
+    View,
+    body_kind,
+    head_box,
+    parts,
+    picture,
+    pixel_box,
+    render,
 )
 
 PERSON = Identity("Short", "None", "GlassRound", "tan", "ginger")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.open_peeps.world import dataset
+from examples.open_peeps.world.render import Identity, View, picture, render
 from train.__main__ import main as train
 from train.data.dataset import Dataset
 from train.data.sources import read_source
-from train.peeps import dataset
-from train.peeps.render import Identity, View, picture, render
 
 
 def command(out, *more: str) -> list[str]:

@@ -10,10 +10,11 @@ from flax import nnx
 from PIL import Image
 from safetensors import safe_open
 
-from ic_jax import InstantCharacterPipeline, checkpoint
+from ic_jax import InstantCharacterPipeline
 from ic_jax.config import SamplingConfig, SchedulerConfig
-from ic_jax.encoders import KINDS
 from ic_jax.models.flux import Flux
+from ic_jax.weights import loading
+from ic_jax.weights.encoders import KINDS
 from tests.conftest import GOLDENS
 from tests.oracle import relative
 
@@ -215,7 +216,7 @@ def test_numpy_numbers_are_numbers(pipe):
 
 def test_schnell_draws_and_guidance_does_nothing(tiny_model, subjects):
     """The golden model with FLUX.1-schnell's transformer and static schedule."""
-    model = checkpoint.load(tiny_model)
+    model = loading.load(tiny_model)
     config = dataclasses.replace(model.transformer.config, guidance_embeds=False)
     schnell = Flux(config, rngs=nnx.Rngs(0))
     scheduler = SchedulerConfig(use_dynamic_shifting=False, shift=1.0)
@@ -230,7 +231,7 @@ def test_schnell_draws_and_guidance_does_nothing(tiny_model, subjects):
 
 
 def test_what_is_not_given_is_the_models_own(tiny_model, pipe, subjects):
-    model = checkpoint.load(tiny_model, "float32")
+    model = loading.load(tiny_model, "float32")
     model.sampling = SamplingConfig(64, 64, 2, max_sequence_length=32, subject_scale=0.5)
     own = InstantCharacterPipeline(model)
     drawn = own("a girl", subject_image=subjects[0], output_type="latent").images
@@ -308,7 +309,7 @@ def test_the_count_of_compilations_counts(compilations):
 def test_freed_encoders_draw_the_same(pipe, tiny_model, monkeypatch):
     """They are read when something is encoded, and nothing of them is left before the steps."""
     free = InstantCharacterPipeline.from_pretrained(tiny_model, "float32", encoders="free")
-    read, at_the_steps, load = {}, [], checkpoint.load_component
+    read, at_the_steps, load = {}, [], loading.load_component
 
     def loaded(folder, kind, *rest, **options):
         read.setdefault(kind, []).append(load(folder, kind, *rest, **options))

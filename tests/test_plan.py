@@ -6,8 +6,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ic_jax import meshes, plan
-from ic_jax.hlo import work_of
+from ic_jax import auto_mesh
+from ic_jax.planning import compile_plan
+from ic_jax.planning.hlo_cost import work_of
 from ic_jax.sharding import ShardingError, make_mesh, parse
 
 ROWS, WIDTH, BLOCKS = 64, 256, 10
@@ -30,7 +31,9 @@ def found():
 
     x = shaped(ROWS, WIDTH, spec=P("fsdp"))
     kernels = shaped(BLOCKS, WIDTH, WIDTH, spec=P(None, "fsdp"))
-    return plan.compile_plan("blocks", blocks, (x, kernels), ("batch", "weights"), mesh), mesh
+    return compile_plan.compile_plan(
+        "blocks", blocks, (x, kernels), ("batch", "weights"), mesh
+    ), mesh
 
 
 def test_a_loop_counts_as_often_as_it_runs(found):
@@ -53,7 +56,7 @@ def test_bytes_by_kind(found):
         "batch": 4 * ROWS * WIDTH / 4,
         "weights": 4 * BLOCKS * WIDTH * WIDTH / 4,
     }
-    values = plan.report(one, mesh)
+    values = compile_plan.report(one, mesh)
     assert values["fits"] is None  # nothing is known of a CPU
     assert values["mesh"] == "fsdp=4"
     assert values["collectives"]["all-gather"]["count"] == BLOCKS
@@ -93,9 +96,13 @@ def test_what_a_program_needs_that_a_chip_cannot_hold():
         "temporaries (16.12G) exceeds available HBM (15.75G)."
     )
     unit = 2**30
-    assert plan._wanted(every, unit) == (17.5 * unit, None, 15.75 * unit)
-    assert plan._wanted(beside, unit) == (int(17.12 * unit), int(16.12 * unit), 15.75 * unit)
-    assert plan._wanted("INTERNAL: something else", unit) == (0, None, None)
+    assert compile_plan._wanted(every, unit) == (17.5 * unit, None, 15.75 * unit)
+    assert compile_plan._wanted(beside, unit) == (
+        int(17.12 * unit),
+        int(16.12 * unit),
+        15.75 * unit,
+    )
+    assert compile_plan._wanted("INTERNAL: something else", unit) == (0, None, None)
 
 
 def test_the_text_of_a_tpu_program():
@@ -108,7 +115,7 @@ def test_the_text_of_a_tpu_program():
 
 @pytest.fixture(scope="module")
 def full_size():
-    return meshes.published(jnp.bfloat16)
+    return auto_mesh.published(jnp.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +128,7 @@ def full_size():
     ],
 )
 def test_meshes_to_draw_on(full_size, count, gigabytes, expected):
-    sizes = meshes.drawing_sizes(full_size, count, gigabytes * 1e9)
+    sizes = auto_mesh.inference_sizes(full_size, count, gigabytes * 1e9)
     assert {k: v for k, v in sizes.items() if v > 1} == expected
 
 
@@ -138,15 +145,15 @@ def test_meshes_to_draw_on(full_size, count, gigabytes, expected):
 def test_meshes_to_train_on(full_size, count, gigabytes, rows, expected):
     base = dict(full_size)
     adapter = base.pop("adapter")
-    sizes = meshes.training_sizes(base, adapter, [rows], count, gigabytes * 1e9)
+    sizes = auto_mesh.training_sizes(base, adapter, [rows], count, gigabytes * 1e9)
     assert {k: v for k, v in sizes.items() if v > 1} == expected
 
 
 def test_what_fits_nowhere(full_size):
     with pytest.raises(ShardingError, match="no mesh of 2 devices of 8 GB holds the model"):
-        meshes.drawing_sizes(full_size, 2, 8e9)
+        auto_mesh.inference_sizes(full_size, 2, 8e9)
 
 
 def test_rows_that_do_not_divide():
     with pytest.raises(ShardingError, match=r"stage2: batch / accumulate is 6, .* fsdp=4"):
-        meshes.check_rows({"stage1": 8, "stage2": 6}, make_mesh(parse("fsdp=4")))
+        auto_mesh.check_rows({"stage1": 8, "stage2": 6}, make_mesh(parse("fsdp=4")))

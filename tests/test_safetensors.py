@@ -9,8 +9,8 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from ic_jax.safetensors import Spec, read_tensors, write_tensors
-from ic_jax.weights import WeightsError, contiguous
+from ic_jax.weights.safetensors_io import Spec, read_tensors, write_tensors
+from ic_jax.weights.tensors import WeightsError, contiguous
 
 
 def file_of(path, header, data=b"", tail=b""):

@@ -10,13 +10,14 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ic_jax import checkpoint, model_folder, sampler
+from ic_jax import sampler
 from ic_jax.config import AdapterConfig, FluxConfig
-from ic_jax.features import SubjectFeatures
 from ic_jax.flow import position_ids
-from ic_jax.hlo import work_of
+from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.rope import rope_table
-from ic_jax.sharding import RULES, ShardingError, make_mesh, parse, put, shardings
+from ic_jax.planning.hlo_cost import work_of
+from ic_jax.sharding import RULES, ShardingError, make_mesh, parse, shardings, to_global_array
+from ic_jax.weights import loading, model_folder
 from tests import toy
 from tests.oracle import relative
 from train.checkpoints import Checkpoints
@@ -62,7 +63,7 @@ def made(seed, kind, *configs):
         fan_in = x.shape[-2] if x.ndim > 1 else 1
         return jnp.asarray(rng.standard_normal(x.shape, np.float32) / math.sqrt(fan_in))
 
-    return jax.tree.map(values, checkpoint.abstract(kind, *configs))
+    return jax.tree.map(values, loading.abstract(kind, *configs))
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +74,16 @@ def models():
 
 def request(rows):
     features = SubjectFeatures(*(random(rows // 2, n * 4, 32, seed=n) for n in (1, 3, 4)))
-    prompt = sampler.Prompt(random(rows, 16, 16), random(rows, 16, seed=1))
-    return sampler.Request(
+    prompt = sampler.TextEmbeddings(random(rows, 16, 16), random(rows, 16, seed=1))
+    return sampler.SamplingRequest(
         latents=random(rows, 64, 8),
         prompt=prompt,
         guidance_scale=np.full(rows, 3.5, np.float32),
         sigmas=np.array([1.0, 0.6, 0.0], np.float32),
         rope=rope_table(position_ids(16, 8, 8), FLUX),
         subject=sampler.Subject(features, np.linspace(0.5, 1, rows, dtype=np.float32)),
-        true_guidance=sampler.Guidance(
-            sampler.Prompt(random(rows, 16, 16, seed=8), random(rows, 16, seed=9)),
+        true_cfg=sampler.TrueCfg(
+            sampler.TextEmbeddings(random(rows, 16, 16, seed=8), random(rows, 16, seed=9)),
             np.full(rows, 2.0, np.float32),
             np.linspace(0, 0.5, rows, dtype=np.float32),
         ),
@@ -100,13 +101,15 @@ def test_sampling_equals_one_device(models, text):
     assert relative(ours, expected) < 1e-5
 
 
-def step(state, flux, examples, rope, *, rule):
+def step(state, flux, examples, rope, *, adamw):
     """train_step without its encoders, which have a test of their own."""
     value, gradient, *_ = mean_gradient(
         state.trained, flux, rope, lambda e: e, examples, 1, remat="blocks"
     )
     number = jnp.float32
-    return apply_gradient(state, value, gradient, number(RATE), number(0.9), rule=rule)[0], value
+    return apply_gradient(state, value, gradient, number(RATE), number(0.9), optimizer=adamw)[
+        0
+    ], value
 
 
 class World:
@@ -114,9 +117,9 @@ class World:
 
     def __init__(self, models):
         self.made = {}
-        self.rule = optimizer(Stage(steps=3))
+        self.adamw = optimizer(Stage(steps=3))
         self.flux, self.rope = models[0], rope_table(position_ids(16, 8, 8), FLUX)
-        self.state = State.start(models[1], self.rule, average=True)
+        self.state = State.start(models[1], self.adamw, average=True)
 
     def examples(self, number):
         given = request(8)
@@ -138,7 +141,7 @@ class World:
 
     def make(self, text, whole):
         """(first state, base, compiled step, where rows and the rest go); "" is one device."""
-        run = partial(step, rule=self.rule)
+        run = partial(step, adamw=self.adamw)
         if not text:
             program = jax.jit(run).lower(self.state, self.flux, self.examples(0), self.rope)
             return self.state, self.flux, program.compile(), (None, None)
@@ -204,14 +207,14 @@ def test_three_steps_equal_one_device(world, text, whole):
     state, losses = world.train(text, whole)
     expected, expected_losses = world.train("")
     assert losses == pytest.approx(expected_losses, rel=1e-5)
-    for field in ("trained", "average", "optimizer"):
+    for field in ("trained", "average", "opt_state"):
         pairs = zip(*(jax.tree.leaves(getattr(s, field)) for s in (state, expected)), strict=True)
         assert max(relative(a, b) for a, b in pairs if np.linalg.norm(b)) < 1e-5, field
 
     # Every parameter, its average and its moments lie as the table says, written out here.
     parts = {"fsdp": ("embed", "width"), "tensor": ("heads", "mlp", "width"), "context": ("width",)}
-    for tree in (state.trained, state.average, *(state.optimizer[1][1:])):
-        for path, variable in checkpoint.parameters(tree).items():
+    for tree in (state.trained, state.average, *(state.opt_state[1][1:])):
+        for path, variable in loading.parameters(tree).items():
             held = variable[...].sharding.shard_shape(variable.shape)
             for axis, size, own in zip(variable.axes, variable.shape, held, strict=True):
                 split = math.prod(mesh.shape[m] for m, axes in parts.items() if axis in axes)
@@ -230,8 +233,8 @@ def test_nothing_large_is_replicated(world):
     assert spread.argument_size_in_bytes < pieces + 1e6  # the examples
     assert spread.temp_size_in_bytes < 0.3 * alone.temp_size_in_bytes
 
-    variables = [*checkpoint.parameters(state.trained).values()]
-    variables += checkpoint.parameters(flux).values()
+    variables = [*loading.parameters(state.trained).values()]
+    variables += loading.parameters(flux).values()
     block = max(v.size // (v.shape[0] if v.axes[0] == "layers" else 1) for v in variables)
     work = work_of(program.as_text())
     assert work.loops_of_unknown_length == 0
@@ -266,17 +269,15 @@ def test_resumed_on_another_mesh(world, tmp_path):
 def test_a_component_is_read_to_its_pieces(models, tmp_path):
     with model_folder.create(tmp_path / "model") as writer:
         for kind, module in zip(("transformer", "adapter"), models, strict=True):
-            checkpoint.write_component(writer, kind, module)
+            loading.write_component(writer, kind, module)
     mesh = make_mesh(parse("fsdp=4,tensor=2"))
     for kind, module in zip(("transformer", "adapter"), models, strict=True):
-        read = checkpoint.load_component(tmp_path / "model", kind, mesh=mesh)
+        read = loading.load_component(tmp_path / "model", kind, mesh=mesh)
         jax.tree.map(np.testing.assert_array_equal, read, module)
         places = jax.tree.leaves(shardings(module, mesh))
         assert [x.sharding for x in jax.tree.leaves(read)] == places
     with pytest.raises(ShardingError, match=r"transformer\..*axis embed, size 128, .* fsdp=3"):
-        checkpoint.load_component(
-            tmp_path / "model", "transformer", mesh=make_mesh(parse("fsdp=3"))
-        )
+        loading.load_component(tmp_path / "model", "transformer", mesh=make_mesh(parse("fsdp=3")))
 
 
 class Mapped:
@@ -293,7 +294,7 @@ class Mapped:
 def test_a_piece_is_read_once_and_the_whole_never():
     mesh = make_mesh(parse("data=2,fsdp=4"))
     given = Mapped(random(16, 8))
-    placed = put(given, NamedSharding(mesh, P("fsdp")), jnp.float32)
+    placed = to_global_array(given, NamedSharding(mesh, P("fsdp")), jnp.float32)
     np.testing.assert_array_equal(placed, given.array)
     assert max(given.read) == given.array.nbytes // 4
     assert sum(given.read) <= 2 * given.array.nbytes  # two devices hold each piece
@@ -307,10 +308,10 @@ def test_what_does_not_divide_is_named(models):
             | {"num_attention_heads": 4, "attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)}
         )
     )
-    flux = checkpoint.abstract("transformer", few)
+    flux = loading.abstract("transformer", few)
     with pytest.raises(ShardingError, match=r"to_k.*axis heads, 4 heads, .* by tensor=8"):
         shardings(flux, mesh)
-    narrow = checkpoint.abstract("clip", toy.CONFIGS["clip"])
+    narrow = loading.abstract("clip", toy.CONFIGS["clip"])
     uneven = make_mesh(parse("fsdp=3,tensor=2"))
     with pytest.raises(ShardingError, match=r"text_model.*: axis width, size 16, .* fsdp=3 x tens"):
         shardings(narrow, uneven)

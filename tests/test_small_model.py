@@ -8,10 +8,11 @@ import torch
 import transformers
 
 from convert.__main__ import main as convert
-from ic_jax import InstantCharacterPipeline, checkpoint
-from ic_jax.model_folder import SMALL_MODEL, ModelFolder
-from infer.evaluation import rows, scores
-from infer.evaluation.sets import triples
+from examples.open_peeps.evaluation import drawing, scores
+from examples.open_peeps.evaluation.triples import triples
+from ic_jax import InstantCharacterPipeline
+from ic_jax.weights import loading
+from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 from tests.oracle import relative
 
 
@@ -31,8 +32,8 @@ def test_it_draws_whom_it_is_shown_and_what_it_is_told(pipe, monkeypatch):
     monkeypatch.setattr(rows, "BATCH", 24)
     asked = triples("peeps", "known parts", 24)
     drawn = {
-        "shown": rows.draw(pipe, asked, 0),
-        "not shown": rows.draw(pipe, asked, 0, subject=False),
+        "shown": drawing.draw(pipe, asked, 0),
+        "not shown": drawing.draw(pipe, asked, 0, subject=False),
     }
     found = scores.scored(drawn, asked)
     # Far below what it reaches (docs/small-model.md), and far above chance: 2%, 1 in 62, 31, 8.
@@ -57,7 +58,7 @@ def exported(tmp_path_factory):
 )
 def test_transformers_sees_the_same_with_it(exported, name, theirs):
     oracle = theirs.from_pretrained(exported / name, dtype=torch.float32)
-    ours = getattr(checkpoint.load(SMALL_MODEL, "float32", kinds={name}), name)
+    ours = getattr(loading.load(SMALL_MODEL, "float32", kinds={name}), name)
     side = ours.config.image_size
     pixels = np.random.default_rng(0).standard_normal((2, side, side, 3)).astype(np.float32)
     with torch.no_grad():

@@ -11,10 +11,10 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from ic_jax.checkpoint import load_component
 from ic_jax.config import ClipConfig, T5Config
 from ic_jax.models.t5 import relative_buckets
-from ic_jax.text import PromptTokenizer
+from ic_jax.preprocessing.tokenizers import PromptTokenizer
+from ic_jax.weights.loading import load_component
 from tests.conftest import TINY
 from tests.oracle import cast, converted, randomize, relative
 

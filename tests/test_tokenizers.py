@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from ic_jax.config import ConfigError
-from ic_jax.text import PromptError, PromptTokenizer, load_clip, load_t5
+from ic_jax.preprocessing.tokenizers import PromptError, PromptTokenizer, load_clip, load_t5
 from tests.conftest import GOLDENS
 
 CLIP = GOLDENS / "tiny_instantcharacter" / "flux" / "tokenizer"

@@ -14,11 +14,11 @@ from PIL import Image
 from tests.toy import CONFIGS, write_data, write_model
 from train import loop
 from train.__main__ import main
-from train.cache import Cache
-from train.data.cache import Embeddings, Rows
 from train.data.dataset import Dataset
+from train.data.encoded_store import Embeddings, Rows
 from train.data.pictures import CENTRED
 from train.encode import encode, row_keys
+from train.encoded_cache import Cache
 from train.recipe import read_recipe
 from train.run_folder import StopRequest
 
@@ -182,7 +182,7 @@ def test_other_data_and_encoders_are_refused(world, tmp_path, capsys):
 
 
 def test_a_cache_is_gone_on_with(tmp_path, monkeypatch):
-    monkeypatch.setattr("train.data.cache.ROWS", 4)
+    monkeypatch.setattr("train.data.encoded_store.ROWS", 4)
     records = np.array([1, 3, 5, 8, 9, 11])
     made = []
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ic_jax import checkpoint
 from ic_jax.config import ConfigError, FluxConfig
 from ic_jax.flow import position_ids
-from ic_jax.lora import LoraSet, read_lora, write_lora
 from ic_jax.models.rope import rope_table
+from ic_jax.weights import loading
+from ic_jax.weights.lora import LoraSet, read_lora, write_lora
 from tests.oracle import converted, randomize, relative
 from tests.toy import write_data, write_model
 from train import loop
@@ -245,7 +245,7 @@ def whole(world):
 
 def trained(folder, *, last):
     made = recipe_in(folder)
-    base = checkpoint.ModelFolder.open(made.model)
+    base = loading.ModelFolder.open(made.model)
     return jax.device_get(kept(folder, made, base, last=last))
 
 
@@ -298,7 +298,7 @@ def test_the_exported_file_is_the_trained_average(world, whole, capsys):
     for key, change in lora.changes.items():
         np.testing.assert_array_equal(change.a, expected[key].a)
         np.testing.assert_array_equal(change.b * change.scale, 2 * expected[key].b)
-    flux = checkpoint.load_component(world / "model", "transformer")
+    flux = loading.load_component(world / "model", "transformer")
     assert {key for _, key in lora.changes} == {
         name.replace("*", "0") for name in fresh(flux, Lora(), 0)
     }

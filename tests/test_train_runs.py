@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ic_jax import checkpoint
+from ic_jax.weights import loading
 from tests.oracle import main as convert
 from tests.toy import write_data, write_model
 from train.__main__ import main
@@ -99,7 +99,7 @@ class World:
         """Trained parameters and their average, as the newest checkpoint has them."""
         folder = self.folder / run
         recipe = recipe_in(folder)
-        base = checkpoint.ModelFolder.open(recipe.model)
+        base = loading.ModelFolder.open(recipe.model)
         (step, last), (_, average) = (
             kept(folder, recipe, base, last=last) for last in (True, False)
         )
@@ -127,7 +127,7 @@ def test_a_run_reports_every_stage_and_leaves_the_base_alone(world):
     effects = {x["step"] for x in lines if "reference effect" in x}
     assert {16, 32, 40} <= effects
     assert list((world.folder / "whole/tensorboard").iterdir())
-    checkpoint.ModelFolder.open(world.folder / "model").verify()
+    loading.ModelFolder.open(world.folder / "model").verify()
 
 
 def test_killed_at_ten_random_moments_it_ends_bit_equal(world):
@@ -196,14 +196,14 @@ def test_the_exported_adapter_is_drawn_with_and_converted(world, tmp_path):
     out = tmp_path / "exported"
     assert main(["export", str(world.folder / "whole"), "--out", str(out)]) == 0
     _, average = world.weights("whole")
-    assert_equal(jax.device_get(checkpoint.load_component(out, "adapter")), average)
+    assert_equal(jax.device_get(loading.load_component(out, "adapter")), average)
 
     # to torch and back, bit for bit
     assert convert(["to-torch", str(out), "--out", str(tmp_path / "torch")]) == 0
     sources = ["--flux", "flux", "--adapter", "instantcharacter_ip-adapter.bin"]
     sources = [x if x.startswith("--") else str(tmp_path / "torch" / x) for x in sources]
     assert convert(["from-torch", *sources, "--out", str(tmp_path / "again")]) == 0
-    assert_equal(jax.device_get(checkpoint.load_component(tmp_path / "again", "adapter")), average)
+    assert_equal(jax.device_get(loading.load_component(tmp_path / "again", "adapter")), average)
 
     picture = tmp_path / "picture.png"
     command = ["-m", "infer", "--model", str(out), "--prompt", "a disc left", "--dtype", "float32"]
@@ -220,11 +220,11 @@ def test_an_earlier_step_is_exported_whole_in_another_dtype(world, tmp_path, cap
     command = ["export", run, "--out", str(out), "--step", "36", "--whole", "--dtype", "bfloat16"]
     assert main(command) == 0
     assert "after step 36 of 40" in capsys.readouterr().out
-    folder = checkpoint.ModelFolder.open(out)
-    for kind in checkpoint.COMPONENTS:
+    folder = loading.ModelFolder.open(out)
+    for kind in loading.COMPONENTS:
         assert {str(t.dtype) for t in folder.tensors(kind).values()} == {"bfloat16"}
     of_end = world.weights("whole")[1]
-    exported = checkpoint.load_component(out, "adapter", "float32")
+    exported = loading.load_component(out, "adapter", "float32")
     different = jax.tree.map(lambda a, b: np.abs(a - b).max(), jax.device_get(exported), of_end)
     assert max(jax.tree.leaves(different)) > 1e-6
 

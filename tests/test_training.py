@@ -56,7 +56,7 @@ def examples(golden, step):
     )
 
 
-update = jax.jit(apply_gradient, static_argnames="rule")
+update = jax.jit(apply_gradient, static_argnames="optimizer")
 
 
 def worst(ours, theirs):
@@ -81,7 +81,7 @@ def test_three_steps_equal_pytorch(golden):
             clip = optax.clip_by_global_norm(golden.config["clip_global_norm"])
             clipped, _ = clip.update(gradient, clip.init(state.trained))
             assert worst(clipped, golden.adapter_at("step/0/grad_after_clip/")) < 1e-4
-        state, _ = update(state, loss, gradient, rate, jnp.float32(0.9), rule=rule)
+        state, _ = update(state, loss, gradient, rate, jnp.float32(0.9), optimizer=rule)
     assert worst(state.trained, golden.adapter_at("after/")) < 1e-4
     assert int(state.step) == golden.config["steps"]
 
@@ -136,13 +136,13 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counts(golden):
     rate = jnp.float32(1e-3)
     for bad_loss, bad_gradient in ((jnp.nan, 1.0), (1.0, jnp.inf), (1.0, jnp.nan)):
         broken = jax.tree.map(lambda x, bad=bad_gradient: x * bad, gradient)
-        after, _ = update(state, jnp.float32(bad_loss), broken, rate, rate, rule=rule)
+        after, _ = update(state, jnp.float32(bad_loss), broken, rate, rate, optimizer=rule)
         for field in ("trained", "average", "optimizer"):
             before = jax.tree.leaves(getattr(state, field))
             for a, b in zip(jax.tree.leaves(getattr(after, field)), before, strict=True):
                 assert (a == b).all()
         assert (int(after.bad), int(after.step)) == (int(state.bad) + 1, int(state.step) + 1)
         state = after
-    healed, _ = update(state, jnp.float32(1.0), gradient, rate, rate, rule=rule)
+    healed, _ = update(state, jnp.float32(1.0), gradient, rate, rate, optimizer=rule)
     assert int(healed.bad) == 0
     assert worst(healed.trained, state.trained) > 0

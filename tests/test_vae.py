@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ic_jax.checkpoint import load_component
 from ic_jax.config import VaeConfig
+from ic_jax.weights.loading import load_component
 from tests.conftest import TINY
 from tests.oracle import cast, converted, randomize, relative
 

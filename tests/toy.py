@@ -10,7 +10,6 @@ import numpy as np
 from flax import nnx
 from PIL import Image, ImageDraw
 
-from ic_jax import checkpoint, model_folder
 from ic_jax.config import (
     AdapterConfig,
     ClipConfig,
@@ -20,6 +19,7 @@ from ic_jax.config import (
     T5Config,
     VaeConfig,
 )
+from ic_jax.weights import loading, model_folder
 from tests.conftest import TINY
 from train.data.prepare import Options, prepare
 
@@ -71,9 +71,9 @@ def write_model(out: Path) -> Path:
     with model_folder.create(out) as writer:
         for number, (kind, config) in enumerate(CONFIGS.items()):
             sizes = (config, FLUX) if kind == "adapter" else (config,)
-            make = partial(checkpoint.COMPONENTS[kind][1], *sizes)
+            make = partial(loading.COMPONENTS[kind][1], *sizes)
             module = jax.jit(lambda n, make=make: make(rngs=nnx.Rngs(jax.random.key(n))))(number)
-            checkpoint.write_component(writer, kind, module)
+            loading.write_component(writer, kind, module)
         for kind in ("tokenizer", "tokenizer_2"):
             for file in sorted((TINY / "flux" / kind).iterdir()):
                 writer.add_file(kind, file.name, file.read_bytes())

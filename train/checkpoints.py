@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from ic_jax import hosts
+from ic_jax import multihost
 from ic_jax.config import ConfigError
 from train.recipe import Saving
 
@@ -37,7 +37,7 @@ class Checkpoints:
         for folder in (self._steps, self._manifests):
             folder.mkdir(parents=True, exist_ok=True)
         if not read_only:
-            hosts.once("checkpoints", self._set_aside_untrusted)
+            multihost.on_first("checkpoints", self._set_aside_untrusted)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=saving.keep,
             keep_period=saving.keep_every or None,
@@ -136,7 +136,7 @@ class Checkpoints:
 
     def _commit(self, step: int) -> None:
         self._manager.wait_until_finished()  # when all hosts have written
-        if not hosts.is_first():
+        if not multihost.is_first():
             return
         text = json.dumps(_digests(self._steps / str(step)), indent=1)
         part = self._manifests / f".{step}.part"

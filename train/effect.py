@@ -15,13 +15,12 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ic_jax.features import SubjectFeatures
 from ic_jax.models.adapter import Adapter
+from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.flux import Flux
 from ic_jax.models.rope import Rope
-from ic_jax.programs import Program
-from ic_jax.sharding import fetched
-from train.data.cache import Embeddings
+from ic_jax.sharding import gather_to_host
+from train.data.encoded_store import Embeddings
 from train.data.loader import Batch as HostBatch
 from train.encode import Batch, Frozen, Ids, Knobs, encode, row_keys
 from train.feed import Feed
@@ -69,7 +68,7 @@ class Meter:
     """Measures the effect on the same held-out batches and noise every time."""
 
     def __init__(self, recipe: Recipe, name: str, found: Iterable[HostBatch], feed: Feed):
-        """For the stage called `name`, on the batches `found` (`train.plans.measuring`)."""
+        """For the stage called `name`, on the batches `found` (`train.stage_data.measuring`)."""
         self._feed, stage = feed, recipe.stages[name]
         self._program = partial(_measured, timesteps=stage.timesteps, dtype=jnp.dtype(recipe.dtype))
         self._batches: list[tuple] = []
@@ -83,7 +82,7 @@ class Meter:
         """The effect, and the two mean losses that it is the difference of."""
         feed = self._feed
         found = [self._program(adapter, feed.frozen, feed.empty, *given) for given in self._batches]
-        right, wrong = (np.concatenate(x) for x in zip(*fetched(found), strict=True))
+        right, wrong = (np.concatenate(x) for x in zip(*gather_to_host(found), strict=True))
         return {
             "reference effect": float((wrong - right).mean()),
             "loss/right reference": float(right.mean()),
@@ -116,4 +115,4 @@ def _measure(
     return reference_effect(adapter, frozen.transformer, examples, rope, other)
 
 
-_measured = Program(_measure, static=("timesteps", "dtype"))
+_measured = jax.jit(_measure, static_argnames=("timesteps", "dtype"))

@@ -12,15 +12,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from ic_jax.config import AdapterConfig
-from ic_jax.features import subject_features
 from ic_jax.flow import pack
 from ic_jax.models.clip import ClipText
 from ic_jax.models.dinov2 import Dinov2
+from ic_jax.models.features import subject_features
 from ic_jax.models.flux import Flux
 from ic_jax.models.siglip import SiglipVision
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
-from train.data.cache import Embeddings, Moments
+from train.data.encoded_store import Embeddings, Moments
 from train.objective import Examples
 
 

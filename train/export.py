@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ic_jax import checkpoint, cli, model_folder
+from ic_jax import cli
 from ic_jax.config import AdapterConfig, ConfigError
-from ic_jax.lora import write_lora
-from ic_jax.model_folder import ModelFolder, ModelWriter
 from ic_jax.models.adapter import Adapter
-from ic_jax.safetensors import Spec
+from ic_jax.weights import loading, model_folder
+from ic_jax.weights.lora import write_lora
+from ic_jax.weights.model_folder import ModelFolder, ModelWriter
+from ic_jax.weights.safetensors_io import Spec
 from train import lora
 from train.checkpoints import Checkpoints
 from train.objective import Trained
@@ -82,11 +83,11 @@ def export(
     if isinstance(trained, Adapter):
         with model_folder.create(out, overwrite=overwrite) as writer:
             for kind in base.components:
-                if whole and kind in checkpoint.COMPONENTS.keys() - {"adapter"}:
+                if whole and kind in loading.COMPONENTS.keys() - {"adapter"}:
                     _write_cast(writer, base, kind, jnp.dtype(dtype))
                 elif kind != "adapter":
                     writer.add_from(base, kind)
-            checkpoint.write_component(writer, "adapter", trained, jnp.dtype(dtype))
+            loading.write_component(writer, "adapter", trained, jnp.dtype(dtype))
     elif whole:
         raise ConfigError("--whole: this run trained a LoRA, which is exported without a base")
     else:
@@ -98,7 +99,7 @@ def export(
 
 def _write_cast(writer: ModelWriter, base: ModelFolder, kind: str, dtype: np.dtype) -> None:
     """A component of the base in another type, with what only the way back to PyTorch needs."""
-    checkpoint.write_component(writer, kind, checkpoint.load_component(base, kind), dtype)
+    loading.write_component(writer, kind, loading.load_component(base, kind), dtype)
     if unused := base.unused(kind):
         specs = {name: Spec(dtype, tensor.shape) for name, tensor in unused.items()}
         writer.add_tensors(
@@ -128,7 +129,7 @@ def kept(
             have = ", ".join(map(str, checkpoints.steps))
             raise ConfigError(f"--step {step}: {run} has kept {have}")
         first = next(iter(recipe.stages.values()))
-        make = partial(State.start, rule=optimizer(first), average=recipe.averages)
+        make = partial(State.start, optimizer=optimizer(first), average=recipe.averages)
         where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
@@ -143,9 +144,9 @@ def kept(
 
 def _abstract(recipe: Recipe, base: ModelFolder, facts: dict[str, Any]) -> Trained:
     """What was trained, shapes in place of arrays."""
-    flux = checkpoint.read_config(base, "transformer")
+    flux = loading.read_config(base, "transformer")
     if settings := recipe.lora:
-        module = checkpoint.abstract("transformer", flux)
+        module = loading.abstract("transformer", flux)
         return jax.eval_shape(lambda: lora.fresh(module, settings, recipe.seed))
     config = AdapterConfig.from_dict(facts["adapter"])
-    return checkpoint.abstract("adapter", config, flux)
+    return loading.abstract("adapter", config, flux)

@@ -10,10 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 from ic_jax import flow
 from ic_jax.models.rope import Rope, rope_table
-from ic_jax.sharding import RULES, held_rows, join_rows, place
-from train.cache import Cache
+from ic_jax.sharding import RULES, global_from_local_rows, local_rows, replicate_to_mesh
 from train.data.loader import Batch as HostBatch
 from train.encode import Batch, Ids, Knobs, Reference
+from train.encoded_cache import Cache
 from train.models import Models
 from train.optimizer import learning_rate
 from train.recipe import Recipe, Stage
@@ -32,11 +32,11 @@ class Feed:
 
     def put(self, tree: Any) -> Any:
         """On every device, whole."""
-        return place(tree, self.whole)
+        return replicate_to_mesh(tree, self.whole)
 
     def own_rows(self, batch: int) -> list[int]:
         """Which rows of a batch of that size lie on this host's devices."""
-        return held_rows(self.rows, batch)
+        return local_rows(self.rows, batch)
 
     def batch(self, host: HostBatch) -> Batch:
         """A global batch, of which `host` has at least the rows that lie here."""
@@ -45,7 +45,7 @@ class Feed:
         rows = (host.target, prompt, reference and Reference(*reference), host.focus)
         if self.rows.is_fully_addressable:
             return Batch(*jax.device_put(rows, self.rows))
-        join = partial(join_rows, held=host.row, count=host.total, sharding=self.rows)
+        join = partial(global_from_local_rows, held=host.row, count=host.total, sharding=self.rows)
         return Batch(*jax.tree.map(join, rows))
 
     def rope(self, host: HostBatch) -> Rope:

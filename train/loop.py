@@ -13,21 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ic_jax import hosts
+from ic_jax import multihost
 from ic_jax.config import ConfigError
 from ic_jax.models.adapter import Adapter
-from ic_jax.programs import Program
-from ic_jax.sharding import fetched, shardings
-from train import flops, plans
+from ic_jax.sharding import gather_to_host, shardings
+from train import flops, stage_data
 from train import step as steps
-from train.cache import Cache
 from train.checkpoints import Checkpoints
+from train.data.batch_plan import Plan
 from train.data.characters import held_out
 from train.data.dataset import Dataset
 from train.data.loader import Batch, Cached, Skips, batches
 from train.data.pictures import CENTRED, Augment
-from train.data.plan import Plan
 from train.effect import Meter
+from train.encoded_cache import Cache
 from train.feed import Feed
 from train.models import base_digests, load_models, trained_facts
 from train.optimizer import learning_rate, optimizer
@@ -70,10 +69,10 @@ class Run:
             )
         self.checkpoints = Checkpoints(recipe.out, recipe.saving)
         self.dataset = Dataset(recipe.data)
-        plans.check_focus(recipe, self.dataset)
+        stage_data.check_focus(recipe, self.dataset)
         self.held = held_out(self.dataset, recipe.holdout)
         # All of them now: a stage that cannot be drawn must not be found out days later.
-        self.plans = list(plans.every(recipe, self.dataset, self.held))
+        self.plans = list(stage_data.every(recipe, self.dataset, self.held))
         self.cache = self._cache()
         self.models = load_models(recipe)
         self.stop = Agreement(stop, self.models.mesh)
@@ -92,11 +91,11 @@ class Run:
         if start >= end:
             return
         program, meter = self._program(stage), self._meter(name)
-        plan = plans.training(recipe, name, self.dataset, self.held)
+        plan = stage_data.training(recipe, name, self.dataset, self.held)
         rows = feed.own_rows(plan.batch)
         cell = self.models.vae.downscale if stage.focus else None
         found = self._batches(plan, Augment(), start, end, self.skips, rows, cell)
-        quiet = None if hosts.is_first() else True  # None: where nobody looks
+        quiet = None if multihost.is_first() else True  # None: where nobody looks
         bar = tqdm(found, desc=name, initial=start, total=end, unit="step", disable=quiet)
         seed, log, clock = feed.put(np.int32(recipe.seed)), Log(), time.perf_counter()
         for at, host in zip(range(start, end), bar, strict=True):
@@ -159,7 +158,7 @@ class Run:
     def _report(self) -> Report | Silence:
         """The first host's reports and files; the others write checkpoints only."""
         recipe = self.recipe
-        if not hosts.is_first():
+        if not multihost.is_first():
             return Silence()
         write_json(recipe.out / "recipe.json", recipe.to_dict())
         return Report(recipe.out, self.step, recipe.reporting.wandb, recipe.to_dict())
@@ -199,9 +198,9 @@ class Run:
 
     def _meter(self, name: str) -> Meter | None:
         """None where there is nothing to measure."""
-        if not plans.measures(self.recipe, self.held):
+        if not stage_data.measures(self.recipe, self.held):
             return None
-        plan = plans.measuring(self.recipe, name, self.dataset, self.held)
+        plan = stage_data.measuring(self.recipe, name, self.dataset, self.held)
         # As many rows, whatever the parts that a batch is computed in.
         count = self.recipe.reporting.effect_batches * self.recipe.stages[name].accumulate
         return Meter(self.recipe, name, self._batches(plan, CENTRED, 0, count), self.feed)
@@ -209,11 +208,11 @@ class Run:
     def _start(self) -> steps.State:
         """A fresh state, or the newest saved one."""
         stage, start = next(iter(self.recipe.stages.values())), steps.State.start
-        given: dict[str, Any] = {"rule": optimizer(stage), "average": self.recipe.averages}
+        given: dict[str, Any] = {"optimizer": optimizer(stage), "average": self.recipe.averages}
         shapes = jax.eval_shape(partial(start, **given), self.models.trained)
         places = shardings(shapes, self.models.mesh)
         if self.checkpoints.latest is None:
-            program = Program(start, static=tuple(given), out_shardings=places)
+            program = jax.jit(start, static_argnames=tuple(given), out_shardings=places)
             return program(self.models.trained, **given)
         abstract = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
@@ -224,15 +223,18 @@ class Run:
 
     def _program(self, stage: Stage) -> Callable:
         settings = {
-            "rule": optimizer(stage),
+            "optimizer": optimizer(stage),
             "timesteps": stage.timesteps,
             "accumulate": stage.accumulate,
             "remat": stage.remat,
             "dtype": jnp.dtype(self.recipe.dtype),
         }
         places = (shardings(self.state, self.models.mesh), None)
-        program = Program(
-            steps.train_step, static=tuple(settings), donate=(0,), out_shardings=places
+        program = jax.jit(
+            steps.train_step,
+            static_argnames=tuple(settings),
+            donate_argnums=(0,),
+            out_shardings=places,
         )
         return partial(program, **settings)
 
@@ -242,7 +244,7 @@ class Run:
 
     def _summary(self, log: Log, seconds: float) -> dict[str, float]:
         """Means since the last summary; FloatingPointError after too many bad steps."""
-        found = fetched([metrics for metrics, *_ in log])
+        found = gather_to_host([metrics for metrics, *_ in log])
         bad = max(int(metrics.bad) for metrics in found)
         if bad >= self.recipe.stop_after_bad:
             raise FloatingPointError(

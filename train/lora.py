@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ic_jax.checkpoint import parameters
 from ic_jax.config import ConfigError
-from ic_jax.lora import LowRank
 from ic_jax.models.flux import Flux
 from ic_jax.models.layers import Linear, LowRankMap
-from ic_jax.programs import Program
+from ic_jax.weights.loading import parameters
+from ic_jax.weights.lora import LowRank
 from train.recipe import Lora
 
 StyleLora = dict[str, LowRankMap]
@@ -83,7 +82,7 @@ def published(lora: StyleLora) -> dict[tuple[str, str], LowRank]:
     return changes
 
 
-@partial(Program, static=("maps", "rank", "scale", "seed"))
+@partial(jax.jit, static_argnames=("maps", "rank", "scale", "seed"))
 def _pairs(maps: Maps, rank: int, scale: float, seed: int) -> StyleLora:
     made = {}
     for key, (name, shape, axes) in zip(

@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ic_jax import checkpoint, meshes
+from ic_jax import auto_mesh
 from ic_jax.config import (
     CONFIGS,
     AdapterConfig,
@@ -19,12 +20,12 @@ from ic_jax.config import (
     SchedulerConfig,
     VaeConfig,
 )
-from ic_jax.model_folder import ModelFolder
 from ic_jax.models.adapter import Adapter
-from ic_jax.programs import Program
-from ic_jax.sharding import place, shardings
-from ic_jax.text import PromptTokenizer
-from ic_jax.weights import WeightsError
+from ic_jax.preprocessing.tokenizers import PromptTokenizer
+from ic_jax.sharding import replicate_to_mesh, shardings
+from ic_jax.weights import loading
+from ic_jax.weights.model_folder import ModelFolder
+from ic_jax.weights.tensors import WeightsError
 from train import lora
 from train.data.hashing import digest
 from train.encode import Frozen, Ids
@@ -52,7 +53,7 @@ class Tokenizers:
 class Models:
     """`model` is the base as the pipeline takes it, without an adapter."""
 
-    model: checkpoint.Model
+    model: loading.Model
     frozen: Frozen
     trained: Trained  # before training
     scheduler: SchedulerConfig
@@ -86,7 +87,7 @@ def load_models(recipe: Recipe) -> Models:
         frozen=frozen,
         trained=_trained(recipe, frozen, folder, mesh),
         scheduler=model.scheduler or SchedulerConfig(),
-        vae=checkpoint.read_config(folder, "vae"),
+        vae=loading.read_config(folder, "vae"),
         tokenizers=None if recipe.cache else tokenizers(recipe, model),
         mesh=mesh,
     )
@@ -101,20 +102,20 @@ def mesh_for(recipe: Recipe) -> tuple[Mesh, bool]:
     rows = {name: stage.batch // stage.accumulate for name, stage in recipe.stages.items()}
     fresh: Any = () if recipe.lora else None
     if recipe.adapter:
-        flux = checkpoint.read_config(ModelFolder.open(recipe.model), "transformer")
-        fresh = checkpoint.abstract("adapter", adapter_config(recipe), flux)
+        flux = loading.read_config(ModelFolder.open(recipe.model), "transformer")
+        fresh = loading.abstract("adapter", adapter_config(recipe), flux)
     dtype = jnp.dtype(recipe.dtype)
-    mesh, whole = meshes.for_training(recipe.mesh, recipe.model, dtype, rows, fresh)
+    mesh, whole = auto_mesh.for_training(recipe.mesh, recipe.model, dtype, rows, fresh)
     return mesh, whole if recipe.base == "auto" else recipe.base == "whole"
 
 
 def load_parts(
     recipe: Recipe, needed: set[str], mesh: Mesh | None = None, *, whole: bool = False
-) -> checkpoint.Model:
+) -> loading.Model:
     """Components of the recipe's model, and its settings; WeightsError names what it lacks."""
-    kinds = {*needed, *checkpoint.CONFIG_ONLY}
+    kinds = {*needed, *loading.CONFIG_ONLY}
     dtype = jnp.dtype(recipe.dtype)
-    model = checkpoint.load(recipe.model, dtype, kinds=kinds, mesh=mesh, whole=whole)
+    model = loading.load(recipe.model, dtype, kinds=kinds, mesh=mesh, whole=whole)
     lacks = sorted(name for name in needed if getattr(model, name) is None)
     if lacks:
         raise WeightsError(
@@ -123,7 +124,7 @@ def load_parts(
     return model
 
 
-def tokenizers(recipe: Recipe, model: checkpoint.Model) -> Tokenizers:
+def tokenizers(recipe: Recipe, model: loading.Model) -> Tokenizers:
     """Those of a model that has them."""
     assert model.tokenizer is not None
     assert model.tokenizer_2 is not None
@@ -134,7 +135,7 @@ def tokenizers(recipe: Recipe, model: checkpoint.Model) -> Tokenizers:
 def _trained(recipe: Recipe, frozen: Frozen, folder: ModelFolder, mesh: Mesh) -> Trained:
     if recipe.lora:
         fresh = lora.fresh(frozen.transformer, recipe.lora, recipe.seed)
-        return place(fresh, NamedSharding(mesh, P()))
+        return replicate_to_mesh(fresh, NamedSharding(mesh, P()))
     if recipe.adapter:
         return _fresh(recipe, frozen, mesh)
     if "adapter" not in folder.components:
@@ -142,7 +143,7 @@ def _trained(recipe: Recipe, frozen: Frozen, folder: ModelFolder, mesh: Mesh) ->
             f"{recipe.model} has no adapter to go on with; give a table [adapter] with its sizes, "
             'or adapter = "instantcharacter" for the published ones; or train a LoRA, [lora]'
         )
-    return checkpoint.load_component(folder, "adapter", jnp.float32, mesh=mesh)
+    return loading.load_component(folder, "adapter", jnp.float32, mesh=mesh)
 
 
 def base_digests(recipe: Recipe) -> dict[str, str]:
@@ -179,7 +180,7 @@ def _fresh(recipe: Recipe, frozen: Frozen, mesh: Mesh) -> Adapter:
         "seed": recipe.seed,
     }
     places = shardings(nnx.eval_shape(partial(_adapter, **given)), mesh)
-    return Program(_adapter, static=tuple(given), out_shardings=places)(**given)
+    return jax.jit(_adapter, static_argnames=tuple(given), out_shardings=places)(**given)
 
 
 def _adapter(config: AdapterConfig, flux: FluxConfig, seed: int) -> Adapter:

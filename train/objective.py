@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ic_jax.features import SubjectFeatures
 from ic_jax.models.adapter import Adapter
+from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.flux import Flux
 from ic_jax.models.image_prompt import ImagePrompt
 from ic_jax.models.layers import Remat

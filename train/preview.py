@@ -12,14 +12,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from PIL import Image
 
-from ic_jax import hosts
-from ic_jax.checkpoint import Model
+from ic_jax import multihost
 from ic_jax.models.adapter import Adapter
 from ic_jax.pipeline import InstantCharacterPipeline
-from ic_jax.programs import Program
-from train.cache import Cache
+from ic_jax.weights.loading import Model
 from train.data.dataset import Dataset
 from train.data.pictures import cut_out, decoded
+from train.encoded_cache import Cache
 from train.lora import with_lora
 from train.models import Models
 from train.objective import Trained
@@ -62,7 +61,7 @@ class Preview:
             for reference in self._references
         ]
         sheet = _sheet(rows or [self._drawn(pipe)], self._side)
-        if hosts.is_first():
+        if multihost.is_first():
             folder = Path(self._recipe.out) / "previews"
             folder.mkdir(exist_ok=True)
             sheet.save(folder / f"{step:07d}.png")
@@ -90,7 +89,7 @@ class Preview:
         return drawn.images
 
 
-@partial(Program, static=("dtype",))
+@partial(jax.jit, static_argnames=("dtype",))
 def _cast(weights: Trained, dtype: DTypeLike) -> Trained:
     return jax.tree.map(lambda x: x.astype(dtype), weights)
 

@@ -14,10 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
-from ic_jax import hosts
-from ic_jax.folders import locked
-from ic_jax.programs import Program
-from ic_jax.sharding import put
+from ic_jax import multihost
+from ic_jax.sharding import to_global_array
+from ic_jax.weights.atomic import locked
 
 
 class Stopped(Exception):
@@ -35,11 +34,12 @@ def owned(run: Path) -> Iterator[None]:
         FileExistsError: another process trains in it.
         FileNotFoundError: this host does not see what the first one wrote.
     """
-    if not hosts.is_first():
-        hosts.barrier("run folder")
+    if not multihost.is_first():
+        multihost.barrier("run folder")
         if not (run / "lock").exists():
             raise FileNotFoundError(
-                f"{run}: {hosts.called(0)} has made it and {hosts.called(hosts.index())} does not "
+                f"{run}: {multihost.process_name(0)} has made it and "
+                f"{multihost.process_name(multihost.process_index())} does not "
                 "see it; name an out on a file system that all hosts share"
             )
         yield
@@ -48,7 +48,7 @@ def owned(run: Path) -> Iterator[None]:
     (run / "lock").touch()
     busy = f"{run}: another process is training in it; wait for it, or name another out"
     with locked(run / "lock", busy):
-        hosts.barrier("run folder")
+        multihost.barrier("run folder")
         yield
 
 
@@ -78,16 +78,16 @@ class Agreement:
     def __init__(self, stop: StopRequest, mesh: Mesh):
         self._stop = stop
         self._one_each = NamedSharding(mesh, P(mesh.axis_names))
-        self._any = Program(_any, out_shardings=NamedSharding(mesh, P()))
+        self._any = jax.jit(_any, out_shardings=NamedSharding(mesh, P()))
         self._asked: deque[jax.Array] = deque()
 
     def wanted(self) -> bool:
         """Several hosts hear what was asked two steps before: that step is done, so nobody waits
         for the devices because of this."""
-        if not hosts.several():
+        if not multihost.is_multiprocess():
             return self._stop.wanted
         own = np.full(self._one_each.mesh.size, self._stop.wanted)
-        self._asked.append(self._any(put(own, self._one_each, np.int32)))
+        self._asked.append(self._any(to_global_array(own, self._one_each, np.int32)))
         return len(self._asked) > 2 and bool(self._asked.popleft())
 
 

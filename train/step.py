@@ -18,10 +18,9 @@ from ic_jax.models.adapter import Adapter
 from ic_jax.models.flux import Flux
 from ic_jax.models.layers import Remat
 from ic_jax.models.rope import Rope
-from train.data.cache import Embeddings
+from train.data.encoded_store import Embeddings
 from train.encode import Batch, Frozen, Ids, Knobs, encode, row_keys
 from train.objective import Examples, Trained, loss
-from train.optimizer import Rule
 
 
 @struct.dataclass
@@ -30,17 +29,19 @@ class State:
 
     trained: Trained  # float32 masters
     average: Trained | None  # exponential moving average of them
-    optimizer: Any
+    opt_state: Any
     step: Int[Array, ""]  # global, over all stages
     bad: Int[Array, ""]  # steps in a row that were not finite
 
     @classmethod
-    def start(cls, trained: Trained, rule: Rule, *, average: bool) -> Self:
+    def start(
+        cls, trained: Trained, optimizer: optax.GradientTransformation, *, average: bool
+    ) -> Self:
         """The state before step 0; `trained` is cast to float32."""
         masters = jax.tree.map(lambda x: x.astype(jnp.float32), trained)
         copy = jax.tree.map(jnp.copy, masters) if average else None
         zero = jnp.zeros((), jnp.int32)
-        return cls(masters, copy, rule.init(masters), zero, zero)
+        return cls(masters, copy, optimizer.init(masters), zero, zero)
 
 
 class Metrics(NamedTuple):
@@ -60,7 +61,7 @@ def train_step(
     knobs: Knobs,
     seed: Int[Array, ""],
     *,
-    rule: Rule,
+    optimizer: optax.GradientTransformation,
     timesteps: str,
     accumulate: int,
     remat: Remat,
@@ -76,7 +77,9 @@ def train_step(
     value, gradient, row_loss, sigma = mean_gradient(
         state.trained, frozen.transformer, rope, examples, (batch, keys), accumulate, remat=remat
     )
-    state, norm = apply_gradient(state, value, gradient, knobs.learning_rate, knobs.ema, rule=rule)
+    state, norm = apply_gradient(
+        state, value, gradient, knobs.learning_rate, knobs.ema, optimizer=optimizer
+    )
     return state, Metrics(value, norm, row_loss, sigma, state.bad)
 
 
@@ -130,7 +133,7 @@ def apply_gradient(
     learning_rate: Float[Array, ""],
     ema: Float[Array, ""],
     *,
-    rule: Rule,
+    optimizer: optax.GradientTransformation,
 ) -> tuple[State, Float[Array, ""]]:
     """The state after one update, and the gradient's norm before clipping.
 
@@ -138,13 +141,13 @@ def apply_gradient(
     """
     norm = optax.tree.norm(gradient)
     good = jnp.isfinite(value) & jnp.isfinite(norm)
-    updates, moments = rule.update(gradient, state.optimizer, state.trained)
+    updates, moments = optimizer.update(gradient, state.opt_state, state.trained)
     trained = jax.tree.map(lambda p, u: p - learning_rate * u, state.trained, updates)
     average = state.average
     if average is not None:
         average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, average, trained)
 
-    new, old = (trained, average, moments), (state.trained, state.average, state.optimizer)
+    new, old = (trained, average, moments), (state.trained, state.average, state.opt_state)
     trained, average, moments = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
     bad = jnp.where(good, 0, state.bad + 1)
     return State(trained, average, moments, state.step + 1, bad), norm

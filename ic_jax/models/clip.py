@@ -11,7 +11,7 @@ from ic_jax.config import ClipConfig
 from ic_jax.models.attention import merge_heads, split_heads
 from ic_jax.models.layers import Embedding, LayerNorm, Linear, Mlp, Stack, gelu_erf, quick_gelu
 from ic_jax.models.text_attention import biased_attention
-from ic_jax.sharding import by_rows
+from ic_jax.sharding import shard_batch
 
 
 class ClipText(nnx.Module):
@@ -62,7 +62,7 @@ class Encoder(nnx.Module):
         causal = jnp.where(jnp.tri(n, dtype=bool), 0.0, -jnp.inf)
 
         def step(layer: EncoderLayer, x: Array, _: None) -> tuple[Array, None]:
-            return by_rows(layer(by_rows(x), causal)), None
+            return shard_batch(layer(shard_batch(x), causal)), None
 
         x, _ = self.layers.scan(step, x)
         return x

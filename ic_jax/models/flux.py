@@ -28,7 +28,7 @@ from ic_jax.models.layers import (
 )
 from ic_jax.models.rope import Rope, rotate
 from ic_jax.models.streams import add_to_image, in_stream_order, join, part, split_tokens
-from ic_jax.sharding import by_rows, constrain
+from ic_jax.sharding import constrain, shard_batch
 
 LAYER_NORM_EPS = 1e-6
 
@@ -234,14 +234,14 @@ class Flux(nnx.Module):
 
         def every_block(linear: ModulationLinear) -> Array:
             # Block by block: as one product, all the blocks' kernels would be copied, transposed.
-            every = jax.lax.map(lambda one: by_rows(one(vec)), linear)
+            every = jax.lax.map(lambda one: shard_batch(one(vec)), linear)
             return constrain(every, None, "batch", None, None)
 
         return Modulation(
             img=every_block(double.norm1),
             txt=every_block(double.norm1_context),
             single=every_block(single.norm),
-            out=by_rows(self.norm_out(vec)),
+            out=shard_batch(self.norm_out(vec)),
         )
 
     def embed_text(self, prompt_embeds: Float[Array, "b t c"]) -> Float[Array, "b t d"]:

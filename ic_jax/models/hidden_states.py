@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ic_jax.models.layers import Stack
-from ic_jax.sharding import by_rows
+from ic_jax.sharding import shard_batch
 
 
 def run_blocks(
@@ -24,7 +24,7 @@ def run_blocks(
 
     def step(block, carry, number):
         x, kept = carry
-        x = by_rows(block(by_rows(x)))
+        x = shard_batch(block(shard_batch(x)))
         return (x, jnp.where(wanted == number, x, kept)), None
 
     kept = jnp.broadcast_to(x, (len(layers), *x.shape))  # already right for number 0

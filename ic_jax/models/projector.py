@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ic_jax.config import AdapterConfig
-from ic_jax.features import SubjectFeatures
 from ic_jax.models.attention import attention, merge_heads, split_heads
+from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.layers import (
     EmbedMlp,
     LayerNorm,
@@ -28,7 +28,7 @@ from ic_jax.models.layers import (
     gelu_tanh,
     sinusoid,
 )
-from ic_jax.sharding import by_rows
+from ic_jax.sharding import shard_batch
 
 STACK_EPS = 1e-6
 RESAMPLER_EPS = 1e-5
@@ -165,7 +165,7 @@ class Resampler(nnx.Module):
         latents = jnp.broadcast_to(latents, (x.shape[0], *latents.shape[1:]))
 
         def layer(layer: ResamplerLayer, latents: Array, _: None) -> tuple[Array, None]:
-            return by_rows(layer(x, by_rows(latents), temb)), None
+            return shard_batch(layer(x, shard_batch(latents), temb)), None
 
         latents, _ = self.layers.scan(layer, latents, remat=remat)
         return self.norm_out(self.proj_out(latents)), temb
@@ -191,7 +191,7 @@ class Projector(nnx.Module):
 
         def attend(stack: Stack, context: Array) -> Array:
             def step(block: CrossBlock, x: Array, _: None) -> tuple[Array, None]:
-                return by_rows(block(by_rows(x), context)), None
+                return shard_batch(block(shard_batch(x), context)), None
 
             return stack.scan(step, deep, remat=remat)[0]
 

@@ -16,7 +16,7 @@ from ic_jax.config import T5Config
 from ic_jax.models.attention import merge_heads, split_heads
 from ic_jax.models.layers import Embedding, Linear, RMSNorm, Stack, gelu_tanh
 from ic_jax.models.text_attention import biased_attention
-from ic_jax.sharding import by_rows
+from ic_jax.sharding import shard_batch
 
 
 class T5Encoder(nnx.Module):
@@ -50,7 +50,7 @@ class Blocks(nnx.Module):
         bias = self.bias(x.shape[1])
 
         def step(block: Block, x: Array, _: None) -> tuple[Array, None]:
-            return by_rows(block(by_rows(x), bias)), None
+            return shard_batch(block(shard_batch(x), bias)), None
 
         x, _ = self.block.scan(step, x)
         return self.final_layer_norm(x)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ic_jax.images import ImageError
+from ic_jax.preprocessing.images import ImageError
 from train.data.buckets import covering
 from train.data.decode import (
     decode_image,

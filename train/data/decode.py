@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from ic_jax.images import FORMATS, ImageError, read_rgb
+from ic_jax.preprocessing.images import FORMATS, ImageError, read_rgb
 
 # Modes that hold 8 bits a channel: kept as they are; what else a file holds is re-encoded.
 MODES = frozenset({"L", "LA", "P", "RGB", "RGBA"})
@@ -19,7 +19,7 @@ def decode_image(
     """The picture upright on white, and its alpha channel if it has one.
 
     Raises:
-        ImageError: not a picture, damaged, or too large (`ic_jax.images.read_rgb`).
+        ImageError: not a picture, damaged, or too large (`ic_jax.preprocessing.images.read_rgb`).
     """
     with _open(data) as image:
         rgb = read_rgb(image)

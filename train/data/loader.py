@@ -11,15 +11,15 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Float, Int, UInt8
 
-from ic_jax.images import ImageError
+from ic_jax.preprocessing.images import ImageError
+from train.data.batch_plan import Plan
+from train.data.batch_plan import Rows as PlanRows
 from train.data.buckets import Size
-from train.data.cache import Embeddings, Moments, Rows
 from train.data.dataset import Dataset
+from train.data.encoded_store import Embeddings, Moments, Rows
 from train.data.errors import DataError
 from train.data.focus import density, scaled
 from train.data.pictures import CENTRED, Augment, crop, cut, decoded, prepare_reference
-from train.data.plan import Plan
-from train.data.plan import Rows as PlanRows
 
 # Beyond this share of the samples read by a host the data set is broken, not a picture in it.
 MAX_SKIPPED, FREE = 0.01, 16

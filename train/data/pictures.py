@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from ic_jax.images import tiles
+from ic_jax.preprocessing.images import tiles
 from train.data.admit import FIGURE
 from train.data.buckets import Size
 from train.data.decode import decode_image, decode_mask, resized
@@ -80,7 +80,7 @@ def prepare_reference(
     Without a mask or alpha channel the whole picture counts as the figure.
 
     Returns:
-        The square at `side` pixels, its four tiles (`ic_jax.images.tiles`), and whether it was
+        The square at `side` pixels, its four tiles (`images.tiles`), and whether it was
         mirrored.
     """
     figure = cut_out(picture)

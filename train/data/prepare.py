@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ic_jax import cli
-from ic_jax.folders import written_whole
+from ic_jax.weights.atomic import written_whole
 from train.data import card
 from train.data.buckets import buckets
 from train.data.errors import DataError

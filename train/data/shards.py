@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from ic_jax.images import ImageError
+from ic_jax.preprocessing.images import ImageError
 from train.data.admit import admit, fingerprint
 from train.data.records import encode
 from train.data.sources import Bad, Entry

@@ -10,9 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from ic_jax import cli
-from train.data.cache import FACTS, MANIFEST
 from train.data.card import CARD
 from train.data.dataset import Dataset
+from train.data.encoded_store import FACTS, MANIFEST
 from train.data.errors import DataError
 
 

@@ -1,0 +1,1 @@
+"""Open Peeps: everything that made and measures the small model."""

@@ -1,0 +1,50 @@
+"""The data set of the experiment: people of the small world, held-out ones among them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from examples.open_peeps.world.palette import GROUND
+from examples.open_peeps.world.render import over, render
+from examples.open_peeps.world.small_world import (
+    EVERYONE,
+    caption,
+    random_bodies,
+    random_view,
+)
+from ic_jax.weights.atomic import written_whole
+from train.data.prepare import Options, prepare
+
+SIZE = 128  # pixels: twice the target's, because a reference is also seen in four tiles
+
+
+def prepared(work: Path, characters: int, views: int) -> Path:
+    """The data set of random people, held-out ones among them, in views whose bodies differ."""
+    data = work / "data"
+    if not data.exists():
+        with written_whole(work / "source", overwrite=True, owns=lambda _: True) as folder:
+            _write(folder, characters, views)
+        prepare(work / "source", data, Options(resolutions=(SIZE,)), workers=1)
+    return data
+
+
+def _write(folder: Path, characters: int, views: int) -> None:
+    rng = np.random.default_rng(11)
+    with (folder / "metadata.jsonl").open("w") as lines:
+        for n in rng.permutation(len(EVERYONE))[:characters]:
+            for number, body in enumerate(random_bodies(rng, views)):
+                view = random_view(rng, body)
+                pixels = render(EVERYONE[n], view, SIZE)
+                stem = f"{EVERYONE[n]}-{number}"
+                Image.fromarray(over(pixels, GROUND[view.ground])).save(folder / f"{stem}.png")
+                Image.fromarray(pixels[..., 3]).save(folder / f"{stem}.mask.png")
+                line = {
+                    "file": f"{stem}.png",
+                    "mask": f"{stem}.mask.png",
+                    "caption": caption(view),
+                    "character": str(EVERYONE[n]),
+                    "view": body,
+                }
+                lines.write(json.dumps(line) + "\n")

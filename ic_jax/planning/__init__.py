@@ -1,0 +1,1 @@
+"""Planning: what a program needs on devices that are not attached."""

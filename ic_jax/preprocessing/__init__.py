@@ -1,0 +1,1 @@
+"""Preprocessing: pictures, prompts and arguments, checked and made ready for the models."""

@@ -1,0 +1,1 @@
+"""Weights on disk: MODEL folders, safetensors files, LoRA files, and loading them."""

@@ -1,0 +1,178 @@
+"""A MODEL folder's components as modules on the device."""
+
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from ic_jax.config import (
+    AdapterConfig,
+    ClipConfig,
+    ConfigError,
+    Dinov2Config,
+    FluxConfig,
+    SamplingConfig,
+    SchedulerConfig,
+    SiglipConfig,
+    T5Config,
+    VaeConfig,
+)
+from ic_jax.models.adapter import Adapter
+from ic_jax.models.clip import ClipText
+from ic_jax.models.dinov2 import Dinov2
+from ic_jax.models.flux import Flux
+from ic_jax.models.siglip import SiglipVision
+from ic_jax.models.t5 import T5Encoder
+from ic_jax.models.vae import Vae
+from ic_jax.sharding import parameter_sharding, to_global_array
+from ic_jax.weights.model_folder import CONFIG, KINDS, ModelFolder, ModelWriter
+from ic_jax.weights.safetensors_io import Spec
+from ic_jax.weights.tensors import Mismatch, WeightsError
+
+COMPONENTS: dict[str, tuple[Any, Any]] = {
+    "transformer": (FluxConfig, Flux),
+    "adapter": (AdapterConfig, Adapter),
+    "siglip": (SiglipConfig, SiglipVision),
+    "dinov2": (Dinov2Config, Dinov2),
+    "t5": (T5Config, T5Encoder),
+    "clip": (ClipConfig, ClipText),
+    "vae": (VaeConfig, Vae),
+}
+CONFIG_ONLY: dict[str, Any] = {"scheduler": SchedulerConfig, "sampling": SamplingConfig}
+
+
+def abstract(kind: str, config: Any, flux: FluxConfig | None = None) -> Any:
+    """A component's module, shapes in place of arrays; the adapter also needs FLUX's sizes."""
+    make = COMPONENTS[kind][1]
+    sizes = (config, flux) if kind == "adapter" else (config,)
+    return nnx.eval_shape(lambda: make(*sizes, rngs=nnx.Rngs(0)))
+
+
+def parameters(module: Any) -> dict[str, Any]:
+    """A module's variables by their dotted paths."""
+    state = nnx.to_flat_state(nnx.state(module))
+    return {".".join(map(str, path)): variable for path, variable in state}
+
+
+def config_class(kind: str) -> Any:
+    """What a component's config.json is read as."""
+    return CONFIG_ONLY.get(kind) or COMPONENTS[kind][0]
+
+
+def read_config(folder: ModelFolder, kind: str) -> Any:
+    """A component's config; WeightsError if it is absent, or is none."""
+    try:
+        return config_class(kind).from_dict(folder.json(kind))
+    except ConfigError as error:
+        raise WeightsError(
+            f"{folder.path / kind / CONFIG}: {error}; convert the model again"
+        ) from None
+
+
+def load_component(
+    folder: ModelFolder | str | Path,
+    kind: str,
+    dtype: Any = None,
+    *,
+    verify: bool = True,
+    mesh: Mesh | None = None,
+    whole: bool = False,
+) -> Any:
+    """One component of a MODEL folder, tensor by tensor from the mapped file to the devices.
+
+    Args:
+        dtype: what every parameter is cast to; None keeps the types of the files.
+        verify: compare the files' SHA-256 first; their sizes are compared always.
+        mesh: where the parameters go, as `ic_jax.sharding` says; a host reads its own pieces
+            only. Without one they go to the default device.
+        whole: see `sharding.shardings`.
+
+    Raises:
+        WeightsError: the component is absent or damaged, or is not what its config says.
+        ShardingError: it cannot be laid out on the mesh; nothing is read then.
+    """
+    if not isinstance(folder, ModelFolder):
+        folder = ModelFolder.open(folder)
+    kinds = [kind, "transformer"] if kind == "adapter" else [kind]
+    if verify and kind in folder.components:
+        folder.verify([kind])
+    config, *flux = (read_config(folder, k) for k in kinds)
+    module, tensors = abstract(kind, config, *flux), folder.tensors(kind)
+    variables = parameters(module)
+    if wrong := Mismatch.between({path: v.shape for path, v in variables.items()}, tensors):
+        raise WeightsError(f"{folder.path / kind}: {wrong}; convert the model again")
+    places = {
+        path: mesh and parameter_sharding(f"{kind}.{path}", variable, mesh, whole=whole)
+        for path, variable in variables.items()
+    }
+    for path, variable in variables.items():
+        array, place = tensors[path].array(), places[path]
+        kept = array.dtype if dtype is None else jnp.dtype(dtype)
+        variable.set_value(
+            to_global_array(array, place, kept)
+            if place
+            else jax.device_put(array.astype(kept, copy=False))
+        )
+    return module
+
+
+@dataclass
+class Model:
+    """The components that a MODEL folder has: modules, and the folders of the tokenizers."""
+
+    scheduler: SchedulerConfig | None = None
+    sampling: SamplingConfig | None = None
+    transformer: Flux | None = None
+    adapter: Adapter | None = None
+    siglip: SiglipVision | None = None
+    dinov2: Dinov2 | None = None
+    t5: T5Encoder | None = None
+    clip: ClipText | None = None
+    vae: Vae | None = None
+    tokenizer: Path | None = None  # CLIP's
+    tokenizer_2: Path | None = None  # T5's
+
+
+def load(
+    path: str | Path,
+    dtype: Any = None,
+    *,
+    kinds: Container[str] = KINDS,
+    verify: bool = True,
+    mesh: Mesh | None = None,
+    whole: bool = False,
+) -> Model:
+    """The components of a MODEL folder that are of `kinds`, all by default.
+
+    Other arguments and errors as for `load_component`.
+    """
+    folder = ModelFolder.open(path)
+    wanted = [kind for kind in folder.components if kind in kinds]
+    if verify:
+        folder.verify(wanted)
+    model = Model()
+    for kind in wanted:
+        if kind in COMPONENTS:
+            part = load_component(folder, kind, dtype, verify=False, mesh=mesh, whole=whole)
+        else:
+            part = read_config(folder, kind) if kind in CONFIG_ONLY else folder.path / kind
+        setattr(model, kind, part)
+    return model
+
+
+def write_component(writer: ModelWriter, kind: str, module: Any, dtype: Any = None) -> None:
+    """Write a module as a component of a new MODEL folder, in `dtype` or as it is."""
+    values = parameters(module)
+    kinds = {path: np.dtype(dtype or v.dtype) for path, v in values.items()}
+    writer.add_config(kind, module.config.to_dict())
+    writer.add_tensors(
+        kind,
+        {path: Spec(kinds[path], v.shape) for path, v in values.items()},
+        lambda path: [np.asarray(values[path][...].astype(kinds[path]))],
+    )

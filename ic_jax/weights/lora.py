@@ -1,0 +1,253 @@
+"""Style LoRAs: files read into low-rank pairs, and models changed by them without loss.
+
+A LoRA adds (alpha / rank) * B A to a linear map. The sum is taken in float32 from the base
+weights as they were loaded, whatever was applied before, and the base is put back bit by bit:
+adding and subtracting in bfloat16 would change a tenth of all weights by rounding.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ic_jax.preprocessing.arguments import check_finite
+from ic_jax.weights.loading import parameters
+from ic_jax.weights.safetensors_io import Spec, read_metadata, read_tensors, write_file
+from ic_jax.weights.tensors import WeightsError
+
+# The peft layout that diffusers writes: which of our models each prefix speaks of.
+PREFIXES = {"transformer.": "transformer", "text_encoder.": "clip"}
+_KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|alpha)$")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One linear map's change: scale * b @ a, with a [rank, in] and b [out, rank]."""
+
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file: changes by (model, published module name), and how to apply them."""
+
+    name: str
+    changes: Mapping[tuple[str, str], LowRank]
+    weight: float
+    trigger: str | None
+
+
+def read_lora(file: Path | str, weight: float = 1.0, trigger: str | None = None) -> Lora:
+    """Read a LoRA in the peft layout, as diffusers writes it.
+
+    Alpha comes from the tensor `<module>.alpha`, or from the settings that diffusers keeps in
+    the file's header; without either it is the rank.
+
+    Raises:
+        WeightsError: another layout or kind, or pairs that are incomplete, misshapen or not
+            finite.
+    """
+    file = Path(file)
+    weight = check_finite("LoRA weight", weight)
+    parts: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    unknown = []
+    for key, tensor in read_tensors(file).items():
+        prefix = next((p for p in PREFIXES if key.startswith(p)), None)
+        match = _KEY.fullmatch(key.removeprefix(prefix)) if prefix else None
+        if prefix is None or match is None:
+            unknown.append(key)
+            continue
+        module = parts.setdefault((prefix, match["module"]), {})
+        module[match["part"]] = np.asarray(tensor.array(), np.float32)
+    if unknown or not parts:
+        raise WeightsError(
+            f"{file}: not a LoRA in the peft layout (transformer.*.lora_A.weight): "
+            f"{len(unknown)} other keys, such as {unknown[:3]}"
+        )
+    alphas = _Alphas(file)
+    changes = {
+        (PREFIXES[prefix], module): _low_rank(file, module, found, alphas.of(prefix, module))
+        for (prefix, module), found in parts.items()
+    }
+    return Lora(file.name, changes, weight, trigger)
+
+
+def write_lora(
+    file: Path | str,
+    changes: Mapping[tuple[str, str], LowRank],
+    dtype: np.dtype,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write what `read_lora` and diffusers read; the file is there whole or not at all.
+
+    Scales go into B and no alpha is written: some loaders ignore one, and then draw at another
+    strength.
+
+    Args:
+        changes: by (model, published module name).
+
+    Raises:
+        ValueError: a name that does not end in .safetensors.
+        FileExistsError: `file` is in the way.
+    """
+    file = Path(file)
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file}: a LoRA is one file; name it {file.name}.safetensors")
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file}: exists; name another file or give --overwrite")
+    prefixes = {model: prefix for prefix, model in PREFIXES.items()}
+    tensors = {}
+    for (model, module), change in changes.items():
+        name = prefixes[model] + module
+        tensors[f"{name}.lora_A.weight"] = change.a.astype(dtype)
+        tensors[f"{name}.lora_B.weight"] = (np.float32(change.scale) * change.b).astype(dtype)
+    specs = {name: Spec(value.dtype, value.shape) for name, value in tensors.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_file(file, specs, lambda name: [tensors[name]])
+
+
+class _Alphas:
+    """Alphas by peft's settings in a file's header, {"transformer.lora_alpha": 16, ...}."""
+
+    def __init__(self, file: Path):
+        try:
+            self._settings = json.loads(read_metadata(file).get("lora_adapter_metadata", "{}"))
+        except ValueError:
+            raise WeightsError(f"{file}: lora_adapter_metadata in its header is not JSON") from None
+        for prefix in PREFIXES:
+            for kind in ("use_rslora", "use_dora"):
+                if self._settings.get(prefix + kind):
+                    raise WeightsError(f"{file}: {kind} is set: this kind of LoRA is not supported")
+
+    def of(self, prefix: str, module: str) -> float | None:
+        patterns = self._settings.get(f"{prefix}alpha_pattern") or {}
+        # As peft does: a pattern is a regular expression for the end of a module's name.
+        own = (v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", module))
+        return next(own, self._settings.get(f"{prefix}lora_alpha"))
+
+
+def _low_rank(
+    file: Path, module: str, found: dict[str, np.ndarray], alpha: float | None
+) -> LowRank:
+    def fail(problem: str) -> WeightsError:
+        return WeightsError(f"{file}: {module}: {problem}")
+
+    missing = {"lora_A.weight", "lora_B.weight"} - set(found)
+    if missing:
+        raise fail(f"{' and '.join(sorted(missing))} is missing")
+    a, b = found["lora_A.weight"], found["lora_B.weight"]
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise fail(f"lora_A {a.shape} and lora_B {b.shape} do not share a rank")
+    rank = a.shape[0]
+    if "alpha" in found:
+        alpha = float(found["alpha"])
+    alpha = float(rank) if alpha is None else float(alpha)
+    if not (np.isfinite(alpha) and np.isfinite(a).all() and np.isfinite(b).all()):
+        raise fail("holds numbers that are not finite")
+    return LowRank(a, b, alpha / rank)
+
+
+class LoraSet:
+    """The LoRAs applied to some models, and what their weights were before.
+
+    The base values of changed parameters stay in host memory while any LoRA is applied.
+    """
+
+    def __init__(self, models: Mapping[str, Any]):
+        self._parameters = {kind: parameters(model) for kind, model in models.items()}
+        self._base: dict[tuple[str, str], np.ndarray] = {}
+        self._loras: list[Lora] = []
+
+    @property
+    def triggers(self) -> list[str]:
+        return [lora.trigger for lora in self._loras if lora.trigger]
+
+    def add(self, lora: Lora) -> None:
+        """Apply one more LoRA; WeightsError, and nothing changed, if it does not fit."""
+        for (kind, module), change in lora.changes.items():
+            path, index = _locate(module)
+            kernel = self._parameters.get(kind, {}).get(f"{path}.kernel")
+            shape = (change.a.shape[1], change.b.shape[0])
+            if kernel is None or (index is not None and index >= kernel.shape[0]):
+                raise WeightsError(f"{lora.name}: this model's {kind} has no {module}")
+            if kernel.shape[-2:] != shape:
+                raise WeightsError(
+                    f"{lora.name}: {module} is for a map {shape[0]} -> {shape[1]}; this model's "
+                    f"is {kernel.shape[-2]} -> {kernel.shape[-1]}"
+                )
+        self._loras.append(lora)
+        self._apply()
+
+    def clear(self) -> None:
+        """Put the base weights back, bit for bit."""
+        self._loras.clear()
+        self._apply()
+        self._base.clear()
+
+    def _apply(self) -> None:
+        changes: dict[tuple[str, str], dict[int | None, list]] = {}
+        for lora in self._loras:
+            for (kind, module), change in lora.changes.items():
+                path, index = _locate(module)
+                entry = changes.setdefault((kind, f"{path}.kernel"), {}).setdefault(index, [])
+                entry.append((lora.weight * change.scale, change))
+        for key in set(changes) | set(self._base):
+            variable = self._parameters[key[0]][key[1]]
+            where = variable[...].sharding
+            base = self._base.setdefault(key, jax.device_get(variable[...]))
+            # The old value goes before its successor comes: a stack of blocks is gigabytes.
+            variable.set_value(base)
+            value = jax.device_put(base, where)
+            if key in changes:
+                value = _merge(value, *_stacked(changes[key], base.shape))
+            variable.set_value(value)
+
+
+def _locate(module: str) -> tuple[str, int | None]:
+    """A published module's path among ours: the first number is the place in a stack."""
+    match = re.search(r"(?<=blocks\.|layers\.)\d+(?=\.)", module)
+    if match is None:
+        return module, None
+    return module[: match.start()] + "*" + module[match.end() :], int(match.group())
+
+
+def _stacked(
+    changes: dict[int | None, list], shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """All changes of a parameter as a [*l, rank, in], b [*l, rank, out], scales within b.
+
+    Ranks of several LoRAs add up; blocks that none of them touches have zeros.
+    """
+    rank = max(sum(len(c.a) for _, c in entries) for entries in changes.values())
+    a = np.zeros((*shape[:-2], rank, shape[-2]), np.float32)
+    b = np.zeros((*shape[:-2], rank, shape[-1]), np.float32)
+    for index, entries in changes.items():
+        at: Any = () if index is None else index
+        a_rows = np.concatenate([c.a for _, c in entries])
+        a[at][: len(a_rows)] = a_rows
+        b[at][: len(a_rows)] = np.concatenate([scale * c.b.T for scale, c in entries])
+    return a, b
+
+
+@partial(jax.jit, donate_argnums=0)
+def _merge(
+    kernel: Float[Array, "*l i o"], a: Float[Array, "*l r i"], b: Float[Array, "*l r o"]
+) -> Float[Array, "*l i o"]:
+    def one(x: tuple[Array, Array, Array]) -> Array:
+        kernel, a, b = x
+        change = jnp.dot(a.T, b, precision=jax.lax.Precision.HIGHEST)  # not in TF32
+        return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
+
+    # Block by block: a whole stack of float32 sums would be several gigabytes.
+    return one((kernel, a, b)) if kernel.ndim == 2 else jax.lax.map(one, (kernel, a, b))

@@ -1,0 +1,230 @@
+"""MODEL, the folder that holds a whole model.
+
+    manifest.json             every other file's size and SHA-256; written last
+    transformer/config.json   a config of ic_jax.config
+    transformer/*.safetensors parameters under their paths, laid out as the modules hold them
+    adapter, siglip, dinov2, t5, clip, vae: the same
+    siglip/unused.safetensors published tensors that no module has, for the way back
+    scheduler/config.json     tokenizer/*, tokenizer_2/*: as published
+    sampling/config.json      what it is drawn with where nobody says otherwise
+
+Any component may be absent.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ic_jax.version import __version__
+from ic_jax.weights import safetensors_io
+from ic_jax.weights.atomic import written_whole
+from ic_jax.weights.safetensors_io import Spec
+from ic_jax.weights.tensors import Tensor, WeightsError
+
+MANIFEST, CONFIG, UNUSED = "manifest.json", "config.json", "unused.safetensors"
+FORMAT = 1
+SMALL_MODEL = (
+    Path(__file__).parent.parent / "small_model"
+)  # trained by this project, and part of it
+KINDS = (
+    *("transformer", "adapter", "siglip", "dinov2", "t5", "clip", "vae"),
+    *("scheduler", "sampling", "tokenizer", "tokenizer_2"),
+)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A MODEL folder opened for reading: files are there, at their sizes."""
+
+    path: Path
+    components: dict[str, dict[str, FileEntry]]  # kind -> file name -> entry
+
+    @classmethod
+    def open(cls, path: str | Path) -> "ModelFolder":
+        """Read the manifest and compare the sizes of the files.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            WeightsError: not a MODEL folder, or a file of it is missing or cut.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: no such folder")
+        folder = cls(path, _read_manifest(path))
+        for kind, name, entry in folder.files():
+            file = path / kind / name
+            size = file.stat().st_size if file.is_file() else None
+            if size is None:
+                raise WeightsError(f"{file}: is missing; convert or copy the model again")
+            if size != entry.size:
+                raise WeightsError(
+                    f"{file}: {size} bytes, expected {entry.size}; convert or copy the model again"
+                )
+        return folder
+
+    def files(self, kinds: Iterable[str] | None = None) -> Iterator[tuple[str, str, FileEntry]]:
+        for kind in self.components if kinds is None else kinds:
+            for name, entry in self.components[kind].items():
+                yield kind, name, entry
+
+    def verify(self, kinds: Iterable[str] | None = None) -> None:
+        """Compare the SHA-256 of every file; WeightsError lists those that differ."""
+
+        def differs(file: tuple[str, str, FileEntry]) -> str | None:
+            kind, name, entry = file
+            with (self.path / kind / name).open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            return None if digest == entry.sha256 else f"{kind}/{name}"
+
+        with ThreadPoolExecutor() as pool:
+            bad = [name for name in pool.map(differs, self.files(kinds)) if name]
+        if bad:
+            raise WeightsError(
+                f"{self.path}: {len(bad)} files differ from their checksum: {', '.join(bad[:10])}; "
+                "convert or copy the model again"
+            )
+
+    def json(self, kind: str, name: str = CONFIG) -> dict[str, Any]:
+        """A JSON file of a component; WeightsError if the model lacks the component."""
+        if kind not in self.components:
+            has = ", ".join(self.components)
+            raise WeightsError(f"{self.path}: has no {kind}, only {has}; convert one that has it")
+        return json.loads((self.path / kind / name).read_text())
+
+    def tensors(self, kind: str) -> dict[str, Tensor]:
+        """A component's parameters by path, from all its shards."""
+        found: dict[str, Tensor] = {}
+        for name in self.components[kind]:
+            if name.endswith(".safetensors") and name != UNUSED:
+                shard = safetensors_io.read_tensors(self.path / kind / name)
+                if both := sorted(found.keys() & shard.keys()):
+                    raise WeightsError(f"{self.path / kind / name}: holds {both[0]} once more")
+                found |= shard
+        return found
+
+    def unused(self, kind: str) -> dict[str, Tensor]:
+        """Published tensors, under their published names, that the component's module lacks."""
+        has = UNUSED in self.components[kind]
+        return safetensors_io.read_tensors(self.path / kind / UNUSED) if has else {}
+
+
+def _read_manifest(folder: Path) -> dict[str, dict[str, FileEntry]]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise WeightsError(
+            f"{folder}: is not an ic_jax model (no {MANIFEST}); "
+            "make one from published weights with `python -m convert from-torch`"
+        )
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise WeightsError(
+                f"{path}: format {manifest['format']}, this version reads {FORMAT}; "
+                "convert the model again"
+            )
+        components = {
+            kind: {name: FileEntry(**entry) for name, entry in files.items()}
+            for kind, files in manifest["components"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: is damaged; convert or copy the model again") from None
+    for kind, files in components.items():
+        for name in (kind, *files):
+            if Path(name).name != name:
+                raise WeightsError(f"{path}: {name!r} is not a plain file name")
+        if kind not in KINDS:
+            raise WeightsError(f"{path}: unknown component {kind}; known are {', '.join(KINDS)}")
+    return components
+
+
+class ModelWriter:
+    """Collects the components of a new MODEL folder; made by `create`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.components: dict[str, dict[str, FileEntry]] = {}
+
+    def add_tensors(
+        self,
+        kind: str,
+        specs: Mapping[str, Spec],
+        chunks: Callable[[str], Iterable[np.ndarray]],
+        *,
+        unused: bool = False,
+    ) -> None:
+        """Write a component's parameters; see `ic_jax.weights.safetensors_io.write_tensors`."""
+        stem = UNUSED.removesuffix(".safetensors") if unused else "model"
+        for file in safetensors_io.write_tensors(self._component(kind), stem, specs, chunks):
+            self.components[kind][file.path.name] = FileEntry(file.size, file.sha256)
+
+    def add_file(self, kind: str, name: str, content: bytes) -> None:
+        with (self._component(kind) / name).open("wb") as file:
+            file.write(content)
+            safetensors_io.sync(file)
+        digest = hashlib.sha256(content).hexdigest()
+        self.components[kind][name] = FileEntry(len(content), digest)
+
+    def add_config(self, kind: str, values: dict[str, Any]) -> None:
+        self.add_file(kind, CONFIG, as_json(values))
+
+    def add_from(self, model: ModelFolder, kind: str) -> None:
+        """A component of another model as it is: the same files where the disk allows it."""
+        folder = self._component(kind)
+        for _, name, entry in model.files([kind]):
+            source = model.path / kind / name
+            try:
+                os.link(source, folder / name)
+            except OSError:  # another disk
+                shutil.copyfile(source, folder / name)
+            self.components[kind][name] = entry
+
+    def _component(self, kind: str) -> Path:
+        self.components.setdefault(kind, {})
+        path = self.folder / kind
+        path.mkdir(exist_ok=True)
+        return path
+
+
+@contextmanager
+def create(out: str | Path, *, overwrite: bool = False) -> Iterator[ModelWriter]:
+    """Write a MODEL folder. It is at `out` when the block ends without exception, or not at all.
+
+    Raises:
+        FileExistsError: `out` is in the way.
+    """
+    out, owned = Path(out), {*KINDS, MANIFEST}
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        # Perhaps published weights, whose folders have the same names.
+        raise FileExistsError(f"{out}: exists and is no ic_jax model; name another folder")
+    with written_whole(out, overwrite=overwrite, owns=owned.__contains__) as folder:
+        writer = ModelWriter(folder)
+        yield writer
+        components = {
+            kind: {name: vars(entry) for name, entry in files.items()}
+            for kind, files in writer.components.items()
+        }
+        manifest = {"format": FORMAT, "ic_jax": __version__, "components": components}
+        with (folder / MANIFEST).open("wb") as file:
+            file.write(as_json(manifest))
+            safetensors_io.sync(file)
+
+
+def as_json(values: Any) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()

@@ -1,0 +1,231 @@
+"""Reading and writing safetensors files, strictly and one tensor at a time.
+
+The format: a little-endian u64 n, n bytes of JSON {name: {dtype, shape, data_offsets}}, then
+the tensors' bytes. https://github.com/huggingface/safetensors. The published reader loads
+files with duplicate names and says "header too large" to most damaged ones; this one does
+not, and it maps tensors only while they are in use.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ic_jax.weights.tensors import DTYPES, Shape, Tensor, WeightsError, contiguous, mapped
+
+MAX_HEADER = 100_000_000  # the published reader's limit
+AGAIN = "download or copy it again"
+
+# What else is met under the name .safetensors, by its first bytes.
+IMPOSTORS: dict[bytes, str] = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull`",
+    b"<": "is a web page, not weights; download the file again, logged in if its site asks for it",
+    b"PK\x03\x04": "is a zip archive, probably a renamed torch .bin; give it its own suffix",
+    b"\x80": "is a Python pickle, not safetensors; get the safetensors file from its publisher",
+    b"GGUF": "is a GGUF file, which is quantised; get the safetensors file",
+}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name; nothing but the header is read.
+
+    Raises:
+        WeightsError: the file is not a whole and well-formed safetensors file.
+    """
+    header, data = _header(path)
+    return _tensors(path, header, data, size=path.stat().st_size)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free text that a safetensors file's header holds; errors as `read_tensors`."""
+    return _header(path)[0].get("__metadata__", {})
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and where the tensors' bytes begin."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(64)
+        if not start:
+            raise WeightsError(f"{path}: is empty; {AGAIN}")
+        for magic, what in IMPOSTORS.items():
+            # A header of 60 or 128 bytes also starts with "<" or a pickle's first byte.
+            if start.lstrip().startswith(magic) and start[8:9] != b"{":
+                raise WeightsError(f"{path}: {what}")
+        length = int.from_bytes(start[:8], "little")
+        if len(start) < 9 or start[8:9] != b"{" or length > MAX_HEADER:
+            raise WeightsError(f"{path}: is not a safetensors file, or is damaged; {AGAIN}")
+        if 8 + length > size:
+            raise WeightsError(f"{path}: is truncated within its header; {AGAIN}")
+        file.seek(8)
+        return _parse(path, file.read(length)), 8 + length
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            listed = ", ".join(twice[:10]) + (", ..." if len(twice) > 10 else "")
+            raise WeightsError(
+                f"{path}: {len(twice)} duplicate keys: {listed}; get the file from its publisher"
+            )
+        return dict(pairs)
+
+    try:
+        return json.loads(raw, object_pairs_hook=unique)
+    except WeightsError:
+        raise
+    except (ValueError, RecursionError):
+        raise WeightsError(f"{path}: its header is not JSON; {AGAIN}") from None
+
+
+def _tensors(path: Path, header: dict[str, Any], data: int, size: int) -> dict[str, Tensor]:
+    header.pop("__metadata__", None)
+    entries = [(name, *_entry(path, name, entry)) for name, entry in header.items()]
+    end = 0
+    for name, _, _, begin, stop in sorted(entries, key=lambda e: e[3:]):
+        if begin != end:
+            raise WeightsError(f"{path}: bytes before {name} overlap or belong to none; {AGAIN}")
+        end = stop
+    if data + end != size:
+        what = "is truncated" if data + end > size else "has trailing bytes"
+        raise WeightsError(f"{path}: {what}: {size} bytes, expected {data + end}; {AGAIN}")
+    return {
+        name: mapped(path, data + begin, dtype, shape) for name, dtype, shape, begin, _ in entries
+    }
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, Shape, int, int]:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+            raise ValueError(name)
+    except (KeyError, TypeError, ValueError):
+        raise WeightsError(f"{path}: the header's entry {name} is malformed; {AGAIN}") from None
+    if dtype not in DTYPES:
+        raise WeightsError(f"{path}: {name} has type {dtype}; supported are {', '.join(DTYPES)}")
+    if math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
+        raise WeightsError(f"{path}: {name} has {end - begin} bytes, not its shape's; {AGAIN}")
+    return DTYPES[dtype], shape, begin, end
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known of a tensor before it is written."""
+
+    dtype: np.dtype
+    shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file as it was written."""
+
+    path: Path
+    names: tuple[str, ...]
+    size: int
+    sha256: str
+
+
+def write_tensors(
+    folder: Path,
+    stem: str,
+    specs: Mapping[str, Spec],
+    chunks: Callable[[str], Iterable[np.ndarray]],
+    shard_bytes: int = 5_000_000_000,
+) -> list[Written]:
+    """Write stem.safetensors, or stem-00001-of-0000n.safetensors of at most `shard_bytes` each.
+
+    Args:
+        specs: every tensor's type and shape; they go into the headers, which come first.
+        chunks: gives a tensor's values by its name, in pieces along its leading axis, so that
+            no more than a piece is in memory.
+    """
+    shards = _shards(specs, shard_bytes)
+    written = []
+    for i, names in enumerate(shards, 1):
+        number = f"-{i:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        path = folder / f"{stem}{number}.safetensors"
+        written.append(_write_shard(path, {name: specs[name] for name in names}, chunks))
+    return written
+
+
+def write_file(
+    path: Path, specs: Mapping[str, Spec], chunks: Callable[[str], Iterable[np.ndarray]]
+) -> None:
+    """Write one file, as `write_tensors`; it is at `path` whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    _write_shard(part, dict(specs), chunks)
+    part.replace(path)
+
+
+def _shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, spec in specs.items():
+        if shards[-1] and size + spec.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += spec.nbytes
+    return shards
+
+
+def _write_shard(
+    path: Path, specs: dict[str, Spec], chunks: Callable[[str], Iterable[np.ndarray]]
+) -> Written:
+    with path.open("wb") as file:
+        digest = _write(file, specs, chunks)
+        size = file.tell()
+        sync(file)
+    return Written(path, tuple(specs), size, digest)
+
+
+def _write(
+    file: BinaryIO, specs: dict[str, Spec], chunks: Callable[[str], Iterable[np.ndarray]]
+) -> str:
+    type_names = {dtype: name for name, dtype in DTYPES.items()}
+    # Wide types first: then every tensor starts at a multiple of its element's size.
+    names = sorted(specs, key=lambda name: -specs[name].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in names:
+        spec = specs[name]
+        header[name] = {
+            "dtype": type_names[spec.dtype],
+            "shape": spec.shape,
+            "data_offsets": [offset, offset := offset + spec.nbytes],
+        }
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-(8 + len(raw)) % 64)
+    digest = hashlib.sha256()
+    for piece in (len(raw).to_bytes(8, "little"), raw):
+        file.write(piece)
+        digest.update(piece)
+    for name in names:
+        left = specs[name].nbytes
+        for chunk in chunks(name):
+            assert chunk.dtype == specs[name].dtype, (name, chunk.dtype)
+            data = contiguous(chunk).reshape(-1).view(np.uint8)
+            left -= data.nbytes
+            file.write(data.data)
+            digest.update(data.data)
+        assert left == 0, (name, left)
+    return digest.hexdigest()
+
+
+def sync(file: BinaryIO) -> None:
+    """Force a file's bytes to the disk, so that what refers to it is never there before it."""
+    file.flush()
+    os.fsync(file.fileno())

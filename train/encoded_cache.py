@@ -1,0 +1,71 @@
+"""Where a recipe's cached embeddings and latents lie, and what they follow from.
+
+CACHE/captions                one T5 and CLIP embedding for every record's caption
+CACHE/prompts                 those of the empty prompt and of the previews'
+CACHE/latents-512-1a2b3c4d    the VAE's moments of a plan's targets, cut at the middle
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from ic_jax.weights.model_folder import ModelFolder
+from train.data.batch_plan import Plan
+from train.data.dataset import Dataset
+from train.data.encoded_store import Embeddings, Moments, Rows
+from train.data.hashing import digest
+from train.recipe import Recipe
+
+VERSION = 1  # of what is made of a record; a change makes every cache stale
+
+
+class Cache:
+    """The parts of a recipe's cache, written or not; their facts are digests and settings."""
+
+    def __init__(self, recipe: Recipe, dataset: Dataset):
+        base = ModelFolder.open(recipe.model)
+        self._recipe, self._folder = recipe, recipe.cache_folder
+        self._common = {"version": VERSION, "dtype": recipe.dtype}
+        self._data = {"data set": digest([s["sha256"] for s in dataset.card["shards"]])}
+        self._vae, text = (
+            {
+                kind: digest({n: e.sha256 for n, e in base.components.get(kind, {}).items()})
+                for kind in kinds
+            }
+            for kinds in (("vae",), ("t5", "clip", "tokenizer", "tokenizer_2"))
+        )
+        text_facts = {**self._common, **text, "text_length": recipe.text_length}
+        self.captions = Rows(
+            self._folder / "captions",
+            Embeddings,
+            np.arange(len(dataset)),
+            text_facts | self._data | {"trigger": recipe.trigger},
+        )
+        self.texts = ["", *map(recipe.prompted, recipe.reporting.preview_prompts)]
+        self.prompts = Rows(
+            self._folder / "prompts",
+            Embeddings,
+            np.arange(len(self.texts)),
+            text_facts | {"preview_prompts": self.texts[1:]},
+        )
+
+    def latents(self, plan: Plan) -> Rows:
+        """The moments of a plan's targets."""
+        records = hashlib.sha256(plan.records.astype("<i8").tobytes()).hexdigest()
+        settings = {"sizes": [list(size) for size in plan.sizes], "records": records}
+        return Rows(
+            self._folder / f"latents-{plan.resolution}-{digest(settings)[:8]}",
+            Moments,
+            plan.records,
+            self._common | self._data | self._vae | settings,
+        )
+
+    def parts(self, plans: Iterable[Plan]) -> Iterator[Rows]:
+        """Captions, prompts, and each plan's latents, every folder once."""
+        latents = {rows.folder: rows for rows in map(self.latents, plans)}
+        yield from (self.captions, self.prompts, *latents.values())
+
+    @property
+    def empty(self) -> Embeddings:
+        return self.prompts.read(0)

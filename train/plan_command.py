@@ -1,0 +1,163 @@
+"""`python -m train plan`: what a training step needs on devices that need not be there."""
+
+import argparse
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ic_jax import auto_mesh, cli
+from ic_jax.models.layers import Remat
+from ic_jax.models.rope import Rope
+from ic_jax.planning import compile_plan
+from ic_jax.sharding import describe, make_mesh, parse, shardings
+from train import flops
+from train.encode import Batch, Frozen, Ids, Knobs, Reference
+from train.optimizer import optimizer
+from train.recipe import BASES, Stage
+from train.step import State, train_step
+
+BASE, ENCODERS, MASTERS, AVERAGE, MOMENTS, BATCH = tuple[Any, ...](
+    ("base", "encoders", "masters", "their average", "moments", "batch")
+)
+KINDS = (
+    State(MASTERS, AVERAGE, MOMENTS, BATCH, BATCH),
+    Frozen(BASE, *[ENCODERS] * 5),
+    *[BATCH] * 5,
+)
+
+
+def main(arguments: list[str]) -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m train plan",
+        description="Compile the training step at full size for devices that need not be there: "
+        "memory, arithmetic and communication of each device.",
+    )
+    p.add_argument("--topology", help="such as v5e:16x16 or v5p:4x4x4 (default: this machine)")
+    p.add_argument("--mesh", default="auto", help="such as data=4,fsdp=64")
+    p.add_argument("--base", default="auto", choices=BASES, help="whole on each device or not")
+    p.add_argument("--resolution", type=int, default=512, help="pixels a side")
+    p.add_argument("--batch", type=int, default=32, help="samples of a step, over all devices")
+    p.add_argument("--accumulate", type=int, default=1, help="parts that it is computed in")
+    p.add_argument(
+        "--remat",
+        default="blocks",
+        choices=get_args(Remat),
+        help="what is recomputed backwards",
+    )
+    p.add_argument("--text-length", type=int, default=512, help="T5 tokens")
+    p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    p.add_argument("--debug", action="store_true", help="show where an error came from")
+    o = p.parse_args(arguments)
+    return cli.run(lambda: compile_plan.show([step_plan(o)], o.json), debug=o.debug)
+
+
+def step_plan(o: argparse.Namespace) -> dict[str, Any]:
+    """The plan that the options ask for, as JSON values."""
+    devices = compile_plan.devices_of(o.topology)
+    memory = auto_mesh.memory_of(devices[0])
+    base = auto_mesh.published(jnp.bfloat16)
+    adapter = base.pop("adapter")
+    parts = {"a step": o.batch // o.accumulate}
+    sizes = (
+        auto_mesh.training_sizes(base, adapter, parts.values(), len(devices), memory)
+        if o.mesh == "auto"
+        else parse(o.mesh)
+    )
+    mesh = make_mesh(sizes, devices)
+    auto_mesh.check_rows(parts, mesh)
+    whole = o.base == "whole"
+    if o.base == "auto" and memory is not None:
+        whole = auto_mesh.base_fits_whole(base, adapter, mesh, memory)
+
+    given = {k: getattr(o, k) for k in ("batch", "resolution", "accumulate", "remat")}
+    stage = Stage(steps=1, **given)
+    rule = optimizer(stage)
+    state = compile_plan.placed(
+        jax.eval_shape(partial(State.start, optimizer=rule, average=True), adapter), mesh
+    )
+    step = partial(
+        train_step,
+        optimizer=rule,
+        timesteps=stage.timesteps,
+        accumulate=stage.accumulate,
+        remat=stage.remat,
+        dtype=jnp.bfloat16,
+    )
+    frozen = compile_plan.placed(Frozen(**base), mesh, whole=whole)
+    found = compile_plan.compile_plan(
+        "training step",
+        step,
+        (state, frozen, *_rest(o, base, mesh)),
+        KINDS,
+        mesh,
+        donate=(0,),
+        out_shardings=(shardings(state, mesh), None),
+    )
+    values = compile_plan.report(found, mesh) | {
+        "base": "whole" if whole else "pieces",
+        "model TFLOP per sample": round(_model_flops(o, base, adapter.config) / 1e12, 1),
+        "settings": given,
+    }
+    if values["fits"] is False:
+        heads = base["transformer"].config.num_attention_heads
+        values["suggestion"] = _better(o, mesh, heads)
+    return values
+
+
+def _rest(o: argparse.Namespace, base: dict[str, Any], mesh: Any) -> tuple[Any, ...]:
+    """The step's other arguments: batch, empty prompt, rotary table, knobs, seed."""
+    clip, siglip, flux = (base[k].config for k in ("clip", "siglip", "transformer"))
+    side, b = siglip.image_size, o.batch
+
+    def ids(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    def pixels(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct((b, *shape, 3), jnp.uint8)
+
+    number: Any = jax.ShapeDtypeStruct((), jnp.float32)
+    words = clip.max_position_embeddings
+    rows = (o.text_length + (o.resolution // 16) ** 2, flux.attention_head_dim // 2)
+    table: Any = jax.ShapeDtypeStruct(rows, jnp.float32)
+    batch = Batch(
+        target=pixels(o.resolution, o.resolution),
+        prompt=Ids(ids(b, words), ids(b, o.text_length)),
+        reference=Reference(pixels(side, side), pixels(4, side, side)),
+    )
+    others = (
+        Ids(ids(words), ids(o.text_length)),
+        Rope(table, table),
+        Knobs(*[number] * len(fields(Knobs))),
+        ids(),
+    )
+    return compile_plan.rows(batch, mesh), *compile_plan.everywhere(others, mesh)
+
+
+def _model_flops(o: argparse.Namespace, base: dict[str, Any], adapter: Any) -> float:
+    siglip, flux = base["siglip"].config, base["transformer"].config
+    tokens = (o.resolution // 16) ** 2
+    return flops.training_sample(
+        flops.flux_forward(flux, tokens, o.text_length),
+        flops.adapter_forward(adapter, flux, tokens, (siglip.image_size // siglip.patch_size) ** 2),
+    )
+
+
+def _better(o: argparse.Namespace, mesh: Mesh, heads: int) -> str:
+    """What to try instead of a plan that does not fit: less at a time, first of all."""
+    sizes = mesh.shape
+    rows = o.batch // o.accumulate // (sizes["data"] * sizes["fsdp"])
+    if rows > 1:
+        return f"try --accumulate {o.accumulate * rows}"
+    if o.remat != "blocks":
+        return "try --remat blocks"
+    if sizes["fsdp"] % 2 == 0 and heads % (2 * sizes["tensor"]) == 0:
+        # Two devices share a row: half as many rows at a time.
+        changed = {**sizes, "fsdp": sizes["fsdp"] // 2, "tensor": 2 * sizes["tensor"]}
+        shared = make_mesh(changed, list(mesh.devices.flat))
+        return f"try --mesh {describe(shared)} --accumulate {2 * o.accumulate}"
+    return "take more devices"
