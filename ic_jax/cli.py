@@ -1,4 +1,4 @@
-"""Command lines: a table of sub-commands, one line of error for a person, an exit code for scripts."""
+"""Command lines: sub-commands in a table, one-line errors for people, exit codes for scripts."""
 
 import argparse
 import os
