@@ -23,11 +23,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.origin import origin
-from train.data.batch_plan import Plan
+from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
 from train.data.loader import Batch, batches
 from train.data.pictures import Augment, decoded, prepare_reference, prepare_target
-from train.data.prepare import Options, prepare
+from train.data.prepare import PrepareOptions, prepare
 
 SIDE, PICTURES, BATCH = 512, 512, 16
 REPEATS = 12
@@ -71,7 +71,7 @@ def clocked(work: Callable[[], int]) -> dict[str, float]:
 
 
 def reading(dataset: Dataset, paired: float, cores: int, steps: int) -> dict[str, float]:
-    plan = Plan(dataset, batch=BATCH, resolution=SIDE, paired=paired, seed=0)
+    plan = BatchPlan(dataset, batch=BATCH, resolution=SIDE, paired=paired, seed=0)
     os.sched_setaffinity(0, range(cores))
     made = []
     for start in range(0, REPEATS * steps, steps):
@@ -120,7 +120,7 @@ def planning(records: int = 10_000_000, batch: int = 1024) -> dict[str, float]:
             return records
 
     start = time.perf_counter()
-    plan = Plan(Index(), batch=batch, resolution=SIDE, paired=0.5, seed=0)  # type: ignore[arg-type]
+    plan = BatchPlan(Index(), batch=batch, resolution=SIDE, paired=0.5, seed=0)  # type: ignore[arg-type]
     opened = time.perf_counter()
     plan.rows(0)
     shuffled = time.perf_counter()
@@ -147,7 +147,7 @@ def main() -> None:
         size = np.mean([path.stat().st_size for path in folder.glob("*.jpg")])
 
         def preparing() -> int:
-            prepare(named, out, Options((SIDE,), shard_size=128), workers=1)
+            prepare(named, out, PrepareOptions((SIDE,), shard_size=128), workers=1)
             return PICTURES
 
         prepared = clocked(preparing)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from train.data.prepare import Options, prepare
+from train.data.prepare import PrepareOptions, prepare
 
 SIZES = [(64, 64), (64, 64), (48, 96), (96, 48), (64, 80)]  # width, height
 
@@ -46,7 +46,9 @@ def source(folder: Path, characters: int = 12, views: int = 4) -> Path:
 def prepared(folder: Path, **counts: int) -> Path:
     """A data set for resolutions up to 64, of several shards."""
     out = folder / "dataset"
-    prepare(source(folder / "source", **counts), out, Options((64,), shard_size=8), workers=1)
+    prepare(
+        source(folder / "source", **counts), out, PrepareOptions((64,), shard_size=8), workers=1
+    )
     return out
 
 

@@ -10,12 +10,12 @@ from PIL import Image
 
 from ic_jax.config import ConfigError
 from train import stage_data
-from train.data.batch_plan import Plan
+from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
 from train.data.focus import density, scaled
 from train.data.loader import batches
 from train.data.pictures import Augment
-from train.data.prepare import Options, prepare
+from train.data.prepare import PrepareOptions, prepare
 from train.data.records import FEATURES, Record, decode, encode
 from train.recipe import recipe_of
 
@@ -35,7 +35,7 @@ def dataset(tmp_path_factory) -> Dataset:
         line = {"file": f"{n}.png", "caption": "x", "character": f"c{n}"}
         named.append(line | ({"focus": [list(BOX)]} if n < 3 else {}))
     (folder / "pictures.jsonl").write_text("".join(json.dumps(x) + "\n" for x in named))
-    prepare(folder / "pictures.jsonl", folder / "out", Options((32,)), workers=1)
+    prepare(folder / "pictures.jsonl", folder / "out", PrepareOptions((32,)), workers=1)
     return Dataset(folder / "out")
 
 
@@ -69,7 +69,7 @@ def test_scaled():
 
 
 def test_the_density_follows_the_targets_cut(dataset):
-    plan = Plan(dataset, batch=4, resolution=32, paired=0.0, seed=1)
+    plan = BatchPlan(dataset, batch=4, resolution=32, paired=0.0, seed=1)
     found = list(batches(dataset, plan, Augment(), start=0, stop=8, side=None, cell=8))
     for batch in found:
         assert batch.focus.shape[1:] == tuple(side // 8 for side in batch.size)
@@ -83,7 +83,7 @@ def test_the_density_follows_the_targets_cut(dataset):
 
 
 def test_no_density_is_made_where_none_is_asked_for(dataset):
-    plan = Plan(dataset, batch=4, resolution=32, paired=0.0, seed=1)
+    plan = BatchPlan(dataset, batch=4, resolution=32, paired=0.0, seed=1)
     (batch,) = batches(dataset, plan, Augment(), start=0, stop=1, side=None)
     assert batch.focus is None
 
@@ -109,7 +109,7 @@ def test_a_box_over_the_edge_is_cut_to_the_picture(tmp_path):
     picture(0).save(tmp_path / "0.png")
     line = {"file": "0.png", "caption": "x", "character": "c", "focus": [[-0.5, 3, 20, 64.5]]}
     (tmp_path / "pictures.jsonl").write_text(json.dumps(line))
-    prepare(tmp_path / "pictures.jsonl", tmp_path / "out", Options((64,)), workers=1)
+    prepare(tmp_path / "pictures.jsonl", tmp_path / "out", PrepareOptions((64,)), workers=1)
     dataset = Dataset(tmp_path / "out")
     assert dataset.read(0).focus == ((0.0, 3.0, 20.0, 64.0),)
     assert "1 name boxes" in (tmp_path / "out/card.md").read_text()
@@ -144,7 +144,9 @@ def test_wrong_boxes_are_named(tmp_path, focus, reason):
         lines.append({"file": f"{n}.png", "caption": "x", "character": "c"})
     lines[1]["focus"] = focus
     (tmp_path / "pictures.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    prepare(tmp_path / "pictures.jsonl", tmp_path / "out", Options((32,), max_bad=1), workers=1)
+    prepare(
+        tmp_path / "pictures.jsonl", tmp_path / "out", PrepareOptions((32,), max_bad=1), workers=1
+    )
     (bad,) = [json.loads(x) for x in (tmp_path / "out/bad.jsonl").read_text().splitlines()]
     assert len(Dataset(tmp_path / "out")) == 1
     assert re.search(reason, bad["reason"])

@@ -8,7 +8,7 @@ from data_source import picture, prepared
 from PIL import Image
 
 from train.data import loader
-from train.data.batch_plan import Plan
+from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
 from train.data.errors import DataError
 from train.data.loader import Batch, Skips, batches
@@ -24,8 +24,10 @@ def dataset(tmp_path_factory) -> Dataset:
     return Dataset(prepared(tmp_path_factory.mktemp("loading")))
 
 
-def plan(dataset: Dataset, **changes) -> Plan:
-    return Plan(dataset, **({"batch": 4, "resolution": 64, "paired": 0.5, "seed": 1} | changes))
+def plan(dataset: Dataset, **changes) -> BatchPlan:
+    return BatchPlan(
+        dataset, **({"batch": 4, "resolution": 64, "paired": 0.5, "seed": 1} | changes)
+    )
 
 
 def read(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from train.data import stream
-from train.data.batch_plan import Plan
+from train.data.batch_plan import BatchPlan
 from train.data.buckets import buckets, covering, nearest
 from train.data.characters import held_out
 from train.data.errors import DataError
@@ -45,8 +45,10 @@ def index() -> Index:
     return drawn_index()
 
 
-def plan(index: Index, paired: float, **changes) -> Plan:
-    return Plan(index, **({"batch": 16, "resolution": 512, "seed": 3} | changes), paired=paired)
+def plan(index: Index, paired: float, **changes) -> BatchPlan:
+    return BatchPlan(
+        index, **({"batch": 16, "resolution": 512, "seed": 3} | changes), paired=paired
+    )
 
 
 def equal(a, b) -> None:

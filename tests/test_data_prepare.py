@@ -19,7 +19,7 @@ from train.data import shards
 from train.data.dataset import Dataset
 from train.data.decode import decode_image
 from train.data.errors import DataError
-from train.data.prepare import Options, main, prepare
+from train.data.prepare import PrepareOptions, main, prepare
 from train.data.sources import read_source
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +70,7 @@ def test_opens_as_tensorflow_dataset_without_tensorflow(tmp_path):
 
 def test_same_bytes_whatever_the_workers(tmp_path):
     found = source(tmp_path / "source")
-    options = Options((64,), shard_size=8)
+    options = PrepareOptions((64,), shard_size=8)
     for workers in (1, 2):
         prepare(found, tmp_path / str(workers), options, workers=workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
@@ -118,9 +118,9 @@ def test_interrupted_run_notices_what_changed_since(tmp_path):
     broken.write_bytes(b"no picture")
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"1 of 30 .*002_0_c.webp.*not a picture"):
-        prepare(found, out, Options((64,), shard_size=8, max_bad=0), workers=1)
+        prepare(found, out, PrepareOptions((64,), shard_size=8, max_bad=0), workers=1)
     broken.write_bytes(good)
-    prepare(found, out, Options((64,), shard_size=8, max_bad=0), workers=1)
+    prepare(found, out, PrepareOptions((64,), shard_size=8, max_bad=0), workers=1)
     assert contents(out) == contents(prepared(tmp_path / "fresh"))
 
 
@@ -184,7 +184,7 @@ def test_odd_and_large_pictures_are_encoded_anew(tmp_path):
     named = [{"file": file, "caption": "x", "character": "c"} for file in files]
     (tmp_path / "with_mask.png").write_bytes((tmp_path / "large.png").read_bytes())
     path = lines(tmp_path, *named, named[2] | {"file": "./with_mask.png", "mask": "mask.png"})
-    prepare(path, tmp_path / "out", Options((128, 64)), workers=1)
+    prepare(path, tmp_path / "out", PrepareOptions((128, 64)), workers=1)
     cmyk, deep_, large, jpeg, masked = records(tmp_path / "out")
     rgb, alpha = decode_image(cmyk.image)
     assert rgb.shape == (64, 64, 3)

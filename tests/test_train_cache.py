@@ -15,7 +15,7 @@ from tests.toy import CONFIGS, write_data, write_model
 from train import loop
 from train.__main__ import main
 from train.data.dataset import Dataset
-from train.data.encoded_store import Embeddings, Rows
+from train.data.encoded_store import Embeddings, EncodedRows
 from train.data.pictures import CENTRED
 from train.encode import encode, row_keys
 from train.encoded_cache import Cache
@@ -187,7 +187,7 @@ def test_a_cache_is_gone_on_with(tmp_path, monkeypatch):
     made = []
 
     def rows(facts):
-        return Rows(tmp_path / "part", Embeddings, records, facts)
+        return EncodedRows(tmp_path / "part", Embeddings, records, facts)
 
     def make(chosen, stop=None):
         made.append(chosen.tolist())

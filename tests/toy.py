@@ -21,7 +21,7 @@ from ic_jax.config import (
 )
 from ic_jax.weights import loading, model_folder
 from tests.conftest import TINY
-from train.data.prepare import Options, prepare
+from train.data.prepare import PrepareOptions, prepare
 
 FLUX = FluxConfig(
     num_layers=1,
@@ -102,5 +102,5 @@ def write_data(folder: Path, characters: int = 12, views: int = 3) -> Path:
             entry["focus"] = [[x, y, x + 15, y + 15]]
             lines.append(json.dumps(entry))
     (source / "metadata.jsonl").write_text("\n".join(lines))
-    prepare(source, folder / "data", Options(), workers=1)
+    prepare(source, folder / "data", PrepareOptions(), workers=1)
     return folder / "data"

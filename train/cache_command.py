@@ -19,10 +19,10 @@ from ic_jax import cli
 from ic_jax.preprocessing.images import ImageError
 from ic_jax.weights.atomic import locked
 from train import stage_data
-from train.data.batch_plan import Plan
+from train.data.batch_plan import BatchPlan
 from train.data.characters import held_out
 from train.data.dataset import Dataset
-from train.data.encoded_store import Rows
+from train.data.encoded_store import EncodedRows
 from train.data.errors import DataError
 from train.data.pictures import CENTRED, decoded, prepare_target
 from train.encode import embeddings, moments
@@ -77,7 +77,7 @@ def fill(recipe: Recipe, *, overwrite: bool = False) -> None:
     print(f"{folder}: holds what training by this recipe reads")
 
 
-def _whole(rows: Rows) -> bool:
+def _whole(rows: EncodedRows) -> bool:
     try:
         rows.check()
     except DataError:
@@ -85,7 +85,7 @@ def _whole(rows: Rows) -> bool:
     return True
 
 
-def _write(rows: Rows, make: Make) -> None:
+def _write(rows: EncodedRows, make: Make) -> None:
     with tqdm(total=len(rows.records), desc=rows.folder.name, unit="record") as bar:
 
         def counted(records: np.ndarray) -> Made:
@@ -110,7 +110,9 @@ class Encoders:
         self._embeddings = jax.jit(embeddings)
         self._threads = ThreadPoolExecutor()
 
-    def makers(self, stored: Cache, wanted: Iterable[Plan]) -> Iterator[tuple[Rows, Make]]:
+    def makers(
+        self, stored: Cache, wanted: Iterable[BatchPlan]
+    ) -> Iterator[tuple[EncodedRows, Make]]:
         """Every part of a cache, and what makes rows of it."""
         yield stored.captions, self.captions
         yield stored.prompts, partial(self.prompts, stored.texts)
@@ -135,7 +137,7 @@ class Encoders:
         made = self.prompts(texts, np.arange(len(texts)))
         return {int(numbers[i]): row for i, row in made.items()}
 
-    def latents(self, plan: Plan, records: np.ndarray) -> Made:
+    def latents(self, plan: BatchPlan, records: np.ndarray) -> Made:
         """Moments of the records' pictures, each cut to its bucket at the middle."""
         rng = np.random.default_rng(0)  # draws nothing: CENTRED
         sizes = plan.bucket[np.searchsorted(plan.records, records)]

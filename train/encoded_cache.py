@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ic_jax.weights.model_folder import ModelFolder
-from train.data.batch_plan import Plan
+from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
-from train.data.encoded_store import Embeddings, Moments, Rows
+from train.data.encoded_store import Embeddings, EncodedRows, Moments
 from train.data.hashing import digest
 from train.recipe import Recipe
 
@@ -36,32 +36,32 @@ class Cache:
             for kinds in (("vae",), ("t5", "clip", "tokenizer", "tokenizer_2"))
         )
         text_facts = {**self._common, **text, "text_length": recipe.text_length}
-        self.captions = Rows(
+        self.captions = EncodedRows(
             self._folder / "captions",
             Embeddings,
             np.arange(len(dataset)),
             text_facts | self._data | {"trigger": recipe.trigger},
         )
         self.texts = ["", *map(recipe.prompted, recipe.reporting.preview_prompts)]
-        self.prompts = Rows(
+        self.prompts = EncodedRows(
             self._folder / "prompts",
             Embeddings,
             np.arange(len(self.texts)),
             text_facts | {"preview_prompts": self.texts[1:]},
         )
 
-    def latents(self, plan: Plan) -> Rows:
+    def latents(self, plan: BatchPlan) -> EncodedRows:
         """The moments of a plan's targets."""
         records = hashlib.sha256(plan.records.astype("<i8").tobytes()).hexdigest()
         settings = {"sizes": [list(size) for size in plan.sizes], "records": records}
-        return Rows(
+        return EncodedRows(
             self._folder / f"latents-{plan.resolution}-{digest(settings)[:8]}",
             Moments,
             plan.records,
             self._common | self._data | self._vae | settings,
         )
 
-    def parts(self, plans: Iterable[Plan]) -> Iterator[Rows]:
+    def parts(self, plans: Iterable[BatchPlan]) -> Iterator[EncodedRows]:
         """Captions, prompts, and each plan's latents, every folder once."""
         latents = {rows.folder: rows for rows in map(self.latents, plans)}
         yield from (self.captions, self.prompts, *latents.values())

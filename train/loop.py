@@ -20,7 +20,7 @@ from ic_jax.sharding import gather_to_host, shardings
 from train import flops, stage_data
 from train import step as steps
 from train.checkpoints import Checkpoints
-from train.data.batch_plan import Plan
+from train.data.batch_plan import BatchPlan
 from train.data.characters import held_out
 from train.data.dataset import Dataset
 from train.data.loader import Batch, Cached, Skips, batches
@@ -174,7 +174,7 @@ class Run:
 
     def _batches(
         self,
-        plan: Plan,
+        plan: BatchPlan,
         augment: Augment,
         start: int,
         stop: int,

@@ -6,17 +6,17 @@ import numpy as np
 from jaxtyping import Bool
 
 from ic_jax.config import ConfigError
-from train.data.batch_plan import Plan
+from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
 from train.recipe import Recipe
 
 Held = Bool[np.ndarray, "characters"]
 
 
-def training(recipe: Recipe, name: str, dataset: Dataset, held: Held) -> Plan:
+def training(recipe: Recipe, name: str, dataset: Dataset, held: Held) -> BatchPlan:
     """The batches of the stage called `name`."""
     stage = recipe.stages[name]
-    return Plan(
+    return BatchPlan(
         dataset,
         batch=stage.batch,
         resolution=stage.resolution,
@@ -26,11 +26,11 @@ def training(recipe: Recipe, name: str, dataset: Dataset, held: Held) -> Plan:
     )
 
 
-def measuring(recipe: Recipe, name: str, dataset: Dataset, held: Held) -> Plan:
+def measuring(recipe: Recipe, name: str, dataset: Dataset, held: Held) -> BatchPlan:
     """Those that its reference effect is measured on: paired if the stage is at all, and no more
     rows than it computes at a time, but two, of which each can be the other's."""
     stage = recipe.stages[name]
-    return Plan(
+    return BatchPlan(
         dataset,
         batch=max(2, stage.batch // stage.accumulate),
         resolution=stage.resolution,
@@ -62,7 +62,7 @@ def _has_pairs(dataset: Dataset, held: Held) -> bool:
     return bool((np.bincount(dataset.character, minlength=len(held))[held] >= 2).any())
 
 
-def every(recipe: Recipe, dataset: Dataset, held: Held) -> Iterator[Plan]:
+def every(recipe: Recipe, dataset: Dataset, held: Held) -> Iterator[BatchPlan]:
     """All plans of a run."""
     for name in recipe.stages:
         yield training(recipe, name, dataset, held)

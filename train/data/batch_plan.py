@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 from train.data.buckets import Size, buckets, nearest
-from train.data.characters import Partners
+from train.data.characters import PairIndex
 from train.data.dataset import Dataset
 from train.data.errors import DataError
 from train.data.hashing import key, mixed
@@ -19,7 +19,7 @@ from train.data.stream import Stream
 Items = TypeVar("Items", int, np.ndarray)
 
 
-class Rows(NamedTuple):
+class BatchRows(NamedTuple):
     """One global batch."""
 
     size: Size  # height and width of the targets
@@ -30,7 +30,7 @@ class Rows(NamedTuple):
     seed: UInt64[np.ndarray, "b"]  # for what is random in preparing the pictures
 
 
-class Plan:
+class BatchPlan:
     """Batches of one stage.
 
     The samples are one endless sequence: unpaired and paired targets in turn, evenly spread by
@@ -82,7 +82,7 @@ class Plan:
         self._paired, self._of = share.numerator, share.denominator
         self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
         taken = _taken(dataset, characters)
-        self._partners = Partners(dataset.character, taken)
+        self._partners = PairIndex(dataset.character, taken)
         pairs = taken[self._partners.count(taken) >= 2]
         _check(dataset, taken, pairs, paired)
         used = pairs if paired == 1 else taken
@@ -98,7 +98,7 @@ class Plan:
         self._cached = lru_cache(maxsize=8)(self._rows)  # every sample of a batch asks for it
         self._made_by = (
             partial(
-                Plan,
+                BatchPlan,
                 batch=batch,
                 resolution=resolution,
                 paired=paired,
@@ -111,12 +111,12 @@ class Plan:
     def __reduce__(self) -> tuple[Any, ...]:
         return self._made_by  # a lock does not travel to another process
 
-    def rows(self, step: int) -> Rows:
+    def rows(self, step: int) -> BatchRows:
         """The global batch of a step, counted from 0; threads may ask at the same time."""
         with self._lock:
             return self._cached(step)
 
-    def _rows(self, step: int) -> Rows:
+    def _rows(self, step: int) -> BatchRows:
         bucket, end = self._completed_by(step)
         last = int(self._counts(end)[bucket])
         items = np.arange(self._start(bucket, end, last - self.batch), end)
@@ -133,7 +133,7 @@ class Plan:
         target, paired, epoch = target[own], paired[own], epoch[own]
         seeds = mixed(key(*self._seed, "sample"), items[own])
         reference = np.where(paired, self._partners.drawn(target, seeds), target)
-        return Rows(self.sizes[bucket], target, reference, paired, epoch, seeds)
+        return BatchRows(self.sizes[bucket], target, reference, paired, epoch, seeds)
 
     def _completed_by(self, step: int) -> tuple[int, int]:
         """The bucket of a step's batch, and the length of the sequence that completes it."""

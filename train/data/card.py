@@ -13,14 +13,16 @@ from ic_jax.version import __version__
 from train.data.errors import DataError
 from train.data.records import FEATURES
 from train.data.shards import WORK, Shard
-from train.data.sources import Bad
+from train.data.sources import Rejected
 
 CARD, TEXT = "card.json", "card.md"
 FILES = (CARD, TEXT)
 INDEX = "index"
 
 
-def write(folder: Path, shards: list[Shard], bad: list[Bad], resolutions: tuple[int, ...]) -> None:
+def write(
+    folder: Path, shards: list[Shard], bad: list[Rejected], resolutions: tuple[int, ...]
+) -> None:
     """Write all that is not shards: tensorflow-datasets' metadata, the index, the card, last.
 
     Raises:
@@ -88,7 +90,7 @@ def _write_metadata(folder: Path, shards: list[Shard]) -> None:
 
 def _facts(
     shards: list[Shard],
-    bad: list[Bad],
+    bad: list[Rejected],
     views: np.ndarray,
     widths: np.ndarray,
     heights: np.ndarray,

@@ -17,7 +17,7 @@ def held_out(dataset: Dataset, share: float) -> Bool[np.ndarray, "characters"]:
     return np.array([is_held_out(name, share) for name in dataset.characters])
 
 
-class Partners:
+class PairIndex:
     """For every record the others of its character."""
 
     def __init__(self, character: np.ndarray, taken: np.ndarray) -> None:

@@ -42,7 +42,7 @@ class Moments(NamedTuple):
     deviation: Float[Array, "*b y x c"]
 
 
-class Rows:
+class EncodedRows:
     """A folder with one named tuple of arrays for each of some records."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Rows:
         self._shard = lru_cache(maxsize=OPEN)(self._opened)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Rows, (self.folder, self.kind, self.records, self.facts)
+        return EncodedRows, (self.folder, self.kind, self.records, self.facts)
 
     def check(self) -> None:
         """DataError unless the folder is there, whole and made with the same facts."""

@@ -12,11 +12,10 @@ from absl import flags
 from jaxtyping import Bool, Float, Int, UInt8
 
 from ic_jax.preprocessing.images import ImageError
-from train.data.batch_plan import Plan
-from train.data.batch_plan import Rows as PlanRows
+from train.data.batch_plan import BatchPlan, BatchRows
 from train.data.buckets import Size
 from train.data.dataset import Dataset
-from train.data.encoded_store import Embeddings, Moments, Rows
+from train.data.encoded_store import Embeddings, EncodedRows, Moments
 from train.data.errors import DataError
 from train.data.focus import density, scaled
 from train.data.pictures import CENTRED, Augment, crop, cut, decoded, prepare_reference
@@ -28,8 +27,8 @@ MAX_SKIPPED, FREE = 0.01, 16
 class Cached(NamedTuple):
     """What of a data set is read from a cache: a plan's targets, and captions."""
 
-    latents: Rows
-    captions: Rows
+    latents: EncodedRows
+    captions: EncodedRows
 
 
 @dataclass
@@ -72,7 +71,7 @@ class Batch(NamedTuple):
 
 def batches(
     dataset: Dataset,
-    plan: Plan,
+    plan: BatchPlan,
     augment: Augment,
     *,
     start: int,
@@ -142,7 +141,7 @@ class _Read:
     """One sample: number `sample` of those of this host."""
 
     dataset: Dataset
-    plan: Plan
+    plan: BatchPlan
     augment: Augment
     side: int | None
     cell: int | None
@@ -161,7 +160,7 @@ class _Read:
                 skipped.append(f"step {step} row {row + ahead}: {error}")
         raise DataError(f"no sample of a batch can be read; {skipped[0]}")
 
-    def _prepared(self, rows: PlanRows, row: int) -> dict[str, Any]:
+    def _prepared(self, rows: BatchRows, row: int) -> dict[str, Any]:
         number, reference = int(rows.target[row]), int(rows.reference[row])
         record = self.dataset.read(number)
         decode = cache(lambda n: decoded(record if n == number else self.dataset.read(n)))
@@ -209,7 +208,7 @@ def _collate(samples: Sequence[dict[str, Any]]) -> Batch:
 
 
 def _stacked(rows: list[Any]) -> Any:
-    """Rows of arrays, of tuples of arrays, or of nothing."""
+    """Stack rows of arrays or of named tuples of arrays; None stays None."""
     if rows[0] is None:
         return None
     if isinstance(rows[0], Moments | Embeddings):

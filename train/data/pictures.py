@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ic_jax.preprocessing.images import tiles
-from train.data.admit import FIGURE
 from train.data.buckets import Size
 from train.data.decode import decode_image, decode_mask, resized
+from train.data.ingest import FIGURE
 from train.data.records import Record
 
 

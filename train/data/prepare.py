@@ -15,14 +15,14 @@ from ic_jax.weights.atomic import written_whole
 from train.data import card
 from train.data.buckets import buckets
 from train.data.errors import DataError
-from train.data.shards import WORK, Job, Shard, write_shards
-from train.data.sources import Bad, Source, read_source
+from train.data.shards import WORK, Shard, ShardJob, write_shards
+from train.data.sources import PictureSource, Rejected, read_source
 
 BAD = "bad.jsonl"
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """What a data set is prepared to."""
 
     resolutions: tuple[int, ...] = (512, 1024)  # the paper's stages 1 and 2, and 3
@@ -41,7 +41,7 @@ class Options:
 def prepare(
     source: Path,
     out: Path,
-    options: Options = Options(),
+    options: PrepareOptions = PrepareOptions(),
     *,
     workers: int | None = None,
     overwrite: bool = False,
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("source", metavar="SOURCE", type=Path, help="folder, or JSON Lines")
     parser.add_argument("--out", metavar="DATASET", type=Path, required=True)
-    default = Options()
+    default = PrepareOptions()
     parser.add_argument(
         "--resolution",
         type=int,
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> int:
 
     def command() -> None:
         resolutions = tuple(given.resolution or default.resolutions)
-        options = Options(resolutions, given.shard_size, given.max_bad)
+        options = PrepareOptions(resolutions, given.shard_size, given.max_bad)
         if given.workers is not None and given.workers < 1:
             raise ValueError(f"--workers {given.workers} is not a positive number")
         prepare(given.source, given.out, options, workers=given.workers, overwrite=given.overwrite)
@@ -108,16 +108,16 @@ def main(arguments: list[str]) -> int:
     return cli.run(command, debug=given.debug)
 
 
-def _jobs(found: Source, out: Path, options: Options) -> list[Job]:
+def _jobs(found: PictureSource, out: Path, options: PrepareOptions) -> list[ShardJob]:
     size, largest = options.shard_size, max(options.resolutions)
     cuts = range(0, len(found.entries), size)
     return [
-        Job(out, found.root, found.entries[cut : cut + size], largest, number, len(cuts))
+        ShardJob(out, found.root, found.entries[cut : cut + size], largest, number, len(cuts))
         for number, cut in enumerate(cuts)
     ]
 
 
-def _remove_strays(out: Path, jobs: list[Job]) -> None:
+def _remove_strays(out: Path, jobs: list[ShardJob]) -> None:
     """What an interrupted run over another source, or into shards of another size, left."""
     wanted = {job.file for job in jobs} | {WORK}
     half = [path for path in (out / WORK).iterdir() if path.suffix != ".json"]
@@ -125,7 +125,9 @@ def _remove_strays(out: Path, jobs: list[Job]) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _written(jobs: list[Job], found: Source, options: Options, workers: int) -> list[Shard]:
+def _written(
+    jobs: list[ShardJob], found: PictureSource, options: PrepareOptions, workers: int
+) -> list[Shard]:
     """The shards in order; stops when too many pictures are bad."""
     total = len(found.entries) + len(found.bad)
     allowed = int(options.max_bad * total)
@@ -143,7 +145,7 @@ def _written(jobs: list[Job], found: Source, options: Options, workers: int) -> 
     return [shards[job.file] for job in jobs]
 
 
-def _check(bad: list[Bad], allowed: int, total: int, jobs: list[Job]) -> None:
+def _check(bad: list[Rejected], allowed: int, total: int, jobs: list[ShardJob]) -> None:
     if len(bad) <= allowed and jobs:
         return
     message = (
@@ -157,7 +159,7 @@ def _check(bad: list[Bad], allowed: int, total: int, jobs: list[Job]) -> None:
     raise DataError(f"{message}; repair or remove them, or raise --max-bad")
 
 
-def _report(path: Path, bad: Iterable[Bad]) -> None:
+def _report(path: Path, bad: Iterable[Rejected]) -> None:
     path.write_text("".join(json.dumps(item._asdict()) + "\n" for item in bad))
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from ic_jax.preprocessing.images import ImageError
-from train.data.admit import admit, fingerprint
+from train.data.ingest import fingerprint, ingest
 from train.data.records import encode
-from train.data.sources import Bad, Entry
+from train.data.sources import Entry, Rejected
 from train.workers import follow_parent
 
 WORK = "work"  # folder of what is known of finished shards
@@ -25,7 +25,7 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 VERSION = 2  # of the records; a change makes every shard of an interrupted run stale
 
 
-class Job(NamedTuple):
+class ShardJob(NamedTuple):
     """One shard to write."""
 
     out: Path
@@ -55,10 +55,10 @@ class Shard(NamedTuple):
     styles: list[str]
     masked: int
     focused: int
-    bad: list[Bad]
+    bad: list[Rejected]
 
 
-def write_shards(jobs: list[Job], workers: int) -> Iterator[Shard]:
+def write_shards(jobs: list[ShardJob], workers: int) -> Iterator[Shard]:
     """Write what is not yet finished, in no particular order; `workers` 1 uses no process."""
     if workers == 1:
         yield from map(write_shard, jobs)
@@ -72,7 +72,7 @@ def write_shards(jobs: list[Job], workers: int) -> Iterator[Shard]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def write_shard(job: Job) -> Shard:
+def write_shard(job: ShardJob) -> Shard:
     """One shard, or what is known of it if an earlier run finished it from the same files."""
     path, notes = job.out / job.file, job.out / WORK / f"{job.number:05d}.json"
     key = fingerprint(job.root, job.entries, VERSION, job.resolution, job.file)
@@ -85,16 +85,16 @@ def write_shard(job: Job) -> Shard:
     return shard
 
 
-def _write(job: Job, path: Path, key: str) -> Shard:
+def _write(job: ShardJob, path: Path, key: str) -> Shard:
     partial = job.out / WORK / f"{job.number:05d}.{os.getpid()}"
     shard = Shard(job.file, key, "", 0, [], [], [], [], [], [], 0, 0, [])
     masked = focused = 0
     with _writer(partial) as writer:
         for entry in job.entries:
             try:
-                record = admit(job.root, entry, job.resolution)
+                record = ingest(job.root, entry, job.resolution)
             except ImageError as error:
-                shard.bad.append(Bad(entry.file, str(error)))
+                shard.bad.append(Rejected(entry.file, str(error)))
                 continue
             writer.write(encode(record))
             masked += bool(record.mask)
@@ -127,7 +127,7 @@ def _finished(path: Path, notes: Path, key: str) -> Shard | None:
     try:
         shard = Shard(**json.loads(notes.read_bytes()))
         if shard.fingerprint == key and path.stat().st_size == shard.size:
-            return shard._replace(bad=[Bad(*item) for item in shard.bad])
+            return shard._replace(bad=[Rejected(*item) for item in shard.bad])
     except (OSError, ValueError, TypeError):
         pass  # not written, or half: the shard is written anew
     return None

@@ -26,22 +26,22 @@ class Entry(NamedTuple):
     focus: tuple[Box, ...] = ()  # in pixels of the upright picture
 
 
-class Bad(NamedTuple):
+class Rejected(NamedTuple):
     """A picture, or a line that should name one, that cannot be used."""
 
     file: str
     reason: str
 
 
-class Source(NamedTuple):
+class PictureSource(NamedTuple):
     """What a folder or JSONL file names. Nothing of the pictures has been read."""
 
     root: Path
     entries: list[Entry]
-    bad: list[Bad]
+    bad: list[Rejected]
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path) -> PictureSource:
     """Find the pictures of a source.
 
     Args:
@@ -60,20 +60,20 @@ def read_source(path: Path) -> Source:
     root = path if path.is_dir() else path.parent
     found = _in_folder(root) if path.is_dir() else _in_lines(path, root, "")
     entries: dict[str, Entry] = {}
-    bad: list[Bad] = []
+    bad: list[Rejected] = []
     for item in found:
-        if isinstance(item, Bad):
+        if isinstance(item, Rejected):
             bad.append(item)
         elif item.file in entries:
-            bad.append(Bad(item.file, "is named twice; the first is taken"))
+            bad.append(Rejected(item.file, "is named twice; the first is taken"))
         else:
             entries[item.file] = item
     if not entries and not bad:
         raise DataError(f"{path}: names no picture; expected {', '.join(sorted(SUFFIXES))}")
-    return Source(root, list(entries.values()), bad)
+    return PictureSource(root, list(entries.values()), bad)
 
 
-def _in_folder(root: Path) -> Iterator[Entry | Bad]:
+def _in_folder(root: Path) -> Iterator[Entry | Rejected]:
     lines = sorted(root.rglob(LINES))
     for path in lines:
         yield from _in_lines(path, root, _character(path, root))
@@ -87,9 +87,9 @@ def _in_folder(root: Path) -> Iterator[Entry | Bad]:
             entry = Entry(file, caption.read_text().strip(), _character(path, root))
             yield _checked(entry)
         except FileNotFoundError:
-            yield Bad(file, f"has no caption; write one into {caption.name} beside it")
+            yield Rejected(file, f"has no caption; write one into {caption.name} beside it")
         except ValueError as error:
-            yield Bad(file, str(error))
+            yield Rejected(file, str(error))
 
 
 def _character(path: Path, root: Path) -> str:
@@ -99,7 +99,7 @@ def _character(path: Path, root: Path) -> str:
     return parts[0] if len(parts) > 1 else path.stem
 
 
-def _in_lines(path: Path, root: Path, character: str) -> Iterator[Entry | Bad]:
+def _in_lines(path: Path, root: Path, character: str) -> Iterator[Entry | Rejected]:
     folder = path.parent.relative_to(root)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -108,7 +108,7 @@ def _in_lines(path: Path, root: Path, character: str) -> Iterator[Entry | Bad]:
             try:
                 yield _entry(json.loads(line), folder, character)
             except ValueError as error:
-                yield Bad(f"{path.name} line {number}", " ".join(str(error).split()))
+                yield Rejected(f"{path.name} line {number}", " ".join(str(error).split()))
 
 
 def _entry(fields: Any, folder: Path, character: str) -> Entry:

@@ -15,7 +15,7 @@ from examples.open_peeps.world.small_world import (
     random_view,
 )
 from ic_jax.weights.atomic import written_whole
-from train.data.prepare import Options, prepare
+from train.data.prepare import PrepareOptions, prepare
 
 SIZE = 128  # pixels: twice the target's, because a reference is also seen in four tiles
 
@@ -26,7 +26,7 @@ def prepared(work: Path, characters: int, views: int) -> Path:
     if not data.exists():
         with written_whole(work / "source", overwrite=True, owns=lambda _: True) as folder:
             _write(folder, characters, views)
-        prepare(work / "source", data, Options(resolutions=(SIZE,)), workers=1)
+        prepare(work / "source", data, PrepareOptions(resolutions=(SIZE,)), workers=1)
     return data
 
 

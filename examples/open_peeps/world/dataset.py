@@ -23,7 +23,7 @@ from examples.open_peeps.world.people import SPLITS
 from ic_jax import cli
 from ic_jax.weights.atomic import check_replaceable, locked, written_whole
 from train.data import card
-from train.data.prepare import Options, is_ours
+from train.data.prepare import PrepareOptions, is_ours
 from train.data.prepare import prepare as prepare_source
 from train.workers import mapped
 
@@ -68,7 +68,7 @@ def main_prepare(arguments: Sequence[str]) -> int:
 def prepare(args: argparse.Namespace) -> None:
     """Write DATASET whole or not at all, for training at `--size` pixels; the same arguments give
     the same bytes."""
-    options, out = Options(resolutions=(args.size,)), args.out.absolute()
+    options, out = PrepareOptions(resolutions=(args.size,)), args.out.absolute()
     check_replaceable(out, args.overwrite, is_ours)
     work = out.with_name(f".{out.name}.drawn")
     check_replaceable(work, True, lambda name: name.startswith("source"))

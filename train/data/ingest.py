@@ -25,7 +25,7 @@ MAX_RATIO = 4.0  # of the sides; the longest bucket, 2, would show less than hal
 FIGURE = 128  # of 255: where a mask says that the character is
 
 
-def admit(root: Path, entry: Entry, resolution: int) -> Record:
+def ingest(root: Path, entry: Entry, resolution: int) -> Record:
     """Read, check and encode one picture.
 
     The file's own bytes are kept unless they are of an odd kind or larger than its bucket at
