@@ -1,11 +1,8 @@
-"""Open Peeps characters as pictures and captions: `python -m train peeps` writes them as files,
-`python -m train prepare peeps` makes the data set of them."""
+"""Rendered characters as a folder of picture files, and as a data set for training."""
 
-import argparse
 import json
-import os
 import shutil
-from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -14,104 +11,83 @@ from tqdm import tqdm
 from examples.open_peeps.world.files import (
     MASK,
     PICTURE,
-    WITH_IDENTITY,
     WITHOUT_IDENTITY,
-    Job,
+    WriteJob,
     write_character,
 )
 from examples.open_peeps.world.people import SPLITS
-from ic_jax import cli
 from ic_jax.weights.atomic import check_replaceable, locked, written_whole
 from train.data import card
 from train.data.prepare import PrepareOptions, is_ours
 from train.data.prepare import prepare as prepare_source
 from train.workers import mapped
 
-LINES = "metadata.jsonl"
-LARGEST = 4096
+METADATA = "metadata.jsonl"
+LIMITS = {"characters": (1, 10**9), "views": (0, 999), "size": (8, 4096), "seed": (0, 2**63)}
 
 
-def parser(command: str, out: str) -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog=f"python -m train {command}", description=__doc__)
-    top.add_argument("--out", metavar=out, type=Path, required=True)
-    top.add_argument("--characters", metavar="N", type=int, default=1000)
-    top.add_argument(
-        "--views", metavar="M", type=int, default=8, help="pictures beside the reference"
-    )
-    top.add_argument("--size", metavar="PIXELS", type=int, default=256)
-    top.add_argument("--seed", type=int, default=0)
-    top.add_argument("--split", choices=SPLITS, default="train")
-    top.add_argument(
-        "--captions",
-        choices=(WITHOUT_IDENTITY, WITH_IDENTITY),
-        default=WITHOUT_IDENTITY,
-        help="without for the adapter, with for a base model (default: %(default)s)",
-    )
-    top.add_argument("--workers", metavar="N", type=int, default=os.cpu_count() or 1)
-    top.add_argument("--overwrite", action="store_true")
-    top.add_argument("--debug", action="store_true", help="show tracebacks")
-    return top
+@dataclass(frozen=True)
+class Characters:
+    """The characters to render; the same values give the same bytes."""
+
+    count: int = 1000
+    views: int = 8  # of each character, beside its reference
+    size: int = 256  # pixels of a picture's side
+    seed: int = 0
+    split: str = "train"  # a key of SPLITS
+    captions: str = WITHOUT_IDENTITY  # or WITH_IDENTITY
+
+    def __post_init__(self) -> None:
+        values = (self.count, self.views, self.size, self.seed)
+        for (name, (low, high)), value in zip(LIMITS.items(), values, strict=True):
+            _check(name, value, low, high)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`train peeps`; returns its exit code, see `ic_jax.cli.run`."""
-    args = parser("peeps", "SOURCE").parse_args(arguments)
-    return cli.run(lambda: write(args), debug=args.debug)
-
-
-def main_prepare(arguments: Sequence[str]) -> int:
-    """`train prepare peeps`, likewise."""
-    args = parser("prepare peeps", "DATASET").parse_args(arguments)
-    return cli.run(lambda: prepare(args), debug=args.debug)
-
-
-def prepare(args: argparse.Namespace) -> None:
-    """Write DATASET whole or not at all, for training at `--size` pixels; the same arguments give
-    the same bytes."""
-    options, out = PrepareOptions(resolutions=(args.size,)), args.out.absolute()
-    check_replaceable(out, args.overwrite, is_ours)
+def prepare(out: Path, characters: Characters, *, workers: int, overwrite: bool = False) -> None:
+    """Write the data set `out` atomically, for training at `characters.size` pixels."""
+    options, out = PrepareOptions(resolutions=(characters.size,)), out.absolute()
+    check_replaceable(out, overwrite, is_ours)
     work = out.with_name(f".{out.name}.drawn")
     check_replaceable(work, True, lambda name: name.startswith("source"))
     work.mkdir(parents=True, exist_ok=True)
-    with locked(work, f"{work}: another process is drawing there"):
+    source = work / "source"
+    with locked(work, f"{work}: another process is rendering there"):
         try:
-            # What a killed run left may be of other arguments.
-            given = {**vars(args), "out": work / "source", "overwrite": True}
-            write(argparse.Namespace(**given))
-            prepare_source(
-                work / "source", out, options, workers=args.workers, overwrite=args.overwrite
-            )
+            # A killed run may have left pictures of other arguments there: never reuse them.
+            write(source, characters, workers=workers, overwrite=True)
+            prepare_source(source, out, options, workers=workers, overwrite=overwrite)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     print(card.summary(out))
 
 
-def write(args: argparse.Namespace) -> None:
-    """Write SOURCE whole or not at all; the same arguments give the same bytes."""
-    for name, least, most in (
-        ("characters", 1, 10**9),
-        ("views", 0, 999),
-        ("size", 8, LARGEST),
-        ("seed", 0, 2**63),
-        ("workers", 1, 1024),
-    ):
-        if not least <= (value := getattr(args, name)) <= most:
-            raise ValueError(f"--{name} is {value}; expected {least} to {most}")
-    identities = list(islice(SPLITS[args.split](args.seed), args.characters))
-    if len(identities) < args.characters:
-        raise ValueError(
-            f"--characters is {args.characters}; the split {args.split} has {len(identities)}"
-        )
-    with written_whole(args.out, overwrite=args.overwrite, owns=_ours) as out:
+def write(out: Path, characters: Characters, *, workers: int, overwrite: bool = False) -> None:
+    """Write pictures, masks and metadata.jsonl into the folder `out`, atomically.
+
+    Raises:
+        ValueError: the split has fewer people than `characters.count`, or `workers` is too large.
+        FileExistsError: `out` exists.
+    """
+    _check("workers", workers, 1, 1024)
+    c = characters
+    people = list(islice(SPLITS[c.split](c.seed), c.count))
+    if len(people) < c.count:
+        raise ValueError(f"--characters is {c.count}; the split {c.split} has {len(people)}")
+    with written_whole(out, overwrite=overwrite, owns=_is_written_here) as folder:
         jobs = [
-            Job(out, identity, (args.seed, number), args.views, args.size, args.captions)
-            for number, identity in enumerate(identities)
+            WriteJob(folder, identity, (c.seed, number), c.views, c.size, c.captions)
+            for number, identity in enumerate(people)
         ]
-        with (out / LINES).open("w") as lines:
-            drawn = mapped(write_character, jobs, workers=args.workers, chunk=1)
-            for metadata in tqdm(drawn, total=len(jobs), unit="character"):
-                lines.writelines(json.dumps(line) + "\n" for line in metadata)
+        with (folder / METADATA).open("w") as file:
+            written = mapped(write_character, jobs, workers=workers, chunk=1)
+            for lines in tqdm(written, total=len(jobs), unit="character"):
+                file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def _ours(name: str) -> bool:
-    return name == LINES or name.endswith((PICTURE, MASK))
+def _check(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"--{name} is {value}; expected {low} to {high}")
+
+
+def _is_written_here(name: str) -> bool:
+    return name == METADATA or name.endswith((PICTURE, MASK))

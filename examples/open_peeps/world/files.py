@@ -1,6 +1,6 @@
-"""One character's pictures, masks and lines of metadata: what a worker process does.
+"""Picture, mask and metadata files of one character: the work of one worker process.
 
-Imports no JAX, so that a pool of workers starts at once.
+Imports no JAX, so that a pool of workers starts quickly.
 """
 
 from pathlib import Path
@@ -19,32 +19,32 @@ PICTURE, MASK = ".picture.png", ".mask.png"
 WITH_IDENTITY, WITHOUT_IDENTITY = "with-identity", "without-identity"
 
 
-class Job(NamedTuple):
-    """One character to write; `seed` decides its views and words, `captions` their kind."""
+class WriteJob(NamedTuple):
+    """One character to write."""
 
     folder: Path
     identity: Identity
-    seed: tuple[int, ...]
+    seed: tuple[int, ...]  # of the views and the words of the captions
     views: int
     size: int
-    captions: str
+    captions: str  # WITH_IDENTITY or WITHOUT_IDENTITY
 
 
-def write_character(job: Job) -> list[dict[str, Any]]:
-    """Draw the reference and the views into the folder; returns their metadata.
+def write_character(job: WriteJob) -> list[dict[str, Any]]:
+    """Render the reference and the views into the folder and return their metadata.
 
-    All lie beside the metadata, none in a folder of its own: so a reader that is given the folder
-    takes what the metadata names, and not the masks for pictures.
+    All files lie beside the metadata and none in a sub-folder, so that a reader of the folder
+    takes the pictures that the metadata names and does not take masks for pictures.
     """
     rng = np.random.default_rng(job.seed)
     reference = reference_view(rng)
     named = [(REFERENCE, reference)]
     named += [(view.body, view) for view in views(rng, job.views, apart_from=reference.body)]
-    return [_write_view(job, number, *one, rng) for number, one in enumerate(named)]
+    return [_write_view(job, n, name, view, rng) for n, (name, view) in enumerate(named)]
 
 
 def _write_view(
-    job: Job, number: int, name: str, view: View, rng: np.random.Generator
+    job: WriteJob, number: int, name: str, view: View, rng: np.random.Generator
 ) -> dict[str, Any]:
     stem = f"{job.identity}-{number:03d}-{view}"
     file, mask = f"{stem}{PICTURE}", f"{stem}{MASK}"
