@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from examples.open_peeps.world import dataset
+from examples.open_peeps.world.__main__ import main
 from examples.open_peeps.world.render import Identity, View, picture, render
-from train.__main__ import main as train
 from train.data.dataset import Dataset
 from train.data.sources import read_source
 
 
-def command(out, *more: str) -> list[str]:
-    return ["--out", str(out), "--characters", "3", "--views", "2", "--size", "32", *more]
+def command(name, out, *more: str) -> list[str]:
+    return [name, "--out", str(out), "--characters", "3", "--views", "2", "--size", "32", *more]
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -24,8 +24,8 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def test_the_data_set_repeats_byte_for_byte(tmp_path):
-    assert dataset.main(command(tmp_path / "one", "--workers", "1")) == 0
-    assert dataset.main(command(tmp_path / "two", "--workers", "2")) == 0
+    assert main(command("write", tmp_path / "one", "--workers", "1")) == 0
+    assert main(command("write", tmp_path / "two", "--workers", "2")) == 0
     first = contents(tmp_path / "one")
     assert first == contents(tmp_path / "two")
     lines = [json.loads(line) for line in first["metadata.jsonl"].splitlines()]
@@ -43,18 +43,17 @@ def test_the_data_set_repeats_byte_for_byte(tmp_path):
             np.testing.assert_array_equal(np.asarray(image), render(identity, view, 32)[..., 3])
 
 
-def test_prepare_peeps_makes_the_data_set_the_same_every_time(tmp_path, capsys):
-    asked = command(tmp_path / "one", "--workers", "1")
-    asked[asked.index("--size") + 1] = "64"
-    assert train(["prepare", "peeps", *asked]) == 0
-    assert train(["prepare", "peeps", *asked, "--out", str(tmp_path / "two")]) == 0
+def test_prepare_writes_the_same_data_set_every_time(tmp_path, capsys):
+    arguments = command("prepare", tmp_path / "one", "--workers", "1", "--size", "64")
+    assert main(arguments) == 0
+    assert main([*arguments, "--out", str(tmp_path / "two")]) == 0
     assert {p.name for p in tmp_path.iterdir()} == {"one", "two"}
     first = Dataset(tmp_path / "one")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert len(first) == 9
     assert first.read(0).character
     capsys.readouterr()
-    assert train(["prepare", "peeps", *asked]) == 2
+    assert main(arguments) == 2
     assert re.search("one: exists; name another folder", capsys.readouterr().err)
 
 
@@ -63,7 +62,7 @@ def test_an_interrupted_data_set_leaves_nothing(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(dataset, "mapped", interrupted)
-    assert dataset.main(command(tmp_path / "out")) == 130
+    assert main(command("write", tmp_path / "out")) == 130
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().err == "error: interrupted\n"
 
@@ -77,6 +76,6 @@ def test_an_interrupted_data_set_leaves_nothing(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_what_cannot_be_drawn_is_said(tmp_path, capsys, more, message):
-    assert dataset.main(command(tmp_path / "out", *more)) == 2
+    assert main(command("write", tmp_path / "out", *more)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -79,7 +79,6 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train prepare",
         description=__doc__,
-        epilog="`python -m train prepare peeps` draws its characters itself (its own --help).",
     )
     parser.add_argument("source", metavar="SOURCE", type=Path, help="folder, or JSON Lines")
     parser.add_argument("--out", metavar="DATASET", type=Path, required=True)
