@@ -5,12 +5,11 @@ adapter, the published code's arguments), so that reading one is a plain lookup.
 hold architecture only: no dtype, random key or mesh.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
-
-class ConfigError(ValueError):
-    """A config file or value that no model can be built from."""
+from ic_jax.from_dict import ConfigError as ConfigError
+from ic_jax.from_dict import dataclass_from_dict
 
 
 class _Config:
@@ -20,15 +19,11 @@ class _Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build from JSON values; ConfigError names what is unknown, missing or impossible."""
-        names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-        unknown = sorted(set(values) - set(names))
-        if unknown:
-            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {names}")
-        tupled = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        start = f"{cls.__name__}: "
         try:
-            return cls(**tupled)
-        except TypeError as error:  # a field without default that the file lacks
-            raise ConfigError(f"{cls.__name__}: {error}") from None
+            return dataclass_from_dict(cls, values)
+        except ConfigError as error:
+            raise ConfigError(start + str(error).removeprefix(start)) from None
 
     def _check(self, holds: bool, message: str) -> None:
         if not holds:

@@ -5,7 +5,6 @@ the nearest open kin, an image-prompt adapter on FLUX; [UNO], [EasyControl], [x-
 adapters' training code; [flux] black-forest-labs/flux; [ours] a choice of this project.
 """
 
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ic_jax.config import ConfigError
+from ic_jax.from_dict import dataclass_from_dict, nearest, parse_change, refuse_unknown
 from ic_jax.models.layers import Remat
 
 TIMESTEPS = ("logit-normal", "uniform")
@@ -225,14 +225,8 @@ def read_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
 
 
 def _apply(values: dict[str, Any], change: str) -> None:
-    path, equals, text = change.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {change}: write KEY=VALUE, such as stage1.steps=2000")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word is text
-    *tables, key = path.strip().split(".")
+    path, value = parse_change(change, "stage1.steps=2000")
+    *tables, key = path.split(".")
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
@@ -241,83 +235,39 @@ def _apply(values: dict[str, Any], change: str) -> None:
 
 
 def recipe_of(values: dict[str, Any]) -> Recipe:
-    """A recipe from its tables; ConfigError as `read_recipe`."""
-    values = dict(values)
-    tables: dict[str, Any] = {"saving": Saving, "reporting": Reporting, "lora": Lora}
-    others = (*tables, "adapter")
-    stages = {k: v for k, v in values.items() if isinstance(v, dict) and k not in others}
+    """Return a recipe from its tables; ConfigError as `read_recipe`."""
+    tables = ("saving", "reporting", "lora", "adapter")
+    stages = {k: v for k, v in values.items() if isinstance(v, dict) and k not in tables}
     rest = {k: v for k, v in values.items() if k not in stages}
-    known = [f.name for f in fields(Recipe) if f.name != "stages"]
     for name in stages:
         if not re.fullmatch(r"stage\d+", name):
-            raise ConfigError(f"unknown table [{name}]{_near(name, [*others, 'stage1'])}")
+            raise ConfigError(f"unknown table [{name}]{nearest(name, [*tables, 'stage1'])}")
     if not stages:
         raise ConfigError("has no stage; write a table [stage1] with steps = 1000")
-    for name, cls in tables.items():
-        if name in rest:
-            rest[name] = _build(cls, rest[name], f"{name}.")
-    _refuse_unknown(rest, known, "")
-    for f in fields(Recipe):
-        if f.name in rest and f.name not in tables:
-            rest[f.name] = _typed(f.type, rest[f.name], f.name)
+    refuse_unknown(rest, [f.name for f in fields(Recipe) if f.name != "stages"])
     for name in ("model", "data", "out"):
         if not isinstance(rest.get(name), str):
             raise ConfigError(f'{name} is missing; write {name} = "FOLDER"')
-        rest[name] = Path(rest[name])
-    built = {
-        name: _build(Stage, stages[name], f"{name}.")
+    rest["stages"] = {
+        name: dataclass_from_dict(Stage, stages[name], f"{name}.")
         for name in sorted(stages, key=lambda name: int(name[5:]))
     }
     if "lora" in rest:
-        _check_lora(rest, built)
         rest.setdefault("holdout", 0.0)  # nothing is measured on them
-    return Recipe(**rest, stages=built)
+    recipe = dataclass_from_dict(Recipe, rest)
+    if recipe.lora:
+        _check_lora(recipe)
+    return recipe
 
 
-def _check_lora(rest: Mapping[str, Any], stages: Mapping[str, Stage]) -> None:
-    if rest.get("adapter"):
+def _check_lora(recipe: Recipe) -> None:
+    if recipe.adapter:
         raise ConfigError("has both adapter and [lora]; a run trains one of them")
-    for name, stage in stages.items():
+    for name, stage in recipe.stages.items():
         if stage.paired:
             raise ConfigError(
                 f"{name}.paired is {stage.paired}; [lora] sees no reference, it must be 0"
             )
-
-
-def _build(cls: Any, values: Any, prefix: str) -> Any:
-    if not isinstance(values, dict):
-        raise ConfigError(f"{prefix.rstrip('.')} is {values!r}; it must be a table")
-    types = {f.name: f.type for f in fields(cls)}
-    _refuse_unknown(values, list(types), prefix)
-    try:
-        return cls(**{k: _typed(types[k], v, prefix + k) for k, v in values.items()})
-    except ConfigError as error:
-        raise ConfigError(f"{prefix}{error}") from None
-    except TypeError:  # the one field without a default
-        raise ConfigError(f"{prefix}steps is missing") from None
-
-
-def _typed(kind: Any, value: Any, name: str) -> Any:
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind == tuple[str, ...]:
-        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise ConfigError(f"{name} is {value!r}; it must be a list of texts")
-        return tuple(value)
-    if kind in (int, float, str, bool) and type(value) is not kind:
-        raise ConfigError(f"{name} is {value!r}; it must be of type {kind.__name__}")
-    return value
-
-
-def _refuse_unknown(values: Mapping[str, Any], known: Sequence[str], prefix: str) -> None:
-    for name in values:
-        if name not in known:
-            raise ConfigError(f"unknown key {prefix}{name}{_near(name, known)}")
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
 
 
 def _check(holds: bool, name: str, value: Any, expected: str) -> None:

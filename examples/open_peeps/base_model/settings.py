@@ -1,9 +1,7 @@
 """Sizes and lengths of the small foundations, all of them settings."""
 
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from ic_jax.config import (
     ClipConfig,
@@ -15,6 +13,7 @@ from ic_jax.config import (
     T5Config,
     VaeConfig,
 )
+from ic_jax.from_dict import dataclass_from_dict, parse_change, refuse_unknown
 
 EVENLY = (0.5, 0.125, 0.125, 0.125, 0.125)  # as much of a reference as of its four tiles
 
@@ -153,26 +152,10 @@ PEEPS = Settings(
 
 def change(settings: Settings, changes: Sequence[str]) -> Settings:
     """Settings with changes such as "vae_steps=100"; ConfigError for what there is not."""
-    names = [f.name for f in fields(Settings) if f.name != "world"]  # that is --world
-    values: dict[str, Any] = {}
+    values = asdict(settings)
+    known = [name for name in values if name != "world"]  # which --world chooses
     for text in changes:
-        name, equals, value = text.partition("=")
-        if not equals or name not in names:
-            raise ConfigError(f"--set {text}: write KEY=VALUE with a KEY of {', '.join(names)}")
-        values[name] = _typed(settings, name, value)
-    return replace(settings, **values)
-
-
-def _typed(settings: Settings, name: str, text: str) -> Any:
-    kind = type(getattr(settings, name))
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    if isinstance(value, list):
-        value = tuple(value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise ConfigError(f"--set {name}={text}: must be of type {kind.__name__}")
-    return value
+        name, value = parse_change(text, "vae_steps=100")
+        refuse_unknown([name], known, "--set ")
+        values[name] = value
+    return dataclass_from_dict(Settings, values)
