@@ -1,12 +1,11 @@
 """Finding and opening published weights: folders, single files, Hub ids."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert import bfl, hub
+from convert import bfl
 from convert.configs import (
     build,
     config_class,
@@ -18,6 +17,7 @@ from convert.configs import (
 from convert.published import OTHER_CHANNELS, OTHER_CLASSES
 from convert.torch_read import read_torch
 from ic_jax.config import CONFIGS, SchedulerConfig
+from ic_jax.weights import hub
 from ic_jax.weights.safetensors_io import read_tensors
 from ic_jax.weights.tensors import Tensor, WeightsError
 
@@ -74,7 +74,7 @@ def locate(value: str, patterns: Sequence[str]) -> Path:
     path = Path(value).expanduser()
     if path.exists():
         return path
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value):
+    if hub.REPO_ID.fullmatch(value):
         return hub.fetch(value, patterns)
     raise FileNotFoundError(f"{value}: no such file or folder, and not a Hub id (org/name)")
 

@@ -21,13 +21,13 @@ from diffusers.loaders.single_file_utils import (
 )
 from huggingface_hub.utils import filter_repo_objects
 
-from convert import bfl, hub
+from convert import bfl
 from convert.__main__ import main
 from convert.configs import to_published
 from convert.names import published_shapes, slots
 from convert.torch_read import read_torch
 from ic_jax.config import CONFIGS, AdapterConfig, FluxConfig, VaeConfig
-from ic_jax.weights import loading
+from ic_jax.weights import hub, loading
 from ic_jax.weights.model_folder import ModelFolder
 from ic_jax.weights.safetensors_io import Spec, read_tensors, write_tensors
 from ic_jax.weights.tensors import Tensor
@@ -365,7 +365,7 @@ def test_sizes_beside_the_adapter_or_named(tmp_path):
 
 
 def test_hub_ids_fetch_what_is_needed_and_no_more(model, tmp_path, monkeypatch):
-    def download(name, allow_patterns):
+    def download(name, revision, allow_patterns):
         source = TINY / name.removeprefix("org/")
         paths = [str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()]
         paths += ["flux1-dev.safetensors", "text_encoder/model.fp16.bin", "transformer/x.gguf"]

@@ -18,10 +18,9 @@ import safetensors.torch
 import torch
 from huggingface_hub import errors
 
-from convert import hub
 from convert.__main__ import main
 from convert.torch_read import read_torch
-from ic_jax.weights import loading
+from ic_jax.weights import hub, loading
 from ic_jax.weights import safetensors_io as ours
 from ic_jax.weights.model_folder import ModelFolder, create
 from ic_jax.weights.tensors import WeightsError

@@ -35,6 +35,12 @@ FORMAT = 1
 SMALL_MODEL = (
     Path(__file__).parent.parent / "small_model"
 )  # trained by this project, and part of it
+PUBLISHED = {  # where the options of `convert from-torch` find the published weights
+    "flux": "black-forest-labs/FLUX.1-dev",
+    "adapter": "tencent/InstantCharacter",
+    "siglip": "google/siglip-so400m-patch14-384",
+    "dinov2": "facebook/dinov2-giant",
+}
 KINDS = (
     *("transformer", "adapter", "siglip", "dinov2", "t5", "clip", "vae"),
     *("scheduler", "sampling", "tokenizer", "tokenizer_2"),
@@ -123,13 +129,21 @@ class ModelFolder:
         return safetensors_io.read_tensors(self.path / kind / UNUSED) if has else {}
 
 
+def not_converted(name: str) -> WeightsError:
+    """Return the error for a folder or Hub repository without a manifest: how to convert it."""
+    words = {"instantcharacter": "adapter", "siglip": "siglip", "dinov2": "dinov2"}
+    option = next((o for word, o in words.items() if word in Path(name).name.lower()), "flux")
+    sources = " ".join(f"--{o} {source}" for o, source in (PUBLISHED | {option: name}).items())
+    return WeightsError(
+        f"{name}: is not an ic_jax model (no {MANIFEST}); if it holds published weights, convert "
+        f"them, from a checkout of ic_jax: python -m convert from-torch {sources} --out MODEL"
+    )
+
+
 def _read_manifest(folder: Path) -> dict[str, dict[str, FileEntry]]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise WeightsError(
-            f"{folder}: is not an ic_jax model (no {MANIFEST}); "
-            "make one from published weights with `python -m convert from-torch`"
-        )
+        raise not_converted(str(folder))
     try:
         manifest = json.loads(path.read_text())
         if manifest["format"] != FORMAT:

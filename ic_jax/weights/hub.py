@@ -1,0 +1,65 @@
+"""Models and published weights from the Hugging Face Hub, by their id."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import errors, snapshot_download
+
+from ic_jax.weights.model_folder import KINDS, MANIFEST, not_converted
+
+REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # org/name
+
+
+def fetch(repo_id: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """Download the files of a Hub repository that match `patterns`; return their local folder.
+
+    Files in the Hub library's cache are not downloaded again, and are enough offline.
+
+    Args:
+        repo_id: org/name.
+        patterns: of file names, as in `fnmatch`.
+        revision: branch, tag or commit; the main branch by default.
+
+    Raises:
+        FileNotFoundError: no such repository or revision, no access to it, or no connection.
+    """
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns)))
+    except errors.GatedRepoError:
+        reason = (
+            f"is gated: accept its licence at https://huggingface.co/{repo_id}, then log in with "
+            "`hf auth login` (`huggingface-cli login` in older versions)"
+        )
+    except errors.RevisionNotFoundError:
+        reason = f"the Hub repository has no revision {revision}; name a branch, tag or commit"
+    except errors.RepositoryNotFoundError:
+        reason = (
+            "no such path here and no such repository on the Hub; if it is private, log in with "
+            "`hf auth login` (`huggingface-cli login` in older versions)"
+        )
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
+        reason = "no such path here, and the Hugging Face Hub cannot be reached; download it first"
+    except errors.HfHubHTTPError as error:
+        reason = f"the Hugging Face Hub answered: {str(error).splitlines()[0]}"
+    except Exception as error:  # of the network library underneath, which changes with versions
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = f"the download broke off ({what}); run again, what came is kept"
+    raise FileNotFoundError(f"{repo_id}: {reason}")
+
+
+def fetch_model(repo_id: str, revision: str | None = None) -> Path:
+    """Download a MODEL folder from the Hub; return its local folder.
+
+    The manifest comes first: a repository without one is refused before its weights, which may
+    be published ones of many gigabytes, are downloaded.
+
+    Raises:
+        FileNotFoundError: as for `fetch`.
+        WeightsError: the repository is no MODEL folder; the message says how to convert it.
+    """
+    folder = fetch(repo_id, [MANIFEST], revision)
+    if not (folder / MANIFEST).is_file():
+        raise not_converted(repo_id)
+    # A snapshot's folder is named after its commit, so both downloads are of one revision.
+    return fetch(repo_id, [MANIFEST, *(f"{kind}/*" for kind in KINDS)], folder.name)
