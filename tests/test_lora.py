@@ -69,6 +69,51 @@ def test_unloading_restores_every_bit(flux, loras):
         np.testing.assert_array_equal(value, before[path])
 
 
+def test_weights_change_and_loras_go_bit_for_bit(flux, loras):
+    """Whatever was applied in between, weights follow from the active LoRAs alone."""
+
+    def expect(weights):
+        jax.tree.map(np.testing.assert_array_equal, values(flux), weights)
+
+    before = values(flux)
+    loras.add(read_lora(STYLE, 0.5), "style")
+    alone = values(flux)
+    loras.add(read_lora(STYLE, 0.3, "ink"), "ink")
+    both = values(flux)
+    loras.activate({"style": -2.0})
+    assert loras.triggers == []
+    loras.activate({"ink": 0.3, "style": 0.5})
+    expect(both)
+    loras.activate({})
+    expect(before)
+    loras.activate({"style": 0.5, "ink": 0.3})
+    with loras.inactive():
+        expect(before)
+    expect(both)
+    loras.delete(["ink"])
+    expect(alone)
+    assert (list(loras.loras), loras.active) == (["style"], {"style": 0.5})
+    for refused in (lambda: loras.activate({"ink": 1.0}), lambda: loras.delete(["style", "ink"])):
+        with pytest.raises(ValueError, match="no LoRA is called 'ink'; loaded are: style"):
+            refused()
+    with pytest.raises(ValueError, match="weight of LoRA 'style' is nan"):
+        loras.activate({"style": float("nan")})
+    with pytest.raises(ValueError, match="a LoRA is called 'style' already"):
+        loras.add(read_lora(STYLE), "style")
+    expect(alone)
+    loras.delete(["style"])
+    expect(before)
+
+
+def test_names_are_numbered_as_in_diffusers(loras):
+    for _ in range(2):
+        loras.add(read_lora(STYLE))
+    assert list(loras.active) == ["default_0", "default_1"]
+    loras.delete(["default_0"])
+    loras.add(read_lora(STYLE))
+    assert list(loras.active) == ["default_1", "default_0"]
+
+
 def test_alpha_scales(flux, loras, tmp_path):
     alpha = {
         k.replace("lora_A.weight", "alpha"): np.array(2.0, np.float32)

@@ -7,9 +7,11 @@ adding and subtracting in bfloat16 would change a tenth of all weights by roundi
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -159,22 +161,37 @@ def _low_rank(
 
 
 class LoraSet:
-    """The LoRAs applied to some models, and what their weights were before.
+    """Named LoRAs of some models, of which any may be active, each at its weight.
 
-    The base values of changed parameters stay in host memory while any LoRA is applied.
+    The base values of the parameters that an active LoRA changes stay in host memory.
     """
 
     def __init__(self, models: Mapping[str, Any]):
         self._parameters = {kind: parameters(model) for kind, model in models.items()}
         self._base: dict[tuple[str, str], np.ndarray] = {}
-        self._loras: list[Lora] = []
+        self.loras: dict[str, Lora] = {}  # all, by name
+        self.active: dict[str, float] = {}  # the weights of those that are applied, by name
 
     @property
     def triggers(self) -> list[str]:
-        return [lora.trigger for lora in self._loras if lora.trigger]
+        """Trigger words of the active LoRAs, in the order in which they were added."""
+        triggers = (self.loras[name].trigger for name in self.active)
+        return [trigger for trigger in triggers if trigger]
 
-    def add(self, lora: Lora) -> None:
-        """Apply one more LoRA; WeightsError, and nothing changed, if it does not fit."""
+    def add(self, lora: Lora, name: str | None = None) -> None:
+        """Add a LoRA and apply it beside the active ones, at its own weight.
+
+        Args:
+            name: by default "default_0", "default_1", ... as in diffusers.
+
+        Raises:
+            ValueError: another LoRA has the name; nothing changed.
+            WeightsError: the LoRA does not fit the models; nothing changed.
+        """
+        if name is None:
+            name = next(n for n in map("default_{}".format, count()) if n not in self.loras)
+        if name in self.loras:
+            raise ValueError(f"a LoRA is called {name!r} already; choose another name or delete it")
         for (kind, module), change in lora.changes.items():
             path, index = _locate(module)
             kernel = self._parameters.get(kind, {}).get(f"{path}.kernel")
@@ -186,22 +203,59 @@ class LoraSet:
                     f"{lora.name}: {module} is for a map {shape[0]} -> {shape[1]}; this model's "
                     f"is {kernel.shape[-2]} -> {kernel.shape[-1]}"
                 )
-        self._loras.append(lora)
+        self.loras[name] = lora
+        self.activate({**self.active, name: lora.weight})
+
+    def activate(self, weights: Mapping[str, float]) -> None:
+        """Apply these LoRAs at these weights, and no others.
+
+        Raises:
+            ValueError: no LoRA has such a name, or a weight is not finite; nothing changed.
+        """
+        self._check_names(weights)
+        checked = {n: check_finite(f"weight of LoRA {n!r}", w) for n, w in weights.items()}
+        # Always in the order of loading: a sum depends on its order.
+        self.active = {name: checked[name] for name in self.loras if name in checked}
         self._apply()
 
+    def delete(self, names: Iterable[str]) -> None:
+        """Forget LoRAs; without any, the base weights are back bit for bit.
+
+        Raises:
+            ValueError: no LoRA has such a name; nothing changed.
+        """
+        names = set(names)
+        self._check_names(names)
+        active = {name: weight for name, weight in self.active.items() if name not in names}
+        self.loras = {name: lora for name, lora in self.loras.items() if name not in names}
+        self.activate(active)
+
     def clear(self) -> None:
-        """Put the base weights back, bit for bit."""
-        self._loras.clear()
-        self._apply()
-        self._base.clear()
+        """Forget every LoRA; the base weights are back bit for bit."""
+        self.delete(self.loras)
+
+    @contextmanager
+    def inactive(self) -> Iterator[None]:
+        """Put the base weights back for the length of a block."""
+        active = self.active
+        self.activate({})
+        try:
+            yield
+        finally:
+            self.activate(active)
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        if unknown := [name for name in names if name not in self.loras]:
+            loaded = ", ".join(self.loras) or "none"
+            raise ValueError(f"no LoRA is called {unknown[0]!r}; loaded are: {loaded}")
 
     def _apply(self) -> None:
         changes: dict[tuple[str, str], dict[int | None, list]] = {}
-        for lora in self._loras:
-            for (kind, module), change in lora.changes.items():
+        for name, weight in self.active.items():
+            for (kind, module), change in self.loras[name].changes.items():
                 path, index = _locate(module)
                 entry = changes.setdefault((kind, f"{path}.kernel"), {}).setdefault(index, [])
-                entry.append((lora.weight * change.scale, change))
+                entry.append((weight * change.scale, change))
         for key in set(changes) | set(self._base):
             variable = self._parameters[key[0]][key[1]]
             where = variable[...].sharding
@@ -211,6 +265,8 @@ class LoraSet:
             value = jax.device_put(base, where)
             if key in changes:
                 value = _merge(value, *_stacked(changes[key], base.shape))
+            else:
+                del self._base[key]
             variable.set_value(value)
 
 
