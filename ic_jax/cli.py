@@ -154,7 +154,7 @@ def _message(error: BaseException) -> str:
     if _out_of_memory(error):
         return (
             "out of memory; make pictures or batches smaller, compute in bfloat16, or take a "
-            "device with more (the README has a table of what each part needs)"
+            "device with more (docs/drawing.md has a table of what each part needs)"
         )
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""

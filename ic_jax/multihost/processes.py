@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several hosts",
         "the same command on every host; a TPU pod, SLURM, Open MPI and Kubernetes need no flags "
-        "(docs/hosts.md)",
+        "(docs/multihost.md)",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="an open port of host 0")
     group.add_argument("--hosts", type=int, metavar="N", help="how many; 1 is this one alone")
