@@ -26,7 +26,7 @@ from benchmarks.origin import origin
 from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
 from train.data.loader import Batch, batches
-from train.data.pictures import Augment, decoded, prepare_reference, prepare_target
+from train.data.pictures import Augment, decode_pixels, prepare_reference, prepare_target
 from train.data.prepare import PrepareOptions, prepare
 
 SIDE, PICTURES, BATCH = 512, 512, 16
@@ -90,10 +90,10 @@ def drain(found: Iterator[Batch]) -> int:
 def parts(dataset: Dataset, repeats: int = 100) -> dict[str, float]:
     """Milliseconds of processor time of each part of one sample."""
     record, rng = dataset.read(0), np.random.default_rng(0)
-    picture = decoded(record)
+    picture = decode_pixels(record)
     works: dict[str, Callable[[int], Any]] = {
         "read": lambda n: dataset.read(n % PICTURES),
-        "decode": lambda _: decoded(record),
+        "decode": lambda _: decode_pixels(record),
         "target": lambda _: prepare_target(picture, (SIDE, SIDE), Augment(), rng),
         "reference": lambda _: prepare_reference(picture, 384, Augment(), rng),
     }

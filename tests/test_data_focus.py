@@ -12,11 +12,11 @@ from ic_jax.config import ConfigError
 from train import stage_data
 from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
-from train.data.focus import density, scaled
+from train.data.focus import density, scale_boxes
 from train.data.loader import batches
 from train.data.pictures import Augment
 from train.data.prepare import PrepareOptions, prepare
-from train.data.records import FEATURES, Record, decode, encode
+from train.data.records import FEATURES, Record, deserialize, serialize
 from train.recipe import recipe_of
 
 BOX = (40.0, 16.0, 56.0, 40.0)  # red in what is prepared here
@@ -65,7 +65,7 @@ def test_what_lies_outside_is_cut_and_nothing_left_is_alike():
 
 
 def test_scaled():
-    assert scaled([(2, 4, 6, 8)], 0.5, 2, left=1, top=3) == ((0, 5, 2, 13),)
+    assert scale_boxes([(2, 4, 6, 8)], 0.5, 2, left=1, top=3) == ((0, 5, 2, 13),)
 
 
 def test_the_density_follows_the_targets_cut(dataset):
@@ -121,8 +121,8 @@ def test_records_from_before_there_were_boxes_are_read():
     kind = type(FEATURES)(older)
     values = {k: v.encode() if isinstance(v, str) else v for k, v in record._asdict().items()}
     del values["focus"]
-    assert decode(kind.serialize_example(kind.encode_example(values))) == record
-    assert decode(encode(record._replace(focus=(BOX,)))).focus == (BOX,)
+    assert deserialize(kind.serialize_example(kind.encode_example(values))) == record
+    assert deserialize(serialize(record._replace(focus=(BOX,)))).focus == (BOX,)
 
 
 @pytest.mark.parametrize(

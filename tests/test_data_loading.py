@@ -12,7 +12,7 @@ from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
 from train.data.errors import DataError
 from train.data.loader import Batch, Skips, batches
-from train.data.pictures import CENTRED, Augment, decoded, prepare_reference, prepare_target
+from train.data.pictures import CENTRED, Augment, decode_pixels, prepare_reference, prepare_target
 from train.data.records import Record
 
 SIDE = 32
@@ -167,15 +167,15 @@ def test_flipped_bit_in_a_shard_never_passes_silently(tmp_path):
 def test_target_covers_its_bucket_and_is_cut_at_the_middle():
     pixels = np.zeros((40, 100, 3), np.uint8)
     pixels[:, 30:70] = 200
-    made = prepare_target(decoded(record(Image.fromarray(pixels))), (40, 40), CENTRED, rng())
+    wide = record(Image.fromarray(pixels))
+    made = prepare_target(decode_pixels(wide), (40, 40), CENTRED, rng())
     assert made.shape == (40, 40, 3)
     assert (made == 200).all()
     moved = {
-        prepare_target(decoded(record(Image.fromarray(pixels))), (40, 40), Augment(), rng(n)).sum()
-        for n in range(8)
+        prepare_target(decode_pixels(wide), (40, 40), Augment(), rng(n)).sum() for n in range(8)
     }
     assert len(moved) > 3
-    assert prepare_target(decoded(record(picture(1))), (80, 48), CENTRED, rng()).shape == (
+    assert prepare_target(decode_pixels(record(picture(1))), (80, 48), CENTRED, rng()).shape == (
         80,
         48,
         3,
@@ -194,7 +194,7 @@ def test_reference_is_cut_out_cropped_and_padded(by):
     if by == "alpha":
         image.putalpha(Image.fromarray(mask))
     stored = record(image, mask if by == "mask" else None)
-    low, high, mirrored = prepare_reference(decoded(stored), 40, CENTRED, rng())
+    low, high, mirrored = prepare_reference(decode_pixels(stored), 40, CENTRED, rng())
     assert not mirrored
     assert (low[:, 10:30] == (255, 0, 0)).all()
     assert (low[:, :10] == 255).all()
@@ -205,7 +205,7 @@ def test_reference_is_cut_out_cropped_and_padded(by):
 
     starts = set()
     for n in range(20):
-        low, _, _ = prepare_reference(decoded(stored), 40, Augment(flip=0), rng(n))
+        low, _, _ = prepare_reference(decode_pixels(stored), 40, Augment(flip=0), rng(n))
         columns = np.flatnonzero((low[20] != 255).any(axis=1))
         assert len(columns) == 20
         starts.add(int(columns[0]))
@@ -214,11 +214,11 @@ def test_reference_is_cut_out_cropped_and_padded(by):
 
 def test_reference_without_a_mask_is_the_whole_picture_mirrored_as_told():
     image = picture(3)
-    same, _, mirrored = prepare_reference(decoded(record(image)), 64, CENTRED, rng())
+    same, _, mirrored = prepare_reference(decode_pixels(record(image)), 64, CENTRED, rng())
     np.testing.assert_array_equal(same, np.asarray(image))
     assert not mirrored
     always = Augment(flip=1.0)
-    flipped, _, mirrored = prepare_reference(decoded(record(image)), 64, always, rng())
+    flipped, _, mirrored = prepare_reference(decode_pixels(record(image)), 64, always, rng())
     np.testing.assert_array_equal(flipped, np.asarray(image)[:, ::-1])
     assert mirrored
     with pytest.raises(ValueError, match="flip 2"):

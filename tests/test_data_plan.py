@@ -8,7 +8,7 @@ import pytest
 
 from train.data import stream
 from train.data.batch_plan import BatchPlan
-from train.data.buckets import buckets, covering, nearest
+from train.data.buckets import buckets, covering_size, nearest_bucket
 from train.data.characters import held_out
 from train.data.errors import DataError
 
@@ -128,7 +128,7 @@ def test_one_bucket_a_batch_and_few_are_joined(index):
     sizes = set(made.sizes)
     assert (512, 512) in sizes
     assert (352, 720) not in sizes  # 1:2, 2% of the pictures: 10, less than a batch
-    own = nearest(index.width, index.height, made.sizes)
+    own = nearest_bucket(index.width, index.height, made.sizes)
     for step in range(50):
         rows = made.rows(step)
         assert {made.sizes[b] for b in own[rows.target]} == {rows.size}
@@ -151,11 +151,11 @@ def test_buckets():
         assert all(0.8 < h * w / resolution**2 < 1.2 for h, w in sizes)
         assert (resolution, resolution) in sizes
     sizes = buckets(512)
-    chosen = nearest(np.array([100, 100, 300, 5]), np.array([100, 200, 100, 500]), sizes)
+    chosen = nearest_bucket(np.array([100, 100, 300, 5]), np.array([100, 200, 100, 500]), sizes)
     assert [sizes[b] for b in chosen] == [(512, 512), sizes[-1], sizes[0], sizes[-1]]
-    assert covering(1000, 1000, 512) == (512, 512)
-    assert covering(512, 300, 512) == (512, 300)  # never larger
-    width, height = covering(3000, 2000, 512)
+    assert covering_size(1000, 1000, 512) == (512, 512)
+    assert covering_size(512, 300, 512) == (512, 300)  # never larger
+    width, height = covering_size(3000, 2000, 512)
     assert (width, height) == (630, 420) or min(width / 624, height / 416) >= 1
 
 

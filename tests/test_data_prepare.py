@@ -288,5 +288,5 @@ def test_damaged_data_set_is_named(tmp_path):
     (out / "index" / "width.npy").unlink()
     with pytest.raises(DataError, match=r"width\.npy: is missing"):
         Dataset(out)
-    with pytest.raises(DataError, match="is no data set"):
+    with pytest.raises(DataError, match="is not a data set"):
         Dataset(tmp_path)

@@ -247,4 +247,4 @@ def test_verify(world, tmp_path, capsys):
         assert main(["verify", str(copy)]) == 4
         assert f"{shard.name} (missing)" in capsys.readouterr().err
     assert main(["verify", str(tmp_path)]) == 4
-    assert "is no data set" in capsys.readouterr().err
+    assert "is not a data set" in capsys.readouterr().err

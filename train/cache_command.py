@@ -24,7 +24,7 @@ from train.data.characters import held_out
 from train.data.dataset import Dataset
 from train.data.encoded_store import EncodedRows
 from train.data.errors import DataError
-from train.data.pictures import CENTRED, decoded, prepare_target
+from train.data.pictures import CENTRED, decode_pixels, prepare_target
 from train.encode import embeddings, moments
 from train.encoded_cache import Cache
 from train.models import TEXT, Tokenizers, load_parts, tokenizers
@@ -146,7 +146,7 @@ class Encoders:
             size = plan.sizes[bucket]
 
             def cut(n: int, size: Any = size) -> np.ndarray:
-                return prepare_target(decoded(self._dataset.read(n)), size, CENTRED, rng)
+                return prepare_target(decode_pixels(self._dataset.read(n)), size, CENTRED, rng)
 
             found = self._read(records[sizes == bucket], cut)
             made |= self._in_batches(lambda x: self._moments(self._models[2], x), found)

@@ -17,7 +17,7 @@ from ic_jax.models.adapter import Adapter
 from ic_jax.pipeline import InstantCharacterPipeline
 from ic_jax.weights.loading import Model
 from train.data.dataset import Dataset
-from train.data.pictures import cut_out, decoded
+from train.data.pictures import cut_out, decode_pixels
 from train.encoded_cache import Cache
 from train.lora import with_lora
 from train.models import Models
@@ -47,7 +47,7 @@ class Preview:
             candidates = held if held.any() else np.ones_like(held)
             chosen = np.flatnonzero(candidates)[: recipe.reporting.preview_references]
             records = [int(np.flatnonzero(dataset.character == c)[0]) for c in chosen]
-            self._references = [cut_out(decoded(dataset.read(r))) for r in records]
+            self._references = [cut_out(decode_pixels(dataset.read(r))) for r in records]
 
     def draw(self, state: State, step: int) -> np.ndarray:
         """Write RUN/previews/STEP.png; returns it, uint8 [h, w, 3].

@@ -1,4 +1,4 @@
-"""Shapes that targets are cut to: one compiled step each, all of about one area."""
+"""Aspect-ratio buckets: the target sizes of training, all of about one area, compiled once each."""
 
 import math
 
@@ -12,39 +12,42 @@ Size = tuple[int, int]  # height, width
 
 
 def buckets(resolution: int) -> list[Size]:
-    """Shapes of about resolution x resolution pixels, from wide to tall.
+    """Return the sizes of about `resolution` x `resolution` pixels, from wide to tall.
 
     Raises:
-        ValueError: a resolution that is no positive multiple of 16.
+        ValueError: `resolution` is not a positive multiple of 16.
     """
     if resolution < MULTIPLE or resolution % MULTIPLE:
         raise ValueError(f"resolution {resolution} is not a positive multiple of {MULTIPLE}")
 
-    def near(side: float) -> int:
+    def rounded(side: float) -> int:
         return max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE)
 
-    sizes = [(near(resolution * math.sqrt(r)), near(resolution / math.sqrt(r))) for r in RATIOS]
-    return list(dict.fromkeys(sizes))  # small resolutions round some to the same
+    sizes = [
+        (rounded(resolution * math.sqrt(r)), rounded(resolution / math.sqrt(r))) for r in RATIOS
+    ]
+    return list(dict.fromkeys(sizes))  # at small resolutions some round to the same size
 
 
-def nearest(widths: np.ndarray, heights: np.ndarray, sizes: list[Size]) -> np.ndarray:
-    """The bucket of the nearest aspect ratio for every picture: numbers in `sizes`, int16 [n]."""
-    own = np.log([height / width for height, width in sizes])
-    between = (own[1:] + own[:-1]) / 2
-    return np.searchsorted(between, np.log(heights / widths)).astype(np.int16)
+def nearest_bucket(widths: np.ndarray, heights: np.ndarray, sizes: list[Size]) -> np.ndarray:
+    """Return for each picture the index into `sizes` of the nearest aspect ratio, int16 [n]."""
+    ratios = np.log([height / width for height, width in sizes])
+    thresholds = (ratios[1:] + ratios[:-1]) / 2
+    return np.searchsorted(thresholds, np.log(heights / widths)).astype(np.int16)
 
 
-def covering(width: int, height: int, resolution: int) -> Size:
-    """(width, height) of the smallest version that still covers its bucket; never larger.
+def covering_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """Return the smallest (width, height) of a picture that covers its bucket; never enlarges.
 
     Args:
-        width: of the picture, pixels.
-        height: of the picture.
-        resolution: the largest that the data set is prepared for.
+        width: width of the picture in pixels.
+        height: height of the picture in pixels.
+        resolution: largest resolution that the data set is prepared for.
     """
     sizes = buckets(resolution)
-    tall, wide = sizes[int(nearest(np.array([width]), np.array([height]), sizes)[0])]
-    scale = max(wide / width, tall / height)
+    index = int(nearest_bucket(np.array([width]), np.array([height]), sizes)[0])
+    bucket_height, bucket_width = sizes[index]
+    scale = max(bucket_width / width, bucket_height / height)
     if scale >= 1:
         return width, height
-    return max(wide, round(width * scale)), max(tall, round(height * scale))
+    return max(bucket_width, round(width * scale)), max(bucket_height, round(height * scale))

@@ -1,46 +1,47 @@
-"""Who is kept from training, and which pictures show the same character."""
+"""Characters of a data set: the held-out split, and pairs of pictures of one character."""
 
 import numpy as np
 from jaxtyping import Bool
 
 from train.data.dataset import Dataset
-from train.data.hashing import key
+from train.data.hashing import hash64
 
 
 def is_held_out(character: str, share: float) -> bool:
-    """Whether a character is kept from training, by a hash of its id: the same for every run."""
-    return int(key(character)) < share * 2**64
+    """Return whether a hash of the character's id holds it out of training, in every run alike."""
+    return int(hash64(character)) < share * 2**64
 
 
 def held_out(dataset: Dataset, share: float) -> Bool[np.ndarray, "characters"]:
-    """Which of a data set's characters are."""
+    """Return a mask of the held-out characters of a data set."""
     return np.array([is_held_out(name, share) for name in dataset.characters])
 
 
 class PairIndex:
-    """For every record the others of its character."""
+    """Index from each record to the other records of its character."""
 
-    def __init__(self, character: np.ndarray, taken: np.ndarray) -> None:
-        """
+    def __init__(self, character: np.ndarray, records: np.ndarray) -> None:
+        """Group the records by character.
+
         Args:
-            character: number of the character of each record of the data set, [n].
-            taken: the records that may be drawn.
+            character: character number of each record of the data set, [n].
+            records: record numbers that may be sampled.
         """
         self._character = np.asarray(character)
-        own = self._character[taken]
-        self._by_character = taken[np.argsort(own, kind="stable")]
-        self._counts = np.bincount(own, minlength=int(self._character.max()) + 1)
+        owners = self._character[records]
+        self._by_character = records[np.argsort(owners, kind="stable")]
+        self._counts = np.bincount(owners, minlength=int(self._character.max()) + 1)
         self._starts = np.cumsum(self._counts) - self._counts
-        self._rank = np.zeros(len(character), np.int32)  # among its character's records
-        sorted_own = self._character[self._by_character]
-        self._rank[self._by_character] = np.arange(len(taken)) - self._starts[sorted_own]
+        self._rank = np.zeros(len(character), np.int32)  # among the records of its character
+        sorted_owners = self._character[self._by_character]
+        self._rank[self._by_character] = np.arange(len(records)) - self._starts[sorted_owners]
 
     def count(self, records: np.ndarray) -> np.ndarray:
-        """How many records the characters of these have."""
+        """Count for each record the records of its character, itself included."""
         return self._counts[self._character[records]]
 
-    def drawn(self, records: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        """For each record one of the others, all equally likely; itself if there is none."""
+    def sample(self, records: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """Sample for each record another of its character, uniformly; itself if it is the only."""
         count = self.count(records)
         others = np.maximum(count - 1, 1).astype(np.uint64)
         step = 1 + (seeds % others).astype(np.int64)

@@ -1,4 +1,4 @@
-"""An opened data set: records by number, and an index to plan with."""
+"""Random access to a prepared data set: records by number, and an index for batch plans."""
 
 import json
 from functools import cached_property
@@ -10,27 +10,28 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from train.data.card import CARD, INDEX
 from train.data.errors import DataError
-from train.data.records import Record, decode
+from train.data.records import Record, deserialize
 
 
 class Dataset:
-    """A data set that `python -m train prepare` wrote. It may be pickled: a path travels.
+    """Data set that `python -m train prepare` wrote; pickled as its path.
+
+    Each shard stays open after its first read. With thousands of shards, raise the limit of
+    open files (`ulimit -n`) or prepare larger shards.
 
     Attributes:
-        path: its folder.
-        character: number of the character of each record, int32 [n], mapped from disk.
-        width: pixels of each record's picture, int32 [n].
-        height: the same.
-
-    A reader stays open for every shard that was read from; with thousands of shards, allow as
-    many files (`ulimit -n`), or prepare larger shards.
+        path: folder of the data set.
+        card: contents of card.json.
+        character: character number of each record, int32 [n], memory-mapped.
+        width: picture width of each record in pixels, int32 [n], memory-mapped.
+        height: picture height of each record in pixels, int32 [n], memory-mapped.
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Open it; no record is read.
+        """Open the card and the index; no record is read.
 
         Raises:
-            DataError: not a data set, or one whose files do not fit together.
+            DataError: the folder holds no data set, or a file is missing or of a wrong size.
         """
         self.path = Path(path)
         self.card = _card(self.path)
@@ -52,18 +53,18 @@ class Dataset:
 
     @cached_property
     def characters(self) -> list[str]:
-        """The characters' ids, by number."""
+        """Ids of the characters, by character number."""
         return json.loads((self.path / INDEX / "characters.json").read_text())
 
     def read(self, number: int) -> Record:
-        """One record; touches the shard that holds it, at one place.
+        """Read one record by one random access to its shard.
 
         Raises:
-            DataError: it is damaged, or cannot be read.
+            DataError: the record is damaged or cannot be read.
         """
         try:
-            return decode(self._source[int(number)])
-        except Exception as error:  # array_record and protobuf have a dozen kinds
+            return deserialize(self._source[int(number)])
+        except Exception as error:  # array_record and protobuf raise a dozen types
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{self.path}: record {number} cannot be read ({reason})") from error
 
@@ -80,14 +81,14 @@ def _card(path: Path) -> dict:
         partial = path.with_name(path.name + ".partial")
         hint = "run the same command again to finish it" if partial.exists() else "check the path"
         raise DataError(
-            f"{path}: is no data set of `python -m train prepare` (it has no {CARD}); {hint}"
+            f"{path}: is not a data set of `python -m train prepare` (it has no {CARD}); {hint}"
         ) from None
     except ValueError:
         raise DataError(f"{path / CARD}: is damaged; copy the data set again") from None
 
 
 def _check_size(path: Path, size: int) -> None:
-    found = path.stat().st_size if path.exists() else None
-    if found != size:
-        state = "is missing" if found is None else f"has {found} bytes, not {size}"
+    actual = path.stat().st_size if path.exists() else None
+    if actual != size:
+        state = "is missing" if actual is None else f"has {actual} bytes, not {size}"
         raise DataError(f"{path}: {state}; copy the data set again")

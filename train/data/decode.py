@@ -1,4 +1,4 @@
-"""From an image file's bytes to pixels, and where the character is in them."""
+"""Decoding, encoding and resizing of image files held in memory."""
 
 import io
 import warnings
@@ -9,17 +9,18 @@ from PIL import Image, ImageOps
 
 from ic_jax.preprocessing.images import FORMATS, ImageError, read_rgb
 
-# Modes that hold 8 bits a channel: kept as they are; what else a file holds is re-encoded.
+# Pillow modes of 8 bits per channel, stored unchanged; every other mode is re-encoded.
 MODES = frozenset({"L", "LA", "P", "RGB", "RGBA"})
 
 
 def decode_image(
     data: bytes,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]:
-    """The picture upright on white, and its alpha channel if it has one.
+    """Decode a picture, upright and on white, and its alpha channel (None if it has none).
 
     Raises:
-        ImageError: not a picture, damaged, or too large (`ic_jax.preprocessing.images.read_rgb`).
+        ImageError: the data is no picture, damaged or too large
+            (`ic_jax.preprocessing.images.read_rgb`).
     """
     with _open(data) as image:
         rgb = read_rgb(image)
@@ -30,7 +31,7 @@ def decode_image(
 
 
 def decode_mask(data: bytes) -> UInt8[np.ndarray, "h w"]:
-    """A mask as a PNG of grey values, or in the alpha channel, 255 where the character is.
+    """Decode a mask, 255 where the character is: the alpha channel, or else the grey values.
 
     Raises:
         ImageError: as `decode_image`.
@@ -39,29 +40,29 @@ def decode_mask(data: bytes) -> UInt8[np.ndarray, "h w"]:
     return rgb[:, :, 0] if alpha is None else alpha
 
 
-def kept_as_is(data: bytes) -> tuple[bool, bool]:
-    """(whether the file can be stored unchanged, whether it is a JPEG)."""
+def inspect_file(data: bytes) -> tuple[bool, bool]:
+    """Return whether the file can be stored unchanged, and whether it is a JPEG."""
     with _open(data) as image:
         simple = image.format in ("JPEG", "PNG", "WEBP") and image.mode in MODES
         return simple and getattr(image, "n_frames", 1) == 1, image.format in ("JPEG", "MPO")
 
 
 def encode_jpeg(rgb: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """At a quality that adds nothing visible, with colour at full resolution."""
+    """Encode as JPEG without visible loss, with colour at full resolution."""
     out = io.BytesIO()
     Image.fromarray(rgb).save(out, "JPEG", quality=95, subsampling=0)
     return out.getvalue()
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """RGB [h, w, 3] or grey [h, w]."""
+    """Encode RGB [h, w, 3] or grey [h, w] as PNG."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
 
 
-def resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """RGB or grey at another size; what is made smaller is filtered first."""
+def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize RGB or grey with Pillow's bicubic filter, which antialiases when it shrinks."""
     if pixels.shape[:2] == (height, width):
         return pixels
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
@@ -75,7 +76,7 @@ def _open(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError("has too many pixels; make it smaller") from None
-    except Exception as error:  # each format's reader raises errors of its own kind
+    except Exception as error:  # each format's decoder has its own error types
         raise ImageError(f"is not a picture that can be read ({type(error).__name__})") from error
     if image.format not in FORMATS:
         raise ImageError(f"is of format {image.format}, which is not read; save it as PNG or JPEG")

@@ -1,7 +1,7 @@
-"""What is wrong with a data set."""
+"""The error of unusable data sets."""
 
 
 class DataError(ValueError):
-    """A data set that cannot be used; one line: where, what is wrong, what to do."""
+    """Unusable data set; the message is one line: where, what is wrong, what to do."""
 
     exit_code = 4

@@ -1,6 +1,7 @@
-"""Where a picture counts most: boxes, such as those of faces, and what they make of a loss.
+"""Focus boxes: regions of a picture, such as faces, that are given extra weight in the loss.
 
-A face is a hundredth of a standing person's picture, and so of the loss, and most of who it is.
+A face covers a hundredth of the picture of a standing person, and so of the loss, but shows most of
+the identity.
 """
 
 from collections.abc import Sequence
@@ -14,40 +15,41 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 def density(
     boxes: Sequence[Box], height: int, width: int, cell: int = 1
 ) -> Float[np.ndarray, "y x"]:
-    """How much of all boxes lies on each cell of a picture, with mean 1.
+    """Return the density of the boxes over the cells of a picture, with mean 1.
 
-    Every box counts alike, however small it is, by the share of it that is in the picture; what of
-    it was cut away is spread evenly, so that a sliver does not stand for a face. Without any box,
-    each cell has 1.
+    Every box has the same total weight, whatever its size. Only the share of a box that lies in the
+    picture is concentrated there; the rest is spread evenly, so that a sliver of a face that was
+    cropped away does not count as a face. Without boxes every cell is 1.
 
     Args:
-        height: of the picture, pixels; a multiple of `cell`.
-        width: likewise.
-        cell: side of a cell, pixels; 8 for FLUX's latents.
+        boxes: boxes in pixels of the picture; they may reach beyond it.
+        height: height of the picture in pixels; a multiple of `cell`.
+        width: width of the picture in pixels; a multiple of `cell`.
+        cell: side of a cell in pixels; 8 for FLUX's latents.
     """
     shape = (height // cell, width // cell)
-    found = []
+    densities = []
     for left, top, right, bottom in boxes:
         pixels = np.outer(
             _overlap(top, bottom, shape[0], cell), _overlap(left, right, shape[1], cell)
         )
-        whole = (right - left) * (bottom - top)
-        # By cells, pixels / pixels.mean() times the share, which may be 0.
-        found.append(pixels * pixels.size / whole + max(0, 1 - pixels.sum() / whole))
-    return np.mean(found or [np.ones(shape)], axis=0).astype(np.float32)
+        area = (right - left) * (bottom - top)
+        # pixels / pixels.mean() times the visible share, without dividing by a mean of 0.
+        densities.append(pixels * pixels.size / area + max(0, 1 - pixels.sum() / area))
+    return np.mean(densities or [np.ones(shape)], axis=0).astype(np.float32)
 
 
-def scaled(
-    boxes: Sequence[Box], across: float, down: float, left: float = 0, top: float = 0
+def scale_boxes(
+    boxes: Sequence[Box], x_scale: float, y_scale: float, left: float = 0, top: float = 0
 ) -> tuple[Box, ...]:
-    """The boxes of a picture that is scaled so, and then cut from `left` and `top` on."""
+    """Map boxes to a picture that is scaled and then cropped to start at (`left`, `top`)."""
     return tuple(
-        (x0 * across - left, y0 * down - top, x1 * across - left, y1 * down - top)
+        (x0 * x_scale - left, y0 * y_scale - top, x1 * x_scale - left, y1 * y_scale - top)
         for x0, y0, x1, y1 in boxes
     )
 
 
 def _overlap(start: float, end: float, cells: int, cell: int) -> Float[np.ndarray, "{cells}"]:
-    """Pixels of each cell of a row, or column, that lie from `start` to `end`."""
+    """Return the length in pixels that `start` to `end` shares with each cell of a line."""
     first = np.arange(cells, dtype=np.float64) * cell
     return np.maximum(np.minimum(end, first + cell) - np.maximum(start, first), 0)

@@ -1,4 +1,4 @@
-"""Numbers and digests that are the same on every machine and with every library version."""
+"""Hashes and pseudo-random numbers that are the same on every machine and library version."""
 
 import hashlib
 import json
@@ -10,26 +10,26 @@ from jaxtyping import UInt64
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
-def key(*parts: object) -> np.uint64:
-    """A 64-bit key for anything with a stable repr."""
-    hashed = hashlib.sha256(repr(parts).encode()).digest()
-    return np.frombuffer(hashed[:8], "<u8")[0]
+def hash64(*parts: object) -> np.uint64:
+    """Hash values that have a stable repr to 64 bits."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return np.frombuffer(digest[:8], "<u8")[0]
 
 
-def mixed(key: np.uint64, counters: np.ndarray) -> UInt64[np.ndarray, "n"]:
-    """Independent looking 64 bits for every counter (splitmix64: Steele et al., 2014)."""
-    with np.errstate(over="ignore"):  # it is arithmetic modulo 2^64
-        z = key + (counters.astype(np.uint64) + np.uint64(1)) * _STEP
+def splitmix64(seed: np.uint64, counters: np.ndarray) -> UInt64[np.ndarray, "n"]:
+    """Return 64 pseudo-random bits for each counter (splitmix64: Steele et al., 2014)."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is intended
+        z = seed + (counters.astype(np.uint64) + np.uint64(1)) * _STEP
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
 
 
-def permutation(key: np.uint64, n: int) -> np.ndarray:
-    """0..n-1 shuffled, int32. numpy's own shuffles may change from one version to another."""
-    return np.argsort(mixed(key, np.arange(n)), kind="stable").astype(np.int32)
+def permutation(seed: np.uint64, n: int) -> np.ndarray:
+    """Shuffle 0..n-1, int32; numpy's own shuffles may change between versions."""
+    return np.argsort(splitmix64(seed, np.arange(n)), kind="stable").astype(np.int32)
 
 
 def digest(value: Any) -> str:
-    """Of JSON values, in 16 letters: short enough for a file's name."""
+    """Hash a JSON value to 16 hexadecimal digits, short enough for a file name."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

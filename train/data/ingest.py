@@ -1,4 +1,4 @@
-"""One picture on its way into a data set: checked, and made no larger than training needs."""
+"""Ingestion of one picture into a data set: checks, downscaling and encoding."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,35 +7,35 @@ from pathlib import Path
 import numpy as np
 
 from ic_jax.preprocessing.images import ImageError
-from train.data.buckets import covering
+from train.data.buckets import covering_size
 from train.data.decode import (
     decode_image,
     decode_mask,
     encode_jpeg,
     encode_png,
-    kept_as_is,
-    resized,
+    inspect_file,
+    resize,
 )
-from train.data.focus import Box, scaled
+from train.data.focus import Box, scale_boxes
 from train.data.records import Record
 from train.data.sources import Entry
 
-MIN_SIDE = 32  # pixels; less than that of a character is a blot
-MAX_RATIO = 4.0  # of the sides; the longest bucket, 2, would show less than half of it
-FIGURE = 128  # of 255: where a mask says that the character is
+MIN_SIDE = 32  # pixels; a smaller character cannot be recognised
+MAX_RATIO = 4.0  # of the sides; the longest bucket, 2, would show less than half of the picture
+FIGURE = 128  # of 255: mask values from here on count as the character
 
 
 def ingest(root: Path, entry: Entry, resolution: int) -> Record:
-    """Read, check and encode one picture.
+    """Read, check and encode one picture of a source.
 
-    The file's own bytes are kept unless they are of an odd kind or larger than its bucket at
-    `resolution` needs. What is re-encoded becomes JPEG if it was one, else PNG: JPEG makes
-    rings around the lines of a drawing.
+    The file is stored unchanged unless its format is unusual or its size exceeds the need of
+    its bucket at `resolution`. A re-encoded picture becomes JPEG if it was one, else PNG,
+    because JPEG makes rings around the lines of a drawing.
 
     Raises:
-        ImageError: the reason why it cannot be used, without its name.
+        ImageError: the picture cannot be used; the message gives the reason without the file.
     """
-    data = _bytes(root / entry.file)
+    data = _read_file(root / entry.file)
     rgb, alpha = decode_image(data)
     height, width = rgb.shape[:2]
     if min(width, height) < MIN_SIDE or max(width, height) > MAX_RATIO * min(width, height):
@@ -43,30 +43,30 @@ def ingest(root: Path, entry: Entry, resolution: int) -> Record:
             f"is {width} x {height}; expected at least {MIN_SIDE} a side and no side more than "
             f"{MAX_RATIO:g} times the other"
         )
-    mask = decode_mask(_bytes(root / entry.mask)) if entry.mask else alpha
+    mask = decode_mask(_read_file(root / entry.mask)) if entry.mask else alpha
     if mask is not None:
         _check_mask(mask, width, height)
-    focus = _within(entry.focus, width, height)
-    kept, jpeg = kept_as_is(data)
-    small = covering(width, height, resolution)
-    if not kept or small != (width, height):
-        rgb = resized(rgb, *small)
+    focus = _clip_boxes(entry.focus, width, height)
+    storable, jpeg = inspect_file(data)
+    size = covering_size(width, height, resolution)
+    if not storable or size != (width, height):
+        rgb = resize(rgb, *size)
         data = encode_jpeg(rgb) if jpeg else encode_png(rgb)
     elif not entry.mask:
-        mask = None  # it is in the picture's own alpha channel
+        mask = None  # the stored picture has it as its alpha channel
     return Record(
         image=data,
-        mask=b"" if mask is None else encode_png(resized(mask, *small)),
+        mask=b"" if mask is None else encode_png(resize(mask, *size)),
         **{name: getattr(entry, name) for name in ("caption", "character", "view", "style")},
         file=entry.file,
-        width=small[0],
-        height=small[1],
-        focus=scaled(focus, small[0] / width, small[1] / height),
+        width=size[0],
+        height=size[1],
+        focus=scale_boxes(focus, size[0] / width, size[1] / height),
     )
 
 
 def fingerprint(root: Path, entries: list[Entry], *settings: object) -> str:
-    """Changes with the entries, the files' sizes and times, and the settings."""
+    """Hash the entries, the sizes and times of their files, and the settings."""
     digest = hashlib.sha256(repr(settings).encode())
     for entry in entries:
         digest.update(repr(tuple(entry)).encode())
@@ -79,7 +79,7 @@ def fingerprint(root: Path, entries: list[Entry], *settings: object) -> str:
     return digest.hexdigest()
 
 
-def _bytes(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -89,16 +89,16 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
-def _within(boxes: Sequence[Box], width: int, height: int) -> tuple[Box, ...]:
-    """Boxes cut to the picture: detectors' reach a little beyond faces at its edge."""
-    found = []
+def _clip_boxes(boxes: Sequence[Box], width: int, height: int) -> tuple[Box, ...]:
+    """Clip boxes to the picture, because detectors overshoot at its edges."""
+    clipped = []
     for box in boxes:
         left, top, right, bottom = box
-        cut = (max(0, left), max(0, top), min(width, right), min(height, bottom))
-        if cut[0] >= cut[2] or cut[1] >= cut[3]:
+        inside = (max(0, left), max(0, top), min(width, right), min(height, bottom))
+        if inside[0] >= inside[2] or inside[1] >= inside[3]:
             raise ImageError(f"its focus {list(box)} lies outside the picture, {width} x {height}")
-        found.append(cut)
-    return tuple(found)
+        clipped.append(inside)
+    return tuple(clipped)
 
 
 def _check_mask(mask: np.ndarray, width: int, height: int) -> None:

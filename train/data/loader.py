@@ -17,8 +17,15 @@ from train.data.buckets import Size
 from train.data.dataset import Dataset
 from train.data.encoded_store import Embeddings, EncodedRows, Moments
 from train.data.errors import DataError
-from train.data.focus import density, scaled
-from train.data.pictures import CENTRED, Augment, crop, cut, decoded, prepare_reference
+from train.data.focus import density, scale_boxes
+from train.data.pictures import (
+    CENTRED,
+    Augment,
+    apply_crop,
+    choose_crop,
+    decode_pixels,
+    prepare_reference,
+)
 
 # Beyond this share of the samples read by a host the data set is broken, not a picture in it.
 MAX_SKIPPED, FREE = 0.01, 16
@@ -163,21 +170,21 @@ class _Read:
     def _prepared(self, rows: BatchRows, row: int) -> dict[str, Any]:
         number, reference = int(rows.target[row]), int(rows.reference[row])
         record = self.dataset.read(number)
-        decode = cache(lambda n: decoded(record if n == number else self.dataset.read(n)))
+        decode = cache(lambda n: decode_pixels(record if n == number else self.dataset.read(n)))
         rng = np.random.Generator(np.random.Philox(key=int(rows.seed[row])))
         low = high = prompt = focus = None
         mirrored = False
         if self.side is not None:
             low, high, mirrored = prepare_reference(decode(reference), self.side, self.augment, rng)
         augment = CENTRED if self.cached else self.augment
-        at = crop((record.height, record.width), rows.size, augment, rng)
+        crop = choose_crop((record.height, record.width), rows.size, augment, rng)
         if self.cached is None:
-            target = cut(decode(number), rows.size, at)
+            target = apply_crop(decode(number), rows.size, crop)
         else:
             target, prompt = (part.read(number) for part in self.cached)
         if self.cell is not None:
-            by = (at.wide / record.width, at.tall / record.height)
-            boxes = scaled(record.focus, *by, at.left, at.top)
+            scale = (crop.width / record.width, crop.height / record.height)
+            boxes = scale_boxes(record.focus, *scale, crop.left, crop.top)
             focus = density(boxes, *rows.size, self.cell)
         return {
             "size": rows.size,

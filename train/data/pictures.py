@@ -1,4 +1,4 @@
-"""From decoded pictures to what a step takes: the target's crop, the reference's squares."""
+"""Preparation of decoded pictures for a training step: target crops and reference squares."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,18 +8,20 @@ from jaxtyping import UInt8
 
 from ic_jax.preprocessing.images import tiles
 from train.data.buckets import Size
-from train.data.decode import decode_image, decode_mask, resized
+from train.data.decode import decode_image, decode_mask, resize
 from train.data.ingest import FIGURE
 from train.data.records import Record
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What is random in preparing pictures. Targets are never flipped: captions say
-    left and right, and clothes have writing on them."""
+    """Random augmentation of the pictures.
 
-    shift: bool = True  # the pad of the reference and the crop of the target [WithAnyone]
-    flip: float = 0.1  # share of references mirrored; light: characters are not symmetric [ours]
+    Targets are never mirrored: captions say left and right, and clothes have writing on them.
+    """
+
+    shift: bool = True  # where the reference is padded and the target cropped [WithAnyone]
+    flip: float = 0.1  # share of mirrored references; low: characters are not symmetric [ours]
 
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1:
@@ -29,59 +31,59 @@ class Augment:
 CENTRED = Augment(shift=False, flip=0.0)  # for evaluation: nothing is random
 
 
-class Shown(NamedTuple):
-    """A picture, and the figure in it where that is known."""
+class MaskedPicture(NamedTuple):
+    """Picture with the mask of its character, None where no mask is known."""
 
     rgb: UInt8[np.ndarray, "h w 3"]
     mask: UInt8[np.ndarray, "h w"] | None
 
 
 class Crop(NamedTuple):
-    """A picture scaled to `tall` and `wide`, then cut from `top` and `left` on; pixels."""
+    """Scaling of a picture to (`height`, `width`), then a crop from (`top`, `left`); pixels."""
 
-    tall: int
-    wide: int
+    height: int
+    width: int
     top: int
     left: int
 
 
-def decoded(record: Record) -> Shown:
-    """A record's pixels; ImageError if the picture or its mask is damaged."""
+def decode_pixels(record: Record) -> MaskedPicture:
+    """Decode the picture and mask of a record; ImageError if one is damaged."""
     rgb, alpha = decode_image(record.image)
-    return Shown(rgb, decode_mask(record.mask) if record.mask else alpha)
+    return MaskedPicture(rgb, decode_mask(record.mask) if record.mask else alpha)
 
 
 def prepare_target(
-    picture: Shown, size: Size, augment: Augment, rng: np.random.Generator
+    picture: MaskedPicture, size: Size, augment: Augment, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture scaled to cover `size` and cut to it, at a random place or the middle."""
-    return cut(picture, size, crop(picture.rgb.shape[:2], size, augment, rng))
+    """Scale a picture to cover `size` and crop it, at a random place or in the middle."""
+    return apply_crop(picture, size, choose_crop(picture.rgb.shape[:2], size, augment, rng))
 
 
-def crop(shape: Size, size: Size, augment: Augment, rng: np.random.Generator) -> Crop:
-    """How `prepare_target` makes `size` of a picture of that height and width."""
+def choose_crop(shape: Size, size: Size, augment: Augment, rng: np.random.Generator) -> Crop:
+    """Choose the crop to `size` of a picture of height and width `shape`."""
     scale = max(size[0] / shape[0], size[1] / shape[1])
-    tall, wide = max(size[0], round(shape[0] * scale)), max(size[1], round(shape[1] * scale))
-    top, left = (_place(room, augment, rng) for room in (tall - size[0], wide - size[1]))
-    return Crop(tall, wide, top, left)
+    height, width = (max(size[i], round(shape[i] * scale)) for i in range(2))
+    top, left = (_offset(room, augment, rng) for room in (height - size[0], width - size[1]))
+    return Crop(height, width, top, left)
 
 
-def cut(picture: Shown, size: Size, at: Crop) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture's part of that size."""
-    scaled = resized(picture.rgb, at.wide, at.tall)
-    return scaled[at.top : at.top + size[0], at.left : at.left + size[1]]
+def apply_crop(picture: MaskedPicture, size: Size, crop: Crop) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the part of a scaled picture that a crop to `size` leaves."""
+    scaled = resize(picture.rgb, crop.width, crop.height)
+    return scaled[crop.top : crop.top + size[0], crop.left : crop.left + size[1]]
 
 
 def prepare_reference(
-    picture: Shown, side: int, augment: Augment, rng: np.random.Generator
+    picture: MaskedPicture, side: int, augment: Augment, rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "{side} {side} 3"], UInt8[np.ndarray, "4 {side} {side} 3"], bool]:
-    """Cut out onto white, cropped to the figure, perhaps mirrored, padded to a square.
+    """Cut the character out, perhaps mirror it, and pad it to a square on white.
 
-    Without a mask or alpha channel the whole picture counts as the figure.
+    Without a mask the whole picture counts as the character.
 
     Returns:
-        The square at `side` pixels, its four tiles (`images.tiles`), and whether it was
-        mirrored.
+        The square at `side` pixels, its four tiles (`images.tiles`), and whether the
+        character was mirrored.
     """
     figure = cut_out(picture)
     mirrored = bool(rng.random() < augment.flip)
@@ -90,14 +92,14 @@ def prepare_reference(
     height, width = figure.shape[:2]
     longer = max(height, width)
     square = np.full((longer, longer, 3), 255, np.uint8)
-    top, left = _place(longer - height, augment, rng), _place(longer - width, augment, rng)
+    top, left = (_offset(longer - length, augment, rng) for length in (height, width))
     square[top : top + height, left : left + width] = figure
     low, high = tiles(square, side)
     return low, high, mirrored
 
 
-def cut_out(picture: Shown) -> UInt8[np.ndarray, "h w 3"]:
-    """The figure on white, cropped to it; the whole picture where no mask says what it is."""
+def cut_out(picture: MaskedPicture) -> UInt8[np.ndarray, "h w 3"]:
+    """Put the character on white and crop to it; without a mask, return the whole picture."""
     rgb, mask = picture
     if mask is None:
         return rgb
@@ -110,5 +112,5 @@ def cut_out(picture: Shown) -> UInt8[np.ndarray, "h w 3"]:
     return ((rgb * share + 255 * (255 - share) + 127) // 255).astype(np.uint8)
 
 
-def _place(room: int, augment: Augment, rng: np.random.Generator) -> int:
+def _offset(room: int, augment: Augment, rng: np.random.Generator) -> int:
     return int(rng.random() * (room + 1)) if augment.shift else room // 2

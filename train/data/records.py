@@ -1,4 +1,4 @@
-"""One record of a data set: a picture as encoded bytes, and what is known of it."""
+"""Records of a data set: an encoded picture with its metadata, and their serialization."""
 
 from typing import NamedTuple
 
@@ -13,18 +13,18 @@ class Record(NamedTuple):
     """One picture of one character."""
 
     image: bytes  # an image file: JPEG, PNG or WebP
-    mask: bytes  # of the same size, PNG, 255 where the character is; empty: none
+    mask: bytes  # PNG of the same size, 255 where the character is; empty if there is none
     caption: str
     character: str
     view: str
     style: str
-    file: str  # where it came from
-    width: int  # upright, pixels
+    file: str  # path within the source
+    width: int  # of the upright picture, pixels
     height: int
-    focus: tuple[Box, ...] = ()  # what counts most, such as faces
+    focus: tuple[Box, ...] = ()  # regions of extra weight in the loss, such as faces
 
 
-# Bytes and not tfds' Image: that one wants a single format and number of channels, and decodes.
+# Bytes, not tfds' Image, which decodes and requires one format and number of channels for all.
 FEATURES = tfds.features.FeaturesDict(
     {
         name: np.int32 if kind is int else tfds.features.Scalar(np.bytes_)
@@ -35,22 +35,22 @@ FEATURES = tfds.features.FeaturesDict(
 )
 
 
-def encode(record: Record) -> bytes:
-    """The record as tensorflow-datasets stores it, the same bytes in every process."""
+def serialize(record: Record) -> bytes:
+    """Serialize a record as tensorflow-datasets does, to the same bytes in every process."""
     values = {
         name: value.encode() if isinstance(value, str) else value
         for name, value in record._asdict().items()
     }
     values["focus"] = np.array(record.focus, np.float32).reshape(-1, 4)
     data = FEATURES.serialize_example(FEATURES.encode_example(values))
-    # Its fields are a map, which protobuf writes in an order that differs from run to run.
+    # The fields are a protobuf map, whose order otherwise differs from run to run.
     return tf_example_pb2.Example.FromString(data).SerializeToString(deterministic=True)
 
 
-def decode(data: bytes) -> Record:
-    """The inverse of `encode`."""
+def deserialize(data: bytes) -> Record:
+    """Return the record that `serialize` made the bytes of."""
     values = FEATURES.deserialize_example_np(data)
-    boxes = values.pop("focus")  # None in data sets that were made before there were any
+    boxes = values.pop("focus")  # None in data sets of versions without focus boxes
     kinds = Record.__annotations__
     return Record(
         **{

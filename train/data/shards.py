@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from ic_jax.preprocessing.images import ImageError
 from train.data.ingest import fingerprint, ingest
-from train.data.records import encode
+from train.data.records import serialize
 from train.data.sources import Entry, Rejected
 from train.workers import follow_parent
 
@@ -96,7 +96,7 @@ def _write(job: ShardJob, path: Path, key: str) -> Shard:
             except ImageError as error:
                 shard.bad.append(Rejected(entry.file, str(error)))
                 continue
-            writer.write(encode(record))
+            writer.write(serialize(record))
             masked += bool(record.mask)
             focused += bool(record.focus)
             shard.characters.append(record.character)
