@@ -112,7 +112,7 @@ def test_a_box_over_the_edge_is_cut_to_the_picture(tmp_path):
     prepare(tmp_path / "pictures.jsonl", tmp_path / "out", PrepareOptions((64,)), workers=1)
     dataset = Dataset(tmp_path / "out")
     assert dataset.read(0).focus == ((0.0, 3.0, 20.0, 64.0),)
-    assert "1 name boxes" in (tmp_path / "out/card.md").read_text()
+    assert "1 have focus boxes" in (tmp_path / "out/card.md").read_text()
 
 
 def test_records_from_before_there_were_boxes_are_read():

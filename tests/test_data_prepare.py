@@ -157,7 +157,7 @@ def test_bad_pictures_are_reported_and_left_out(tmp_path, capsys):
         "text.png": "not a picture",
         "cut.png": "damaged",
         "missing.png": "No such file",
-        "good.png": "named twice",
+        "good.png": "listed twice",
         "odd.png": "its mask is 32 x 32",
         "turned.png": "shows no character",
         "pictures.jsonl line 11": "no caption",
@@ -222,7 +222,7 @@ def test_folder_of_sub_folders(tmp_path):
         ("bob/1.png", "bob", "bob 1"),
         ("eve/deep/x.png", "eve", "eve walks"),
     }
-    reasons = dict(found.bad)
+    reasons = dict(found.rejected)
     assert "lone.txt" in reasons["lone.jpg"]
 
 

@@ -1,4 +1,4 @@
-"""The card of a data set: what is in it, for programs and for people; and its index."""
+"""Card and index of a data set: its statistics, for programs and for people."""
 
 import json
 import shutil
@@ -21,15 +21,15 @@ INDEX = "index"
 
 
 def write(
-    folder: Path, shards: list[Shard], bad: list[Rejected], resolutions: tuple[int, ...]
+    folder: Path, shards: list[Shard], rejected: list[Rejected], resolutions: tuple[int, ...]
 ) -> None:
-    """Write all that is not shards: tensorflow-datasets' metadata, the index, the card, last.
+    """Write everything but the shards: tensorflow-datasets' metadata, the index, last the card.
 
     Raises:
-        DataError: the shards hold no record at all.
+        DataError: the shards hold no record.
     """
     if not any(shard.characters for shard in shards):
-        raise DataError(f"{folder}: not one picture can be used")
+        raise DataError(f"{folder}: no picture of the source can be used")
     _write_metadata(folder, shards)
     characters = sorted({name for shard in shards for name in shard.characters})
     number = {name: n for n, name in enumerate(characters)}
@@ -42,26 +42,26 @@ def write(
     np.save(index / "width.npy", widths)
     np.save(index / "height.npy", heights)
     (index / "characters.json").write_text(json.dumps(characters))
-    facts = _facts(shards, bad, np.bincount(numbers), widths, heights)
-    facts["prepared_for"] = sorted(resolutions)
-    facts["index"] = {
+    card = _statistics(shards, rejected, np.bincount(numbers), widths, heights)
+    card["prepared_for"] = sorted(resolutions)
+    card["index"] = {
         name: path.stat().st_size for name, path in sorted((p.name, p) for p in index.iterdir())
     }
-    facts["shards"] = [
+    card["shards"] = [
         {"file": s.file, "records": len(s.characters), "bytes": s.size, "sha256": s.sha256}
         for s in shards
     ]
-    (folder / TEXT).write_text(_text(facts))
+    (folder / TEXT).write_text(_text(card))
     shutil.rmtree(folder / WORK)
-    (folder / CARD).write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
 
 def summary(folder: Path) -> str:
-    """One line for a terminal."""
-    facts = json.loads((folder / CARD).read_text())
+    """Return the statistics of a data set as one line for a terminal."""
+    card = json.loads((folder / CARD).read_text())
     return (
-        f"{folder}: {facts['pictures']} pictures of {facts['characters']} characters, "
-        f"{facts['in_pairs']} of them in pairs; {facts['bad']} bad; {len(facts['shards'])} shards"
+        f"{folder}: {card['pictures']} pictures of {card['characters']} characters, "
+        f"{card['in_pairs']} in pairs; {card['bad']} rejected; {len(card['shards'])} shards"
     )
 
 
@@ -83,37 +83,37 @@ def _write_metadata(folder: Path, shards: list[Shard]) -> None:
         features=FEATURES,
         split_infos=[split],
         version="1.0.0",
-        check_data=False,  # it would need TensorFlow
+        check_data=False,  # checking needs TensorFlow
         description="Pictures of characters, prepared by ic_jax.",
     )
 
 
-def _facts(
+def _statistics(
     shards: list[Shard],
-    bad: list[Rejected],
-    views: np.ndarray,
+    rejected: list[Rejected],
+    per_character: np.ndarray,
     widths: np.ndarray,
     heights: np.ndarray,
 ) -> dict[str, Any]:
     captions = np.array([n for shard in shards for n in shard.captions])
     sides = np.sqrt(widths.astype(np.float64) * heights)
-    named = {
+    frequencies = {
         field: Counter(name for shard in shards for name in getattr(shard, field) if name)
         for field in ("views", "styles")
     }
     return {
         "written_by": f"ic_jax {__version__}",
         "pictures": len(widths),
-        "characters": len(views),
-        "in_pairs": int(views[views >= 2].sum()),
-        "characters_with_pairs": int((views >= 2).sum()),
+        "characters": len(per_character),
+        "in_pairs": int(per_character[per_character >= 2].sum()),
+        "characters_with_pairs": int((per_character >= 2).sum()),
         "masked": sum(shard.masked for shard in shards),
         "focused": sum(shard.focused for shard in shards),
-        "bad": len(bad),
-        "pictures_per_character": _spread(views),
+        "bad": len(rejected),
+        "pictures_per_character": _spread(per_character),
         "side": _spread(sides),  # square root of the area, pixels
-        "caption_length": _spread(captions),  # characters of text
-        **{field: dict(counts.most_common(50)) for field, counts in named.items()},
+        "caption_length": _spread(captions),  # characters
+        **{field: dict(counts.most_common(50)) for field, counts in frequencies.items()},
     }
 
 
@@ -129,33 +129,33 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     }
 
 
-def _text(facts: dict[str, Any]) -> str:
+def _text(card: dict[str, Any]) -> str:
     rows = "\n".join(
-        f"| {name.replace('_', ' ')} | {' | '.join(f'{x:g}' for x in facts[name].values())} |"
+        f"| {name.replace('_', ' ')} | {' | '.join(f'{x:g}' for x in card[name].values())} |"
         for name in ("pictures_per_character", "side", "caption_length")
     )
-    named = "".join(
+    frequent = "".join(
         f"\n{field.capitalize()}, the most frequent: "
-        + ", ".join(f"{name} ({count})" for name, count in list(facts[field].items())[:20])
+        + ", ".join(f"{name} ({count})" for name, count in list(card[field].items())[:20])
         + ".\n"
         for field in ("views", "styles")
-        if facts[field]
+        if card[field]
     )
     return f"""# Pictures of characters
 
-{facts["pictures"]} pictures of {facts["characters"]} characters; {facts["in_pairs"]} of the
-pictures, of {facts["characters_with_pairs"]} characters, have another picture of the same
-character. {facts["masked"]} have a mask of their own, {facts["focused"]} name boxes to focus on.
-{facts["bad"]} could not be used: `bad.jsonl` says why. Prepared for training at
-{", ".join(map(str, facts["prepared_for"]))} pixels.
+{card["pictures"]} pictures of {card["characters"]} characters; {card["in_pairs"]} of the
+pictures, of {card["characters_with_pairs"]} characters, have another picture of the same
+character. {card["masked"]} have a separate mask, {card["focused"]} have focus boxes.
+{card["bad"]} were rejected, for the reasons in `bad.jsonl`. Prepared for training at
+{", ".join(map(str, card["prepared_for"]))} pixels.
 
 | | min | 5% | median | 95% | max | mean |
 | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
-Sides are square roots of areas in pixels, captions in characters of text.
-{named}
-It is a tensorflow-datasets folder: `tfds.builder_from_directory(folder).as_data_source("train")`
-reads it, without TensorFlow. `image` and `mask` are image files' bytes; `card.json` has the
-shards' sha256.
+A side is the square root of the area in pixels; caption lengths are in characters.
+{frequent}
+This is a tensorflow-datasets folder: `tfds.builder_from_directory(folder).as_data_source("train")`
+reads it without TensorFlow. `image` and `mask` are the bytes of image files; `card.json` lists the
+SHA-256 of every shard.
 """

@@ -69,7 +69,7 @@ def prepare(
         jobs = _jobs(found, partial, options)
         _remove_strays(partial, jobs)
         shards = _written(jobs, found, options, workers or os.cpu_count() or 1)
-        bad = found.bad + [item for shard in shards for item in shard.bad]
+        bad = found.rejected + [item for shard in shards for item in shard.bad]
         _report(partial / BAD, bad)
         card.write(partial, shards, bad, options.resolutions)
 
@@ -128,10 +128,10 @@ def _written(
     jobs: list[ShardJob], found: PictureSource, options: PrepareOptions, workers: int
 ) -> list[Shard]:
     """The shards in order; stops when too many pictures are bad."""
-    total = len(found.entries) + len(found.bad)
+    total = len(found.entries) + len(found.rejected)
     allowed = int(options.max_bad * total)
     shards: dict[str, Shard] = {}
-    bad = list(found.bad)
+    bad = list(found.rejected)
     sizes = {job.file: len(job.entries) for job in jobs}
     with tqdm(total=len(found.entries), unit="picture", mininterval=0.5) as bar:
         _check(bad, allowed, total, jobs)

@@ -1,4 +1,4 @@
-"""What people bring: a folder of pictures, or JSON Lines that name them."""
+"""Sources of a data set: a folder of pictures, or a JSON Lines file that lists them."""
 
 import json
 import math
@@ -15,7 +15,7 @@ SUFFIXES |= {".tiff", ".webp"}
 
 
 class Entry(NamedTuple):
-    """One picture of one character; the files are relative to the source's root."""
+    """One picture of one character; `file` and `mask` are relative to the root of the source."""
 
     file: str
     caption: str
@@ -23,63 +23,63 @@ class Entry(NamedTuple):
     mask: str = ""
     view: str = ""
     style: str = ""
-    focus: tuple[Box, ...] = ()  # in pixels of the upright picture
+    focus: tuple[Box, ...] = ()  # pixels of the upright picture
 
 
 class Rejected(NamedTuple):
-    """A picture, or a line that should name one, that cannot be used."""
+    """Unusable picture, or unusable line of a JSON Lines file, with the reason."""
 
     file: str
     reason: str
 
 
 class PictureSource(NamedTuple):
-    """What a folder or JSONL file names. Nothing of the pictures has been read."""
+    """Pictures that a folder or JSON Lines file lists; the pictures are not read yet."""
 
     root: Path
     entries: list[Entry]
-    bad: list[Rejected]
+    rejected: list[Rejected]
 
 
 def read_source(path: Path) -> PictureSource:
-    """Find the pictures of a source.
+    """List the pictures of a source.
 
     Args:
-        path: JSON Lines with the fields of `Entry`, `file`, `caption` and `character` required,
-            others ignored; or a folder. In a folder, the first sub-folder is the character, a
-            picture at the top is a character of its own, and the caption is in a .txt of the
-            same stem. A `metadata.jsonl` names the pictures below the folder that it lies in,
-            all that are taken there; in a sub-folder it may leave out `character`.
+        path: JSON Lines file or folder. A line has the fields of `Entry`, of which `file`,
+            `caption` and `character` are required; other fields are ignored. In a folder, the
+            name of the first sub-folder is the character, a picture at the top is a character of
+            its own, and the caption is in a .txt file of the same stem. A `metadata.jsonl` lists
+            the pictures below its own folder, where no others are taken; in a sub-folder it may
+            leave out `character`.
 
     Raises:
         FileNotFoundError: there is no such path.
-        DataError: it names no picture at all.
+        DataError: the source lists no picture.
     """
     if not path.exists():
         raise FileNotFoundError(2, "there is no such folder or file", str(path))
     root = path if path.is_dir() else path.parent
-    found = _in_folder(root) if path.is_dir() else _in_lines(path, root, "")
     entries: dict[str, Entry] = {}
-    bad: list[Rejected] = []
-    for item in found:
+    rejected: list[Rejected] = []
+    for item in _read_folder(root) if path.is_dir() else _read_lines(path, root, ""):
         if isinstance(item, Rejected):
-            bad.append(item)
+            rejected.append(item)
         elif item.file in entries:
-            bad.append(Rejected(item.file, "is named twice; the first is taken"))
+            rejected.append(Rejected(item.file, "is listed twice; the first is taken"))
         else:
             entries[item.file] = item
-    if not entries and not bad:
-        raise DataError(f"{path}: names no picture; expected {', '.join(sorted(SUFFIXES))}")
-    return PictureSource(root, list(entries.values()), bad)
+    if not entries and not rejected:
+        raise DataError(f"{path}: lists no picture; expected {', '.join(sorted(SUFFIXES))}")
+    return PictureSource(root, list(entries.values()), rejected)
 
 
-def _in_folder(root: Path) -> Iterator[Entry | Rejected]:
-    lines = sorted(root.rglob(LINES))
-    for path in lines:
-        yield from _in_lines(path, root, _character(path, root))
-    named = {path.parent for path in lines}
+def _read_folder(root: Path) -> Iterator[Entry | Rejected]:
+    listings = sorted(root.rglob(LINES))
+    for path in listings:
+        yield from _read_lines(path, root, _character(path, root))
+    listed = {path.parent for path in listings}
     for path in sorted(root.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or not named.isdisjoint(path.parents):
+        if path.suffix.lower() not in SUFFIXES or not listed.isdisjoint(path.parents):
             continue
         file = path.relative_to(root).as_posix()
         caption = path.with_suffix(".txt")
@@ -94,12 +94,12 @@ def _in_folder(root: Path) -> Iterator[Entry | Rejected]:
 
 def _character(path: Path, root: Path) -> str:
     parts = path.relative_to(root).parts
-    if path.name == LINES:
-        return parts[0] if len(parts) > 1 else ""
-    return parts[0] if len(parts) > 1 else path.stem
+    if len(parts) > 1:
+        return parts[0]
+    return "" if path.name == LINES else path.stem
 
 
-def _in_lines(path: Path, root: Path, character: str) -> Iterator[Entry | Rejected]:
+def _read_lines(path: Path, root: Path, character: str) -> Iterator[Entry | Rejected]:
     folder = path.parent.relative_to(root)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -114,29 +114,29 @@ def _in_lines(path: Path, root: Path, character: str) -> Iterator[Entry | Reject
 def _entry(fields: Any, folder: Path, character: str) -> Entry:
     if not isinstance(fields, dict):
         raise ValueError("is not a JSON object; expected fields file, caption and character")
-    given: dict[str, Any] = {"character": character}
+    values: dict[str, Any] = {"character": character}
     for name in Entry._fields:
         value = fields.get(name)
         if value is None:
             continue
         if name == "focus":
-            given[name] = _boxes(value)
+            values[name] = _checked_boxes(value)
             continue
         if name == "character" and isinstance(value, int):
             value = str(value)
         if not isinstance(value, str):
             raise ValueError(f"{name} is {value!r}; expected a string")
-        given[name] = value.strip()
+        values[name] = value.strip()
     for name in ("file", "caption"):
-        if name not in given:
+        if name not in values:
             raise ValueError(f"has no {name}")
     for name in ("file", "mask"):
-        if given.get(name):
-            given[name] = (folder / given[name]).as_posix()
-    return _checked(Entry(**given))
+        if values.get(name):
+            values[name] = (folder / values[name]).as_posix()
+    return _checked(Entry(**values))
 
 
-def _boxes(value: Any) -> tuple[Box, ...]:
+def _checked_boxes(value: Any) -> tuple[Box, ...]:
     expected = "expected a list of boxes, each [left, top, right, bottom] in pixels"
     if not isinstance(value, list):
         raise ValueError(f"focus is {value!r}; {expected}")
@@ -160,5 +160,5 @@ def _checked(entry: Entry) -> Entry:
             continue
         if not value.isprintable() and name != "caption":
             raise ValueError(f"{name} has control characters")
-        value.encode()  # a lone surrogate, which JSON can spell, is no text
+        value.encode()  # raises on a lone surrogate, which JSON can hold
     return entry
