@@ -7,13 +7,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 
-from ic_jax import multihost
+from ic_jax import compilation_cache, multihost
 from ic_jax.weights.tensors import WeightsError
 
+INTERRUPTED = 130
 # The first kind that fits an exception decides; the rest are defects and show their traceback.
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (WeightsError, 3),
@@ -23,7 +25,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (FileExistsError, 2),
     (NotADirectoryError, 2),
     (OSError, 74),
-    (KeyboardInterrupt, 130),
+    (KeyboardInterrupt, INTERRUPTED),
 )
 
 
@@ -31,8 +33,8 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 class Command:
     """One sub-command: its line in `--help`, its arguments, and its work.
 
-    `run` takes the parsed arguments and imports what it needs itself, so that one command's
-    `--help` does not wait for another's imports.
+    `add_arguments` and `run` import what they need themselves: only those of the command that is
+    called are called, so that one command does not wait for another's imports.
     """
 
     name: str
@@ -52,34 +54,105 @@ def main(
 ) -> int:
     """Run the sub-command that `arguments` (by default the process's) name; return its exit code.
 
-    `default` names the command that is meant where the first argument is no command's name.
+    `default` names the command that is meant where the first argument is no command's name. The
+    flags of `add_compile_cache` and `add_multiprocess` take effect before the command runs.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     names = [command.name for command in commands]
-    if default and (not arguments or arguments[0] not in (*names, "-h", "--help")):
+    asks_help = bool(arguments) and arguments[0] in ("-h", "--help")
+    if default and not asks_help and (not arguments or not _is_word(arguments[0], names)):
         arguments.insert(0, default)
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser = _Parser(prog=prog, description=description)
     table = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    parsers = {}
     for command in commands:
-        sub = table.add_parser(
+        sub = parsers[command.name] = table.add_parser(
             command.name,
             help=command.help + (" (the default)" if command.name == default else ""),
             description=command.description or command.help,
             formatter_class=_Help,
         )
-        command.add_arguments(sub)
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        sub.set_defaults(command=command)
+        if command.name == (default if asks_help else arguments and arguments[0]):
+            command.add_arguments(sub)
+            sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+            sub.set_defaults(command=command)
+    if asks_help:
+        parser.print_help()
+        if default:
+            print(f"\n\nWithout COMMAND, `{default}` is meant:\n")
+            parsers[default].print_help()
+        return 0
+    if arguments and arguments[0] not in names and not arguments[0].startswith("-"):
+        parser.error(f"there is no command {arguments[0]!r}; give one of {', '.join(names)}")
     args = parser.parse_args(arguments)
-    return run(lambda: args.command.run(args), debug=args.debug)
+    return run(lambda: _start(args), debug=args.debug)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code of `main`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A compilation cannot be called off, and ending around it crashes: leave at once.
+    if code == INTERRUPTED:
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_word(argument: str, names: Sequence[str]) -> bool:
+    """Return whether an argument is a command, or can only be meant as one."""
+    if argument in names:
+        return True
+    return argument.replace("-", "").isalpha() and argument[0] != "-" and not Path(argument).exists()
+
+
+def _start(args: argparse.Namespace) -> None:
+    if "num_processes" in args:
+        multihost.initialize(args.coordinator, args.num_processes, args.process_id)
+    if "no_compile_cache" in args and not args.no_compile_cache:
+        compilation_cache.enable()
+    args.command.run(args)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, and takes no abbreviation of a flag."""
+
+    def __init__(self, **settings: Any):
+        # A new flag must not change what the start of another one means.
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Says the defaults that there are."""
+    """Adds the default to the help of an option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         silent = action.default in (None, False, []) or action.help is None
         return action.help if silent else super()._get_help_string(action)
+
+
+class _Renamed(argparse.Action):
+    """Refuses a flag of earlier versions."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        parser.error(f"{self.option_strings[0]} is now {self.metavar}")
+
+
+def add_renamed(parser: argparse.ArgumentParser, **names: str) -> None:
+    """Refuse flags of earlier versions, each in one line that says what to write instead.
+
+    The flags are given as argparse's destinations: `host="--process-id"` is for `--host`.
+    """
+    for old, new in names.items():
+        parser.add_argument(
+            "--" + old.replace("_", "-"),
+            action=_Renamed,
+            nargs="?",
+            metavar=new,
+            dest=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
 
 
 def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
@@ -90,15 +163,34 @@ def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
 def add_set(parser: argparse.ArgumentParser, example: str) -> None:
     """Add `--set KEY=VALUE`, repeatable; `example` is shown in the help."""
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"such as {example}"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"change a setting, such as {example}; repeat for several",
     )
 
 
 def add_compile_cache(parser: argparse.ArgumentParser) -> None:
-    """Add `--no-compile-cache`; `ic_jax.compilation_cache.enable` is for where it is not given."""
+    """Add `--no-compile-cache`, for a command that keeps its compiled programs by default."""
     parser.add_argument(
-        "--no-compile-cache", action="store_true", help="compile everything anew, keep nothing"
+        "--no-compile-cache",
+        action="store_true",
+        help="compile everything anew; by default compiled programs are kept in ~/.cache/ic_jax",
     )
+
+
+def add_multiprocess(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a command that runs on several processes."""
+    group = parser.add_argument_group(
+        "several processes",
+        "the same command on every host; a TPU pod, SLURM, Open MPI and Kubernetes need no flags "
+        "(docs/hosts.md)",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="an open port of process 0")
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many; 1 is a single one")
+    group.add_argument("--process-id", type=int, metavar="I", help="number of this one, from 0")
+    add_renamed(group, hosts="--num-processes", host="--process-id")
 
 
 def run(command: Callable[[], Any], *, debug: bool = False) -> int:

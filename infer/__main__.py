@@ -1,26 +1,13 @@
-import os
+"""`python -m infer`."""
+
 import sys
 
-
-def run() -> int:
+if __name__ == "__main__":
     try:
-        if sys.argv[1:2] == ["plan"]:
-            from infer.plan_command import main as plan
+        from ic_jax.cli import leave
+        from infer.commands import main
 
-            return plan(sys.argv[2:])
-        from infer.generate import main
-
-        return main()
+        leave(main())
     except KeyboardInterrupt:  # while importing
         print("error: interrupted", file=sys.stderr)
-        return 130
-
-
-if __name__ == "__main__":
-    code = run()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # A compilation cannot be called off, and ending around it crashes: leave at once.
-    if code == 130:
-        os._exit(code)
-    sys.exit(code)
+        sys.exit(130)

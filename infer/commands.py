@@ -1,0 +1,33 @@
+"""Commands of `python -m infer`."""
+
+from collections.abc import Sequence
+
+from ic_jax import cli
+from ic_jax.cli import Command
+from infer import options, plan_command
+from infer.generate import generate
+
+COMMANDS = (
+    Command(
+        "draw",
+        "Draw a character from one picture of it in the scene that a prompt describes.",
+        options.add_arguments,
+        generate,
+        description="Draw a character from one picture of it in the scene that a prompt describes. "
+        "Without --model, the small model that comes with ic_jax draws.",
+    ),
+    Command(
+        "plan",
+        "Report the memory, arithmetic and communication that drawing needs on given devices.",
+        plan_command.add_arguments,
+        plan_command.run,
+        description="Compile the sampler at full size, also for devices that are not attached, and "
+        "report the memory, arithmetic and communication of each device.",
+    ),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code, see `ic_jax.cli.run`."""
+    description = "Generate pictures of a character, known from one reference picture."
+    return cli.main("python -m infer", description, COMMANDS, arguments, default="draw")
