@@ -28,7 +28,7 @@ spent = {}
 def listen(event, seconds, **_):
     spent[event] = spent.get(event, 0.0) + seconds
 jax.monitoring.register_event_duration_secs_listener(listen)
-from infer.generate import main
+from infer.commands import main
 imported = time.perf_counter()
 assert main(sys.argv[1:]) == 0
 done = time.perf_counter()

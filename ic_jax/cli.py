@@ -16,6 +16,7 @@ from ic_jax import compilation_cache, multihost
 from ic_jax.weights.tensors import WeightsError
 
 INTERRUPTED = 130
+Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 # The first kind that fits an exception decides; the rest are defects and show their traceback.
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (WeightsError, 3),
@@ -60,9 +61,9 @@ def main(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     names = [command.name for command in commands]
     asks_help = bool(arguments) and arguments[0] in ("-h", "--help")
-    if default and not asks_help and (not arguments or not _is_word(arguments[0], names)):
+    if default and not asks_help and (not arguments or not _is_command(arguments[0], names)):
         arguments.insert(0, default)
-    parser = _Parser(prog=prog, description=description)
+    parser = Parser(prog=prog, description=description)
     table = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
     parsers = {}
     for command in commands:
@@ -98,11 +99,10 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _is_word(argument: str, names: Sequence[str]) -> bool:
-    """Return whether an argument is a command, or can only be meant as one."""
-    if argument in names:
-        return True
-    return argument.replace("-", "").isalpha() and argument[0] != "-" and not Path(argument).exists()
+def _is_command(argument: str, names: Sequence[str]) -> bool:
+    """Return whether an argument is a command, or can only be a misspelt one."""
+    is_word = argument.replace("-", "").isalpha() and not argument.startswith("-")
+    return argument in names or (is_word and not Path(argument).exists())
 
 
 def _start(args: argparse.Namespace) -> None:
@@ -113,7 +113,7 @@ def _start(args: argparse.Namespace) -> None:
     args.command.run(args)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line, and takes no abbreviation of a flag."""
 
     def __init__(self, **settings: Any):
@@ -139,7 +139,7 @@ class _Renamed(argparse.Action):
         parser.error(f"{self.option_strings[0]} is now {self.metavar}")
 
 
-def add_renamed(parser: argparse.ArgumentParser, **names: str) -> None:
+def add_renamed(parser: Arguments, **names: str) -> None:
     """Refuse flags of earlier versions, each in one line that says what to write instead.
 
     The flags are given as argparse's destinations: `host="--process-id"` is for `--host`.
@@ -171,7 +171,7 @@ def add_set(parser: argparse.ArgumentParser, example: str) -> None:
     )
 
 
-def add_compile_cache(parser: argparse.ArgumentParser) -> None:
+def add_compile_cache(parser: Arguments) -> None:
     """Add `--no-compile-cache`, for a command that keeps its compiled programs by default."""
     parser.add_argument(
         "--no-compile-cache",
@@ -185,7 +185,7 @@ def add_multiprocess(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several processes",
         "the same command on every host; a TPU pod, SLURM, Open MPI and Kubernetes need no flags "
-        "(docs/hosts.md)",
+        "(docs/multihost.md)",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="an open port of process 0")
     group.add_argument("--num-processes", type=int, metavar="N", help="how many; 1 is a single one")

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from PIL import Image
 from tqdm import tqdm
 
-from ic_jax import InstantCharacterPipeline, auto_mesh, cli, compilation_cache, multihost
+from ic_jax import InstantCharacterPipeline, auto_mesh, multihost
 from ic_jax.cli import say
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.pipeline import StepCallback
@@ -29,13 +29,7 @@ NEGATIVE = None  # among prompts
 Ahead = dict[str | None, tuple[Array, Array]]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parsed = options.parser().parse_args(arguments)
-    return cli.run(lambda: generate(parsed), debug=parsed.debug)
-
-
 def generate(o: argparse.Namespace) -> None:
-    multihost.initialize(o.coordinator, o.hosts, o.host)
     if o.model is None:
         demo.fill(o)
     loras = options.loras(o)
@@ -44,8 +38,6 @@ def generate(o: argparse.Namespace) -> None:
     mesh = auto_mesh.for_inference(o.mesh, o.model, o.dtype)
     todo = _todo(o, asked, mesh)
     if todo:
-        if not o.no_compile_cache:
-            compilation_cache.enable()
         _generate(o, mesh, todo, loras)
 
 

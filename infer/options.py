@@ -6,7 +6,7 @@ from typing import get_args
 
 import jax
 
-from ic_jax import multihost
+from ic_jax import cli
 from ic_jax.config import SamplingConfig
 from ic_jax.flow import PATCH
 from ic_jax.preprocessing import arguments
@@ -31,25 +31,12 @@ SETTINGS = (
 PASSED_ON = ("prompt_2", "negative_prompt", *SETTINGS)
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Says the defaults that there are."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default in (None, False) or action.help is None
-        return action.help if silent else super()._get_help_string(action)
-
-
 def _own(name: str, meaning: str) -> str:
     return f"{meaning} (default: the model's own, {getattr(SamplingConfig(), name)} for FLUX.1-dev)"
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m infer",
-        description="Draw a character from one picture of it in the scene that a prompt describes. "
-        "Without --model, the small model that comes with ic_jax draws.",
-        formatter_class=_Help,
-    )
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """Add the options of `draw`."""
     what = p.add_argument_group("what to draw")
     what.add_argument("--model", type=Path, help="model folder from python -m convert from-torch")
     what.add_argument("--subject", metavar="PICTURE", help="picture of the character")
@@ -112,10 +99,8 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--no-progress", action="store_true", help="one program for all steps")
     run.add_argument("--no-verify", action="store_true", help="trust the model's files unread")
-    run.add_argument("--no-compile-cache", action="store_true", help="compile everything anew")
-    run.add_argument("--debug", action="store_true", help="show where an error came from")
-    multihost.add_options(p)
-    return p
+    cli.add_compile_cache(run)
+    cli.add_multiprocess(p)
 
 
 def prompts(options: argparse.Namespace) -> list[str]:

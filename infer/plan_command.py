@@ -8,25 +8,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ic_jax import auto_mesh, cli, sampler
+from ic_jax import auto_mesh, sampler
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.rope import Rope
 from ic_jax.planning import compile_plan
 from ic_jax.sharding import ShardingError, describe, make_mesh, parse, stored_bytes
 
 
-def main(arguments: list[str]) -> int:
-    p = argparse.ArgumentParser(
-        prog="python -m infer plan",
-        description="Compile the sampler at full size for devices that need not be there: memory, "
-        "arithmetic and communication of each device.",
-    )
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """Add the options of `plan`."""
     p.add_argument("--topology", help="such as v5e:2x4 or v6e:2x2 (default: this machine)")
     p.add_argument("--mesh", default="auto", help="such as data=2,tensor=4")
     p.add_argument("--model", type=Path, help="model folder (default: the published sizes)")
     p.add_argument("--height", type=int, default=1024, help="pixels")
     p.add_argument("--width", type=int, default=1024, help="pixels")
-    p.add_argument("--steps", type=int, default=28)
+    p.add_argument("--steps", type=int, default=28, help="denoising steps")
     p.add_argument("--batch", type=int, default=1, help="pictures at a time")
     p.add_argument("--text-length", type=int, default=512, help="T5 tokens")
     p.add_argument(
@@ -36,9 +32,11 @@ def main(arguments: list[str]) -> int:
         "before the steps, as are the encoders",
     )
     p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    p.add_argument("--debug", action="store_true", help="show where an error came from")
-    o = p.parse_args(arguments)
-    return cli.run(lambda: compile_plan.show(plans(o), o.json), debug=o.debug)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the report, and write it as JSON if asked."""
+    compile_plan.show(plans(args), args.json)
 
 
 def plans(o: argparse.Namespace) -> list[dict[str, Any]]:

@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 from ic_jax import cli, multihost
 from ic_jax.multihost import heartbeat
 from ic_jax.sharding import make_mesh, parse, to_global_array
-from infer.generate import main as infer
+from infer.commands import main as infer
 from train import checkpoints
-from train.__main__ import main as train
+from train.commands import main as train
 from train.run_folder import Agreement
 
 DIES = "die in step 2's save"
@@ -66,9 +66,9 @@ def lose_the_first(flags: list[str]) -> int:
 
 def join(flags: list[str]) -> None:
     parser = argparse.ArgumentParser()
-    multihost.add_options(parser)
+    cli.add_multiprocess(parser)
     given = parser.parse_args(flags)
-    multihost.initialize(given.coordinator, given.hosts, given.host)
+    multihost.initialize(given.coordinator, given.num_processes, given.process_id)
 
 
 def note_what_is_resumed() -> None:

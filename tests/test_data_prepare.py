@@ -15,15 +15,20 @@ import tensorflow_datasets as tfds
 from data_source import contents, picture, prepared, source
 from PIL import Image
 
+from train import commands
 from train.data import shards
 from train.data.dataset import Dataset
 from train.data.decode import decode_image
 from train.data.errors import DataError
-from train.data.prepare import PrepareOptions, main, prepare
+from train.data.prepare import PrepareOptions, prepare
 from train.data.sources import read_source
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--resolution", "64", "--shard-size", "8", "--workers", "1"]
+
+
+def main(arguments):
+    return commands.main(["prepare", *arguments])
 
 
 def records(folder: Path) -> list:
@@ -81,9 +86,9 @@ def test_killed_and_resumed(tmp_path):
     found = source(tmp_path / "source", characters=60, views=6)
     options = [str(found), "--out", str(tmp_path / "killed"), "--resolution", "64"]
     options += ["--shard-size", "4", "--workers", "2"]
-    script = "import sys; from train.data.prepare import main; sys.exit(main(sys.argv[1:]))"
+    script = "import sys; from train.commands import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
-        [sys.executable, "-c", script, *options], cwd=ROOT, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", script, "prepare", *options], cwd=ROOT, stderr=subprocess.DEVNULL
     )
     work = tmp_path / "killed.partial" / "work"
     deadline = time.monotonic() + 60

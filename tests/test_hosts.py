@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from ic_jax import multihost
+from ic_jax import cli, multihost
 from ic_jax.multihost import heartbeat
 from tests.world import Hosts, World
 
@@ -17,7 +17,7 @@ ALONE = {"TPU_SKIP_MDS_QUERY": "1"}  # what JAX sets where there is no TPU
 
 def test_nothing_happens_alone():
     multihost.initialize()
-    multihost.initialize(hosts=1)
+    multihost.initialize(num_processes=1)
     assert (
         multihost.is_multiprocess(),
         multihost.is_first(),
@@ -57,11 +57,11 @@ def test_what_the_environment_says(environment, kind):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("a:1", 2, None), "all of --coordinator, --hosts and --host"),
-        ((None, 4, None), "or --hosts 1"),
+        (("a:1", 2, None), "all of --coordinator, --num-processes"),
+        ((None, 4, None), "or --num-processes 1"),
         (("node-a", 2, 0), "--coordinator node-a: write HOST:PORT"),
-        (("a:1", 2, 2), "--host 2 of --hosts 2"),
-        (("a:1", 2, -1), "--host -1"),
+        (("a:1", 2, 2), "--process-id 2 of --num-processes 2"),
+        (("a:1", 2, -1), "--process-id -1"),
     ],
 )
 def test_flags_that_do_not_fit(flags, message):
@@ -71,10 +71,11 @@ def test_flags_that_do_not_fit(flags, message):
 
 def test_flags_are_read():
     parser = argparse.ArgumentParser()
-    multihost.add_options(parser)
-    given = parser.parse_args(["--coordinator", "a:1", "--hosts", "4", "--host", "3"])
-    multihost.check_flags(given.coordinator, given.hosts, given.host)
-    assert vars(parser.parse_args([])) == {"coordinator": None, "hosts": None, "host": None}
+    cli.add_multiprocess(parser)
+    args = parser.parse_args(["--coordinator", "a:1", "--num-processes", "4", "--process-id", "3"])
+    multihost.check_flags(args.coordinator, args.num_processes, args.process_id)
+    nothing = {"coordinator": None, "num_processes": None, "process_id": None}
+    assert vars(parser.parse_args([])) == nothing
 
 
 def test_who_is_silent_is_judged_by_the_time_of_its_last_sign():

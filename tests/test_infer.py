@@ -18,7 +18,7 @@ from ic_jax import InstantCharacterPipeline, cli
 from ic_jax.config import SamplingConfig
 from ic_jax.weights.model_folder import ModelFolder, create
 from ic_jax.weights.tensors import WeightsError
-from infer.generate import main
+from infer.commands import main
 from tests.conftest import GOLDENS, from_torch
 
 ROOT = Path(__file__).parent.parent

@@ -105,9 +105,9 @@ def test_hosts_draw_each_picture_once(start, alone, tmp_path, hosts, mesh, share
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = ["--mesh", mesh, "--hosts", hosts, "--coordinator", f"localhost:{port}"]
+    flags = ["--mesh", mesh, "--num-processes", hosts, "--coordinator", f"localhost:{port}"]
     how = ("infer",) if hosts == 2 else ("tests.host", "infer")  # of four the first compiles
-    started = [start("--out", tmp_path, *flags, "--host", i, how=how) for i in range(hosts)]
+    started = [start("--out", tmp_path, *flags, "--process-id", i, how=how) for i in range(hosts)]
     each = [drawn(process.communicate()[0]) for process in started]
     assert sorted(itertools.chain(*each)) == NAMES
     assert [len(names) for names in each] == shares

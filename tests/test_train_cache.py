@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.toy import CONFIGS, write_data, write_model
 from train import loop
-from train.__main__ import main
+from train.commands import main
 from train.data.dataset import Dataset
 from train.data.encoded_store import Embeddings, EncodedRows
 from train.data.pictures import CENTRED

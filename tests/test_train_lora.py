@@ -21,8 +21,8 @@ from ic_jax.weights.lora import LoraSet, read_lora, write_lora
 from tests.oracle import converted, randomize, relative
 from tests.toy import write_data, write_model
 from train import loop
-from train.__main__ import main
 from train.checkpoints import Checkpoints
+from train.commands import main
 from train.export import kept, recipe_in
 from train.lora import fresh, published, targeted, with_lora
 from train.objective import Examples, velocity
@@ -243,10 +243,10 @@ def whole(world):
     return before, jax.device_get(run.feed.frozen.transformer)
 
 
-def trained(folder, *, last):
+def trained(folder, *, ema):
     made = recipe_in(folder)
     base = loading.ModelFolder.open(made.model)
-    return jax.device_get(kept(folder, made, base, last=last))
+    return jax.device_get(kept(folder, made, base, ema=ema))
 
 
 def test_a_run_lowers_the_loss_and_leaves_the_base_alone(world, whole):
@@ -259,7 +259,7 @@ def test_a_run_lowers_the_loss_and_leaves_the_base_alone(world, whole):
     assert not any("reference effect" in line for line in lines)
     shown = sorted(p.name for p in (world / "whole/previews").iterdir())
     assert shown == ["0000024.png", "0000032.png", "0000048.png"]
-    step, weights = trained(world / "whole", last=True)
+    step, weights = trained(world / "whole", ema=False)
     assert step == 48
     assert all(np.any(pair.b[...]) for pair in weights.values())
 
@@ -277,8 +277,8 @@ def test_stopped_and_resumed_it_ends_bit_equal(world, whole, monkeypatch):
         with pytest.raises(Stopped):
             loop.train(recipe(world, "stopped"))
     loop.train(recipe(world, "stopped"))
-    for last in (True, False):
-        ours, theirs = (trained(world / name, last=last) for name in ("stopped", "whole"))
+    for ema in (False, True):
+        ours, theirs = (trained(world / name, ema=ema) for name in ("stopped", "whole"))
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     checkpoints = Checkpoints(world / "stopped", Saving())
     assert checkpoints.facts(48)["samples"] == {"seen": 48 * 8, "skipped": 0}
@@ -291,7 +291,7 @@ def test_the_exported_file_is_the_trained_average(world, whole, capsys):
     out = world / "style.safetensors"
     assert main(["export", str(world / "whole"), "--out", str(out)]) == 0
     assert "draw with --trigger 'discs'" in capsys.readouterr().out
-    _, average = trained(world / "whole", last=False)
+    _, average = trained(world / "whole", ema=True)
     lora = read_lora(out)
     expected = published(average)
     assert lora.changes.keys() == expected.keys()

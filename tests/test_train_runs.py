@@ -17,7 +17,7 @@ from PIL import Image
 from ic_jax.weights import loading
 from tests.oracle import main as convert
 from tests.toy import write_data, write_model
-from train.__main__ import main
+from train.commands import main
 from train.export import kept, recipe_in
 from train.run_folder import owned
 
@@ -100,9 +100,7 @@ class World:
         folder = self.folder / run
         recipe = recipe_in(folder)
         base = loading.ModelFolder.open(recipe.model)
-        (step, last), (_, average) = (
-            kept(folder, recipe, base, last=last) for last in (True, False)
-        )
+        (step, last), (_, average) = (kept(folder, recipe, base, ema=ema) for ema in (False, True))
         assert step == recipe.total_steps
         return jax.device_get((last, average))
 
@@ -217,7 +215,17 @@ def test_an_earlier_step_is_exported_whole_in_another_dtype(world, tmp_path, cap
     run, out = str(world.folder / "whole"), tmp_path / "exported"
     assert main(["export", run, "--out", str(out), "--step", "3"]) == 2
     assert "has kept 36, 40" in capsys.readouterr().err
-    command = ["export", run, "--out", str(out), "--step", "36", "--whole", "--dtype", "bfloat16"]
+    command = [
+        "export",
+        run,
+        "--out",
+        str(out),
+        "--step",
+        "36",
+        "--cast-base",
+        "--dtype",
+        "bfloat16",
+    ]
     assert main(command) == 0
     assert "after step 36 of 40" in capsys.readouterr().out
     folder = loading.ModelFolder.open(out)

@@ -16,8 +16,8 @@ import orbax.checkpoint as ocp
 
 from tests.oracle import relative
 from tests.toy import write_data, write_model
-from train.__main__ import main
 from train.checkpoints import Checkpoints
+from train.commands import main
 from train.recipe import Saving
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,10 @@ class Hosts:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             where = f"127.0.0.1:{free.getsockname()[1]}"
-        flags = [["--coordinator", where, "--hosts", "4", "--host", str(i)] for i in range(4)]
+        flags = [
+            ["--coordinator", where, "--num-processes", "4", "--process-id", str(i)]
+            for i in range(4)
+        ]
         self.processes = [start(folder, 2, *command, *own) for own in flags]
 
     def wait(self, limit=1200):

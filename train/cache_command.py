@@ -1,11 +1,9 @@
 """`python -m train cache`: run a recipe's frozen text encoders and VAE once over its data set."""
 
-import argparse
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +13,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from ic_jax import cli
 from ic_jax.preprocessing.images import ImageError
 from ic_jax.weights.atomic import locked
 from train import stage_data
@@ -28,28 +25,11 @@ from train.data.pictures import CENTRED, decode_pixels, prepare_target
 from train.encode import embeddings, moments
 from train.encoded_cache import Cache
 from train.models import TEXT, Tokenizers, load_parts, tokenizers
-from train.recipe import Recipe, read_recipe
+from train.recipe import Recipe
 
 AT_ONCE = 8  # records that a device encodes
 Made = dict[int, Any]
 Make = Callable[[np.ndarray], Made]
-
-
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m train cache",
-        description="Write the text embeddings and latents that training by a recipe reads "
-        'instead of running the encoders, into the folder that its key "cache" names.',
-    )
-    parser.add_argument("recipe", type=Path, help="TOML file (docs/training.md)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--overwrite", action="store_true", help="parts made with other settings")
-    parser.add_argument("--debug", action="store_true", help="show where an error came from")
-    options = parser.parse_args(arguments)
-    return cli.run(
-        lambda: fill(read_recipe(options.recipe, options.set), overwrite=options.overwrite),
-        debug=options.debug,
-    )
 
 
 def fill(recipe: Recipe, *, overwrite: bool = False) -> None:

@@ -34,9 +34,9 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    from train.data.prepare import Options
+    from train.data.prepare import PrepareOptions
 
-    default = Options()
+    default = PrepareOptions()
     parser.add_argument("source", metavar="SOURCE", type=Path, help="folder, or JSON Lines file")
     parser.add_argument(
         "--out", metavar="DATASET", type=Path, required=True, help="folder to write"
@@ -66,10 +66,10 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     from train.data import card
-    from train.data.prepare import Options, prepare
+    from train.data.prepare import PrepareOptions, prepare
 
-    options = Options(
-        tuple(args.resolution or Options().resolutions), args.shard_size, args.max_bad
+    options = PrepareOptions(
+        tuple(args.resolution or PrepareOptions().resolutions), args.shard_size, args.max_bad
     )
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers {args.workers} is not a positive number")

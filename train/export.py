@@ -1,7 +1,6 @@
 """`python -m train export`: what a run trained, to draw with: an adapter as a model folder, a LoRA
 as a file."""
 
-import argparse
 import json
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ic_jax import cli
 from ic_jax.config import AdapterConfig, ConfigError
 from ic_jax.models.adapter import Adapter
 from ic_jax.weights import loading, model_folder
@@ -25,36 +23,6 @@ from train.optimizer import optimizer
 from train.recipe import Recipe, recipe_of
 from train.step import State
 
-DTYPES = ("float32", "bfloat16")
-
-
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m train export",
-        description="Write a model folder with the base of a run and its newest adapter, or the "
-        "run's LoRA as a file that diffusers reads.",
-    )
-    parser.add_argument("run", type=Path, metavar="RUN")
-    what = "model folder; for a LoRA FILE.safetensors"
-    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help=what)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of what was trained")
-    parser.add_argument("--whole", action="store_true", help="in that dtype, the base as well")
-    parser.add_argument("--step", type=int, metavar="N", help="kept then (default: the newest)")
-    parser.add_argument("--last", action="store_true", help="the last weights, not their average")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--debug", action="store_true", help="show where an error came from")
-    o = parser.parse_args(arguments)
-    return cli.run(
-        lambda: export(
-            *(o.run, o.out, o.dtype),
-            step=o.step,
-            last=o.last,
-            whole=o.whole,
-            overwrite=o.overwrite,
-        ),
-        debug=o.debug,
-    )
-
 
 def export(
     run: Path,
@@ -62,16 +30,16 @@ def export(
     dtype: str,
     *,
     step: int | None = None,
-    last: bool = False,
-    whole: bool = False,
+    ema: bool = True,
+    cast_base: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write `out`: the base's components linked or copied and the adapter anew; or the LoRA.
 
     Args:
-        dtype: of what was trained, and of everything with `whole`.
+        dtype: of the trained weights, and of the base with `cast_base`.
         step: of a checkpoint that was kept; by default the newest.
-        last: the weights after that step instead of their average.
+        ema: export the moving average of the weights; otherwise those after that step.
 
     Raises:
         ConfigError: no run, or one without such a checkpoint.
@@ -79,17 +47,17 @@ def export(
     """
     recipe = recipe_in(run)
     base = ModelFolder.open(recipe.model)
-    step, trained = kept(run, recipe, base, step=step, last=last)
+    step, trained = kept(run, recipe, base, step=step, ema=ema)
     if isinstance(trained, Adapter):
         with model_folder.create(out, overwrite=overwrite) as writer:
             for kind in base.components:
-                if whole and kind in loading.COMPONENTS.keys() - {"adapter"}:
+                if cast_base and kind in loading.COMPONENTS.keys() - {"adapter"}:
                     _write_cast(writer, base, kind, jnp.dtype(dtype))
                 elif kind != "adapter":
                     writer.add_from(base, kind)
             loading.write_component(writer, "adapter", trained, jnp.dtype(dtype))
-    elif whole:
-        raise ConfigError("--whole: this run trained a LoRA, which is exported without a base")
+    elif cast_base:
+        raise ConfigError("--cast-base: this run trained a LoRA, which is exported without a base")
     else:
         write_lora(out, lora.published(trained), jnp.dtype(dtype), overwrite=overwrite)
     what = "the adapter" if isinstance(trained, Adapter) else "the LoRA"
@@ -116,10 +84,10 @@ def recipe_in(run: Path) -> Recipe:
 
 
 def kept(
-    run: Path, recipe: Recipe, base: ModelFolder, *, step: int | None = None, last: bool = False
+    run: Path, recipe: Recipe, base: ModelFolder, *, step: int | None = None, ema: bool = True
 ) -> tuple[int, Trained]:
     """(step, what was trained) of a checkpoint, by default the newest: the averaged weights
-    unless `last`."""
+    if `ema`."""
     checkpoints = Checkpoints(run, recipe.saving, read_only=True)
     try:
         if checkpoints.latest is None:
@@ -139,7 +107,7 @@ def kept(
         state = checkpoints.restore(abstract, {}, step)
     finally:
         checkpoints.close()
-    return step, state.trained if last or state.average is None else state.average
+    return step, state.average if ema and state.average is not None else state.trained
 
 
 def _abstract(recipe: Recipe, base: ModelFolder, facts: dict[str, Any]) -> Trained:

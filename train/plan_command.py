@@ -3,22 +3,20 @@
 import argparse
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ic_jax import auto_mesh, cli
-from ic_jax.models.layers import Remat
+from ic_jax import auto_mesh
 from ic_jax.models.rope import Rope
 from ic_jax.planning import compile_plan
 from ic_jax.sharding import describe, make_mesh, parse, shardings
 from train import flops
 from train.encode import Batch, Frozen, Ids, Knobs, Reference
 from train.optimizer import optimizer
-from train.recipe import BASES, Stage
+from train.recipe import Stage
 from train.step import State, train_step
 
 BASE, ENCODERS, MASTERS, AVERAGE, MOMENTS, BATCH = tuple[Any, ...](
@@ -29,31 +27,6 @@ KINDS = (
     Frozen(BASE, *[ENCODERS] * 5),
     *[BATCH] * 5,
 )
-
-
-def main(arguments: list[str]) -> int:
-    p = argparse.ArgumentParser(
-        prog="python -m train plan",
-        description="Compile the training step at full size for devices that need not be there: "
-        "memory, arithmetic and communication of each device.",
-    )
-    p.add_argument("--topology", help="such as v5e:16x16 or v5p:4x4x4 (default: this machine)")
-    p.add_argument("--mesh", default="auto", help="such as data=4,fsdp=64")
-    p.add_argument("--base", default="auto", choices=BASES, help="whole on each device or not")
-    p.add_argument("--resolution", type=int, default=512, help="pixels a side")
-    p.add_argument("--batch", type=int, default=32, help="samples of a step, over all devices")
-    p.add_argument("--accumulate", type=int, default=1, help="parts that it is computed in")
-    p.add_argument(
-        "--remat",
-        default="blocks",
-        choices=get_args(Remat),
-        help="what is recomputed backwards",
-    )
-    p.add_argument("--text-length", type=int, default=512, help="T5 tokens")
-    p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    p.add_argument("--debug", action="store_true", help="show where an error came from")
-    o = p.parse_args(arguments)
-    return cli.run(lambda: compile_plan.show([step_plan(o)], o.json), debug=o.debug)
 
 
 def step_plan(o: argparse.Namespace) -> dict[str, Any]:

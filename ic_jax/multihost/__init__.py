@@ -7,7 +7,6 @@ from ic_jax.multihost.kv_store import is_multiprocess as is_multiprocess
 from ic_jax.multihost.kv_store import process_count as process_count
 from ic_jax.multihost.kv_store import process_index as process_index
 from ic_jax.multihost.kv_store import process_name as process_name
-from ic_jax.multihost.processes import add_options as add_options
 from ic_jax.multihost.processes import barrier as barrier
 from ic_jax.multihost.processes import broadcast_json as broadcast_json
 from ic_jax.multihost.processes import check_flags as check_flags

@@ -5,7 +5,6 @@ elsewhere three flags say it. See `ic_jax.multihost.kv_store` for how hosts spea
 `ic_jax.multihost.heartbeat` for what happens when one dies.
 """
 
-import argparse
 import importlib.util
 import json
 import os
@@ -42,49 +41,43 @@ STATUS = re.compile(r"[A-Z_]{5,}: ")  # how the runtime's errors begin: "UNAVAIL
 _waits: Counter[str] = Counter()  # by name: how many barriers of it were passed
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of every command that runs on several hosts; `initialise` takes their values."""
-    group = parser.add_argument_group(
-        "several hosts",
-        "the same command on every host; a TPU pod, SLURM, Open MPI and Kubernetes need no flags "
-        "(docs/multihost.md)",
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="an open port of host 0")
-    group.add_argument("--hosts", type=int, metavar="N", help="how many; 1 is this one alone")
-    group.add_argument("--host", type=int, metavar="I", help="which one this is, from 0")
-
-
 def initialize(
-    coordinator: str | None = None, hosts: int | None = None, host: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
 ) -> None:
     """Join the other hosts, before anything asks JAX for devices; alone, do nothing at all.
 
     Args:
         coordinator: HOST:PORT of host 0, where it listens.
-        hosts: how many there are; 1 is alone whatever the environment says.
-        host: which this is. With none of the three the environment says all.
+        num_processes: how many there are; 1 is alone whatever the environment says.
+        process_id: which this is. With none of the three the environment says all.
 
     Raises:
         ValueError: flags that do not fit together.
         HostsError: the environment names several hosts and JAX cannot make them out.
     """
-    check_flags(coordinator, hosts, host)
-    kind = None if hosts else cluster(os.environ)
-    if jax.distributed.is_initialized() or hosts == 1 or not (hosts or kind):
+    check_flags(coordinator, num_processes, process_id)
+    kind = None if num_processes else cluster(os.environ)
+    if jax.distributed.is_initialized() or num_processes == 1 or not (num_processes or kind):
         return
     if hasattr(jax.config, "jax_enable_preemption_service"):
         # It would take SIGTERM for itself; training has its own way to stop on it.
         jax.config.update("jax_enable_preemption_service", False)
-    own: dict[str, Any] = {"cluster_detection_method": "deactivate"} if hosts else {}
+    own: dict[str, Any] = {"cluster_detection_method": "deactivate"} if num_processes else {}
     where = coordinator or f"the coordinator that {kind} names"
     # JAX itself would wait as long and then abort with a stack trace.
-    late = Timer(START_TIMEOUT, _too_late, [where, host])
+    late = Timer(START_TIMEOUT, _too_late, [where, process_id])
     late.daemon = True
     late.start()
     try:
         with _relayed():
             jax.distributed.initialize(
-                coordinator, hosts, host, initialization_timeout=int(START_TIMEOUT) + 60, **own
+                coordinator,
+                num_processes,
+                process_id,
+                initialization_timeout=int(START_TIMEOUT) + 60,
+                **own,
             )
     except ValueError:  # the machine has TPUs, and no other hosts
         if kind == "TPU":
@@ -93,7 +86,7 @@ def initialize(
     except (RuntimeError, OSError) as error:
         raise HostsError(
             f"cannot join the other hosts at {where}: {error}; give --coordinator HOST:PORT "
-            "--hosts N --host I, or --hosts 1 to be alone"
+            "--num-processes N --process-id I, or --num-processes 1 to be alone"
         ) from error
     finally:
         late.cancel()
@@ -131,20 +124,26 @@ def _put_away_relays() -> None:
         _relays.pop().joined()
 
 
-def check_flags(coordinator: str | None, hosts: int | None, host: int | None) -> None:
-    """ValueError unless they are all given and fit, or none, or --hosts 1."""
-    if hosts == 1 and coordinator is None and host in (None, 0):
+def check_flags(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """ValueError unless they are all given and fit, or none, or --num-processes 1."""
+    if num_processes == 1 and coordinator is None and process_id in (None, 0):
         return
-    given = [coordinator is not None, hosts is not None, host is not None]
+    given = [coordinator is not None, num_processes is not None, process_id is not None]
     if any(given) and not all(given):
-        raise ValueError("give all of --coordinator, --hosts and --host, or none, or --hosts 1")
-    if coordinator is None or hosts is None or host is None:
+        raise ValueError(
+            "give all of --coordinator, --num-processes and --process-id, or none, or "
+            "--num-processes 1"
+        )
+    if coordinator is None or num_processes is None or process_id is None:
         return
     name, colon, port = coordinator.rpartition(":")
     if not (name and colon and port.isdecimal()):
         raise ValueError(f"--coordinator {coordinator}: write HOST:PORT, such as node-a:8476")
-    if hosts < 1 or not 0 <= host < hosts:
-        raise ValueError(f"--host {host} of --hosts {hosts}: they count from 0 to N - 1")
+    if num_processes < 1 or not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"--process-id {process_id} of --num-processes {num_processes}: they count from 0 to "
+            "N - 1"
+        )
 
 
 def cluster(environment: Mapping[str, str]) -> str | None:

@@ -1,6 +1,5 @@
 """python -m train prepare: a folder of pictures to a data set."""
 
-import argparse
 import json
 import os
 import shutil
@@ -10,7 +9,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ic_jax import cli
 from ic_jax.weights.atomic import written_whole
 from train.data import card
 from train.data.buckets import buckets
@@ -72,39 +70,6 @@ def prepare(
         bad = found.rejected + [item for shard in shards for item in shard.bad]
         _report(partial / BAD, bad)
         card.write(partial, shards, bad, options.resolutions)
-
-
-def main(arguments: list[str]) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train prepare",
-        description=__doc__,
-    )
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="folder, or JSON Lines")
-    parser.add_argument("--out", metavar="DATASET", type=Path, required=True)
-    default = PrepareOptions()
-    parser.add_argument(
-        "--resolution",
-        type=int,
-        action="append",
-        help=f"that will be trained at; give it once for each (default: {default.resolutions})",
-    )
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-    parser.add_argument("--shard-size", type=int, default=default.shard_size, help="pictures")
-    parser.add_argument("--max-bad", type=float, default=default.max_bad, help="share")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    given = parser.parse_args(arguments)
-
-    def command() -> None:
-        resolutions = tuple(given.resolution or default.resolutions)
-        options = PrepareOptions(resolutions, given.shard_size, given.max_bad)
-        if given.workers is not None and given.workers < 1:
-            raise ValueError(f"--workers {given.workers} is not a positive number")
-        prepare(given.source, given.out, options, workers=given.workers, overwrite=given.overwrite)
-        print(card.summary(given.out))
-
-    return cli.run(command, debug=given.debug)
 
 
 def _jobs(found: PictureSource, out: Path, options: PrepareOptions) -> list[ShardJob]:

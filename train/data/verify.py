@@ -1,6 +1,5 @@
 """`python -m train verify`: compare a data set's or a cache's shards with their checksums."""
 
-import argparse
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -9,19 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ic_jax import cli
 from train.data.card import CARD
 from train.data.dataset import Dataset
 from train.data.encoded_store import FACTS, MANIFEST
 from train.data.errors import DataError
-
-
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train verify", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="DATASET", help="or a cache's folder")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    given = parser.parse_args(arguments)
-    return cli.run(lambda: print(verify(given.folder)), debug=given.debug)
 
 
 def verify(folder: Path) -> str:

@@ -63,7 +63,7 @@ def main() -> None:
 def _end(recipe: Recipe, stage: str, model: Path) -> Path:
     """The whole MODEL with the adapter as it was at the end of a stage."""
     step = recipe.first_steps()[stage] + recipe.stages[stage].steps
-    export(recipe.out, model, "float32", step=step, whole=True, overwrite=True)
+    export(recipe.out, model, "float32", step=step, cast_base=True, overwrite=True)
     return model
 
 

@@ -1,0 +1,83 @@
+"""Commands of the applications: what `--help` lists, and mistakes said in one line."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import infer.commands
+import train.commands
+from ic_jax import cli
+
+ROOT = Path(__file__).parent.parent
+MAINS = {
+    "infer": (infer.commands.main, infer.commands.COMMANDS),
+    "train": (train.commands.main, train.commands.COMMANDS),
+}
+EVERY = [(main, command) for main, commands in MAINS.values() for command in commands]
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_help_lists_every_command_with_a_sentence(name, capsys):
+    main, commands = MAINS[name]
+    assert main(["--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for command in commands:
+        assert f"{command.name} {command.help}" in out
+        assert command.help[0].isupper()
+        assert command.help.endswith(".")
+    assert f"{commands[0].help} (the default)" in out
+    assert "--debug" in out  # the options of the default follow
+
+
+@pytest.mark.parametrize(("main", "command"), EVERY, ids=lambda x: getattr(x, "name", ""))
+def test_every_option_has_a_sentence_of_help(main, command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command.name, "--help"])
+    assert end.value.code == 0
+    assert "show the traceback of an error" in capsys.readouterr().out
+    parser = cli.Parser()
+    command.add_arguments(parser)
+    assert all(action.help for action in parser._actions)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("infer", ["evalute"], "there is no command 'evalute'; give one of draw, plan"),
+        ("train", ["exprot", "runs/x"], "there is no command 'exprot'; give one of run, prepare"),
+        ("train", [], "required: RECIPE; see python -m train run --help"),
+        ("infer", ["--promt", "a girl"], "unrecognized arguments: --promt"),
+        ("infer", ["--heigh", "64"], "unrecognized arguments: --heigh 64"),
+        ("infer", ["--hosts", "2"], "--hosts is now --num-processes"),
+        ("train", ["x.toml", "--host", "2"], "--host is now --process-id"),
+        ("train", ["export", "x", "--out", "y", "--last"], "--last is now --no-ema"),
+        ("train", ["export", "x", "--out", "y", "--whole"], "--whole is now --cast-base"),
+    ],
+)
+def test_a_mistake_is_one_line(name, arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        MAINS[name][0](arguments)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_recipe_needs_no_command(tmp_path, capsys):
+    assert train.commands.main([str(tmp_path / "first.toml")]) == 2
+    assert "first.toml: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_ctrl_c_while_importing(name, tmp_path):
+    (tmp_path / "flax.py").write_text(  # every main imports it
+        f"import os, time\nos.kill(os.getpid(), {int(signal.SIGINT)})\ntime.sleep(60)\n"
+    )
+    run = [sys.executable, "-m", name]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    process = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (130, "error: interrupted\n")
