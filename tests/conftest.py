@@ -17,6 +17,7 @@ install_import_hook(ARRAY_CODE, "beartype.beartype")
 CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 jax.config.update("jax_num_cpu_devices", 8)  # for what is spread over devices
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -47,7 +47,7 @@ class Embeddings(nnx.Module):
         self.position_embedding = Embedding(positions, d, axes=(None, "width"), rngs=rngs)
 
     def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        return self.token_embedding(ids) + self.position_embedding.weight[None, : ids.shape[1]]
 
 
 class Encoder(nnx.Module):
@@ -59,7 +59,7 @@ class Encoder(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         n = x.shape[1]
-        causal = jnp.where(jnp.tri(n, dtype=bool), 0.0, -jnp.inf)
+        causal = jnp.where(jnp.tri(n, dtype=bool), 0.0, -jnp.inf)[None]
 
         def step(layer: EncoderLayer, x: Array, _: None) -> tuple[Array, None]:
             return shard_batch(layer(shard_batch(x), causal)), None
@@ -78,7 +78,7 @@ class EncoderLayer(nnx.Module):
         self.mlp = Mlp(d, config.intermediate_size, activation=activation, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b n d"], bias: Float[Array, "n n"]
+        self, x: Float[Array, "b n d"], bias: Float[Array, "1 n n"]
     ) -> Float[Array, "b n d"]:
         x = x + self.self_attn(self.layer_norm1(x), bias)
         return x + self.mlp(self.layer_norm2(x))
@@ -96,7 +96,7 @@ class SelfAttention(nnx.Module):
         self.head_dim = features // heads
 
     def __call__(
-        self, x: Float[Array, "b n d"], bias: Float[Array, "n n"]
+        self, x: Float[Array, "b n d"], bias: Float[Array, "1 n n"]
     ) -> Float[Array, "b n d"]:
         q, k, v = (
             split_heads(project(x), self.head_dim)

@@ -12,7 +12,7 @@ from ic_jax.config import Dinov2Config
 from ic_jax.models.attention import attention, merge_heads, split_heads
 from ic_jax.models.bicubic import resize
 from ic_jax.models.hidden_states import run_blocks
-from ic_jax.models.layers import Conv, LayerNorm, Linear, Mlp, Stack, gelu_erf
+from ic_jax.models.layers import Conv, LayerNorm, Linear, Mlp, Stack, gelu_erf, per_channel
 
 
 class SelfAttention(nnx.Module):
@@ -41,7 +41,7 @@ class LayerScale(nnx.Module):
         self.lambda1 = nnx.Param(jnp.ones(features), axes=(None,))
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        return x * self.lambda1[...].astype(x.dtype)
+        return x * per_channel(self.lambda1[...].astype(x.dtype), x)
 
 
 class SwiGlu(nnx.Module):
@@ -102,7 +102,7 @@ class Embeddings(nnx.Module):
         b, height, width, d = x.shape
         positions = self._positions(height, width).astype(x.dtype)
         cls = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (b, 1, d))
-        return jnp.concatenate([cls, x.reshape(b, -1, d)], axis=1) + positions
+        return jnp.concatenate([cls, x.reshape(b, -1, d)], axis=1) + positions[None]
 
     def _positions(self, height: int, width: int) -> Float[Array, "n d"]:
         """The table for CLS and a grid of patches: resampled where the trained grid differs."""

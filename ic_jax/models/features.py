@@ -68,5 +68,5 @@ def normalize(
 ) -> Float[Array, "b h w 3"]:
     """Bytes to an encoder's input: (pixels / 255 - mean) / std, computed in float32."""
     x = pixels.astype(jnp.float32) / 255
-    x = (x - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
-    return x.astype(dtype)
+    shift, scale = (jnp.array(y, jnp.float32)[None, None, None] for y in (mean, std))  # 1 1 1 3
+    return ((x - shift) / scale).astype(dtype)

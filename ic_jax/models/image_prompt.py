@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ic_jax.config import AdapterConfig, FluxConfig
 from ic_jax.models.attention import attention, split_heads
-from ic_jax.models.layers import Linear, Stack
+from ic_jax.models.layers import Linear, Stack, per_channel
 from ic_jax.sharding import current
 
 
@@ -31,7 +31,8 @@ class RootMeanSquareNorm(nnx.Module):
         # The root's slope is infinite at zero: a row of zeros must not make gradients NaN.
         zero = mean_square == 0
         rms = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, mean_square)))
-        return (y / (rms + self.eps) * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+        scale = per_channel(self.scale[...].astype(jnp.float32), x)
+        return (y / (rms + self.eps) * scale).astype(x.dtype)
 
 
 class ImagePromptAttention(nnx.Module):

@@ -58,6 +58,14 @@ def _rounded_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array
 _rounded_product.defvjp(_rounded_forward, _rounded_backward)
 
 
+def per_channel(vector: Float[Array, "d"], x: Array) -> Array:
+    """Return `vector` with leading axes of size 1, so that it applies to the last axis of `x`.
+
+    What JAX does by itself unless jax_numpy_rank_promotion is "raise".
+    """
+    return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
+
+
 class LowRankMap(nnx.Module):
     """What a LoRA adds to a linear map: scale * (x @ a) @ b (arXiv 2106.09685).
 
@@ -106,7 +114,7 @@ class Linear(nnx.Module):
         y = product(x, gathered(self.kernel, x.dtype))
         if self.low_rank is not None:
             y = y + self.low_rank(x)
-        return y if self.bias is None else y + gathered(self.bias, x.dtype)
+        return y if self.bias is None else y + per_channel(gathered(self.bias, x.dtype), y)
 
 
 class Conv(nnx.Module):
@@ -137,7 +145,7 @@ class Conv(nnx.Module):
             padding=self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + gathered(self.bias, x.dtype)
+        return y + per_channel(gathered(self.bias, x.dtype), y)
 
 
 class Embedding(nnx.Module):
@@ -165,8 +173,8 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        y = normalize(x, self.eps) * self.weight[...].astype(jnp.float32)
-        return (y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+        y = normalize(x, self.eps) * per_channel(self.weight[...].astype(jnp.float32), x)
+        return (y + per_channel(self.bias[...].astype(jnp.float32), x)).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -179,7 +187,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        return (y * self.weight[...].astype(jnp.float32)).astype(x.dtype)
+        return (y * per_channel(self.weight[...].astype(jnp.float32), x)).astype(x.dtype)
 
 
 class Mlp(nnx.Module):
@@ -223,7 +231,8 @@ def sinusoid(t: Float[Array, "*b"], channels: int) -> Float[Array, "*b c"]:
     half = channels // 2
     exponents = np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / half
     frequencies = np.exp(exponents, dtype=np.float64).astype(np.float32)
-    angles = t.astype(jnp.float32)[..., None] * frequencies
+    t = t.astype(jnp.float32)[..., None]
+    angles = t * per_channel(jnp.asarray(frequencies), t)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

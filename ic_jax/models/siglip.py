@@ -62,7 +62,7 @@ class Embeddings(nnx.Module):
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         x = self.patch_embedding(pixels)
         x = x.reshape(x.shape[0], -1, x.shape[-1])
-        return x + self.position_embedding.weight[...].astype(x.dtype)
+        return x + self.position_embedding.weight[None].astype(x.dtype)
 
 
 class VisionModel(nnx.Module):

@@ -9,7 +9,7 @@ def biased_attention(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b n h d"],
     v: Float[Array, "b n h d"],
-    bias: Float[Array, "*h n n"],
+    bias: Float[Array, "#h n n"],
     *,
     scale: float,
 ) -> Float[Array, "b n h d"]:
@@ -19,9 +19,9 @@ def biased_attention(
         q: queries.
         k: keys.
         v: values.
-        bias: float32, by head or for all heads; -inf hides a key from a query.
+        bias: float32, one for each head or one for all heads; -inf hides a key from a query.
         scale: 1/sqrt(d) in CLIP, 1 in T5.
     """
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scale * scores + bias, axis=-1).astype(v.dtype)
+    weights = jax.nn.softmax(scale * scores + bias[None], axis=-1).astype(v.dtype)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ic_jax.config import VaeConfig
 from ic_jax.models.attention import attention, merge_heads, split_heads
-from ic_jax.models.layers import Conv, Linear
+from ic_jax.models.layers import Conv, Linear, per_channel
 
 EPS = 1e-6
 
@@ -209,8 +209,8 @@ class GroupNorm(nnx.Module):
         y = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)  # b h w g d/g
         y = y - _group_mean(y)
         y = y * jax.lax.rsqrt(_group_mean(jnp.square(y)) + EPS)
-        y = y.reshape(x.shape) * self.weight[...].astype(jnp.float32)
-        return (y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+        y = y.reshape(x.shape) * per_channel(self.weight[...].astype(jnp.float32), x)
+        return (y + per_channel(self.bias[...].astype(jnp.float32), x)).astype(x.dtype)
 
 
 def _group_mean(x: Float[Array, "b h w g c"]) -> Float[Array, "b 1 1 g 1"]:
