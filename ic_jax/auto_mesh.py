@@ -100,7 +100,7 @@ def for_training(
 
 def base_fits_whole(base: Mapping[str, Any], adapter: Any, mesh: Mesh, memory: float) -> bool:
     """Whether every device has memory for a copy of the base beside its share of the state."""
-    return training_bytes(base, adapter, mesh, whole=True) < SHARE_FOR_STATE * memory
+    return training_bytes(base, adapter, mesh, replicate=True) < SHARE_FOR_STATE * memory
 
 
 def check_rows(rows: Mapping[str, int], mesh: Mesh) -> None:
@@ -143,8 +143,8 @@ def training_sizes(
 
     def fits(mesh: AbstractMesh) -> bool:
         return any(
-            training_bytes(base, adapter, mesh, whole=whole) < SHARE_FOR_STATE * memory
-            for whole in (True, False)
+            training_bytes(base, adapter, mesh, replicate=replicate) < SHARE_FOR_STATE * memory
+            for replicate in (True, False)
         )
 
     shapes = ({"data": count // f, "fsdp": f} for f in _divisors(count))
@@ -152,11 +152,11 @@ def training_sizes(
 
 
 def training_bytes(
-    base: Mapping[str, Any], adapter: Any, mesh: Mesh | AbstractMesh, *, whole: bool
+    base: Mapping[str, Any], adapter: Any, mesh: Mesh | AbstractMesh, *, replicate: bool
 ) -> int:
     """Weights, masters, their average, two moments and the gradient on each device."""
     masters = _cast(adapter, jnp.float32)
-    return stored_bytes(dict(base), mesh, whole=whole) + 5 * stored_bytes(masters, mesh)
+    return stored_bytes(dict(base), mesh, replicate=replicate) + 5 * stored_bytes(masters, mesh)
 
 
 def memory_of(device: Any) -> float | None:

@@ -88,12 +88,12 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     return Mesh(grid, AXES, axis_types=types)
 
 
-def shardings(tree: Any, mesh: Mesh | AbstractMesh, *, whole: bool = False) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh, *, replicate: bool = False) -> Any:
     """A tree like `tree`, of shardings: parameters by their logical axes, the rest everywhere.
 
     Args:
         tree: modules, or what holds some, such as a training state; shapes will do.
-        whole: gathered axes are stored whole (a base that every device keeps a copy of).
+        replicate: gathered axes are stored whole (a base that every device keeps a copy of).
 
     Raises:
         ShardingError: names the parameter, its axis and the size that does not divide.
@@ -103,7 +103,7 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh, *, whole: bool = False) -> A
         if not isinstance(leaf, nnx.Variable):
             return NamedSharding(mesh, P())
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return parameter_sharding(name, leaf, mesh, whole=whole)
+        return parameter_sharding(name, leaf, mesh, replicate=replicate)
 
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
     # A variable has one leaf, its value: the order is that of the tree's own leaves.
@@ -111,12 +111,12 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh, *, whole: bool = False) -> A
 
 
 def parameter_sharding(
-    path: str, variable: Any, mesh: Mesh | AbstractMesh, *, whole: bool = False
+    path: str, variable: Any, mesh: Mesh | AbstractMesh, *, replicate: bool = False
 ) -> NamedSharding:
     """The sharding of one parameter; `variable` has a shape, `axes` and perhaps `heads`."""
     spec = []
     for axis, size in zip(variable.axes, variable.shape, strict=True):
-        names = () if axis is None or (whole and axis in GATHERED) else RULES[axis]
+        names = () if axis is None or (replicate and axis in GATHERED) else RULES[axis]
         parts = math.prod(mesh.shape[name] for name in names)
         heads = getattr(variable, "heads", None) if axis == "heads" else None
         if (heads or size) % parts:
@@ -129,9 +129,12 @@ def parameter_sharding(
     return NamedSharding(mesh, P(*spec))
 
 
-def stored_bytes(tree: Any, mesh: Mesh | AbstractMesh, *, whole: bool = False) -> int:
+def stored_bytes(tree: Any, mesh: Mesh | AbstractMesh, *, replicate: bool = False) -> int:
     """Bytes of some modules on each device; arguments and errors as for `shardings`."""
-    leaves, places = jax.tree.leaves(tree), jax.tree.leaves(shardings(tree, mesh, whole=whole))
+    leaves, places = (
+        jax.tree.leaves(tree),
+        jax.tree.leaves(shardings(tree, mesh, replicate=replicate)),
+    )
     return sum(
         math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, place in zip(leaves, places, strict=True)

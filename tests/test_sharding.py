@@ -134,12 +134,12 @@ class World:
             guidance=np.ones(8, np.float32),
         )
 
-    def on(self, text, whole=False):
-        if (text, whole) not in self.made:
-            self.made[text, whole] = self.make(text, whole)
-        return self.made[text, whole]
+    def on(self, text, replicate=False):
+        if (text, replicate) not in self.made:
+            self.made[text, replicate] = self.make(text, replicate)
+        return self.made[text, replicate]
 
-    def make(self, text, whole):
+    def make(self, text, replicate):
         """(first state, base, compiled step, where rows and the rest go); "" is one device."""
         run = partial(step, adamw=self.adamw)
         if not text:
@@ -149,15 +149,15 @@ class World:
         rows, everywhere = (NamedSharding(mesh, P(axes)) for axes in (RULES["batch"], None))
         places = shardings(self.state, mesh)
         state = jax.device_put(self.state, places)
-        flux = jax.device_put(self.flux, shardings(self.flux, mesh, whole=whole))
+        flux = jax.device_put(self.flux, shardings(self.flux, mesh, replicate=replicate))
         given = jax.device_put(self.examples(0), rows), jax.device_put(self.rope, everywhere)
         with jax.set_mesh(mesh):
             program = jax.jit(run, out_shardings=(places, None)).lower(state, flux, *given)
             return state, flux, program.compile(), (rows, everywhere)
 
-    def train(self, text, whole=False, state=None, numbers=(0, 1, 2)):
+    def train(self, text, replicate=False, state=None, numbers=(0, 1, 2)):
         """The state after batches of these numbers, and the losses."""
-        first, flux, program, (rows, everywhere) = self.on(text, whole)
+        first, flux, program, (rows, everywhere) = self.on(text, replicate)
         state, losses = first if state is None else state, []
         for number in numbers:
             examples = jax.device_put(self.examples(number), rows)
@@ -200,11 +200,11 @@ def test_encoding_equals_one_device(models):
 
 
 @pytest.mark.parametrize(
-    ("text", "whole"), [*((text, False) for text in MESHES), ("data=2,fsdp=4", True)]
+    ("text", "replicate"), [*((text, False) for text in MESHES), ("data=2,fsdp=4", True)]
 )
-def test_three_steps_equal_one_device(world, text, whole):
+def test_three_steps_equal_one_device(world, text, replicate):
     mesh = make_mesh(parse(text))
-    state, losses = world.train(text, whole)
+    state, losses = world.train(text, replicate)
     expected, expected_losses = world.train("")
     assert losses == pytest.approx(expected_losses, rel=1e-5)
     for field in ("trained", "average", "opt_state"):
@@ -227,9 +227,9 @@ def test_nothing_large_is_replicated(world):
     alone = world.on("")[2].memory_analysis()
     spread = program.memory_analysis()
     given = jax.tree.leaves((state, flux))
-    whole = sum(x.nbytes for x in given)
+    total = sum(x.nbytes for x in given)
     pieces = sum(math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in given)
-    assert pieces < 0.15 * whole  # an eighth, and the norms
+    assert pieces < 0.15 * total  # an eighth, and the norms
     assert spread.argument_size_in_bytes < pieces + 1e6  # the examples
     assert spread.temp_size_in_bytes < 0.3 * alone.temp_size_in_bytes
 

@@ -77,7 +77,7 @@ def load_models(recipe: Recipe) -> Models:
     encoders = set() if recipe.cache else {*TEXT, "vae"}
     shown = {"vae"} if recipe.reporting.preview_every else set()
     mesh, whole = mesh_for(recipe)
-    model = load_parts(recipe, needed | encoders | shown, mesh, whole=whole)
+    model = load_parts(recipe, needed | encoders | shown, mesh, replicate=whole)
     run = needed | encoders
     parts: dict[str, Any] = {n: getattr(model, n) if n in run else None for n in Frozen._fields}
     frozen = Frozen(**parts)
@@ -110,12 +110,12 @@ def mesh_for(recipe: Recipe) -> tuple[Mesh, bool]:
 
 
 def load_parts(
-    recipe: Recipe, needed: set[str], mesh: Mesh | None = None, *, whole: bool = False
+    recipe: Recipe, needed: set[str], mesh: Mesh | None = None, *, replicate: bool = False
 ) -> loading.Model:
     """Components of the recipe's model, and its settings; WeightsError names what it lacks."""
     kinds = {*needed, *loading.CONFIG_ONLY}
     dtype = jnp.dtype(recipe.dtype)
-    model = loading.load(recipe.model, dtype, kinds=kinds, mesh=mesh, whole=whole)
+    model = loading.load(recipe.model, dtype, kinds=kinds, mesh=mesh, replicate=replicate)
     lacks = sorted(name for name in needed if getattr(model, name) is None)
     if lacks:
         raise WeightsError(

@@ -61,7 +61,7 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
         remat=stage.remat,
         dtype=jnp.bfloat16,
     )
-    frozen = compile_plan.placed(Frozen(**base), mesh, whole=whole)
+    frozen = compile_plan.placed(Frozen(**base), mesh, replicate=whole)
     found = compile_plan.compile_plan(
         "training step",
         step,

@@ -27,7 +27,13 @@ from ic_jax.models.layers import (
     sinusoid,
 )
 from ic_jax.models.rope import Rope, rotate
-from ic_jax.models.streams import add_to_image, in_stream_order, join, part, split_tokens
+from ic_jax.models.streams import (
+    add_to_image,
+    concat_streams,
+    shard_tokens,
+    split_streams,
+    to_stream_order,
+)
 from ic_jax.sharding import constrain, shard_batch
 
 LAYER_NORM_EPS = 1e-6
@@ -134,12 +140,12 @@ class DoubleBlock(nnx.Module):
         txt_q, txt_k, txt_v = attn.added_qkv(modulate(txt, txt_mod[:, 0], txt_mod[:, 1]))
 
         out = attention(
-            rotate(join(attn.norm_added_q(txt_q), attn.norm_q(q)), rope),
-            rotate(join(attn.norm_added_k(txt_k), attn.norm_k(k)), rope),
-            join(txt_v, v),
+            rotate(concat_streams(attn.norm_added_q(txt_q), attn.norm_q(q)), rope),
+            rotate(concat_streams(attn.norm_added_k(txt_k), attn.norm_k(k)), rope),
+            concat_streams(txt_v, v),
             split="both",
         )
-        txt_out, img_out = part(out, t)
+        txt_out, img_out = split_streams(out, t)
         if image_prompt is not None:
             img_out = img_out + image_prompt(q)
 
@@ -171,7 +177,7 @@ class SingleBlock(nnx.Module):
         q, k, v = attn.qkv(y)
         out = attention(rotate(attn.norm_q(q), rope), rotate(attn.norm_k(k), rope), v, split="both")
         if image_prompt is not None:
-            out = add_to_image(out, image_prompt(part(q, text_tokens)[1]))
+            out = add_to_image(out, image_prompt(split_streams(q, text_tokens)[1]))
         both = jnp.concatenate([merge_heads(out), gelu_tanh(self.proj_mlp(y))], axis=-1)
         return x + mod[:, 2, None] * self.proj_out(both)
 
@@ -262,8 +268,8 @@ class Flux(nnx.Module):
 
         `remat` says what differentiating it keeps of each block (`ic_jax.models.layers.Remat`).
         """
-        img, txt, t = split_tokens(self.x_embedder(latents)), split_tokens(txt), txt.shape[1]
-        rope = Rope(*(in_stream_order(jnp.asarray(x), t) for x in rope))
+        img, txt, t = shard_tokens(self.x_embedder(latents)), shard_tokens(txt), txt.shape[1]
+        rope = Rope(*(to_stream_order(jnp.asarray(x), t) for x in rope))
         double_ip = single_ip = None
         if image_prompt is not None:
             double_ip = image_prompt.attention.transformer_blocks.blocks
@@ -273,26 +279,26 @@ class Flux(nnx.Module):
             return image_prompt.block(attention) if image_prompt and attention else None
 
         def double(block: DoubleBlock, carry: tuple, x: tuple) -> tuple:
-            (img, txt), (img_mod, txt_mod, ip) = map(split_tokens, carry), x
+            (img, txt), (img_mod, txt_mod, ip) = map(shard_tokens, carry), x
             img, txt = block(img, txt, img_mod, txt_mod, rope, block_prompt(ip))
-            return (split_tokens(img), split_tokens(txt)), None
+            return (shard_tokens(img), shard_tokens(txt)), None
 
         def single(block: SingleBlock, joint: Array, x: tuple) -> tuple:
             mod, ip = x
-            joint = split_tokens(joint)
-            return split_tokens(block(joint, mod, rope, t, block_prompt(ip))), None
+            joint = shard_tokens(joint)
+            return shard_tokens(block(joint, mod, rope, t, block_prompt(ip))), None
 
         (img, txt), _ = self.transformer_blocks.scan(
             double, (img, txt), (modulation.img, modulation.txt, double_ip), remat=remat
         )
         joint, _ = self.single_transformer_blocks.scan(
             single,
-            join(txt, img),
+            concat_streams(txt, img),
             (modulation.single, single_ip),
             remat=remat,
         )
         scale, shift = modulation.out[:, 0], modulation.out[:, 1]
-        return self.proj_out(modulate(part(joint, t)[1], shift, scale))
+        return self.proj_out(modulate(split_streams(joint, t)[1], shift, scale))
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ic_jax.sharding import ShardingError, constrain, context_size
 
 
-def split_tokens(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+def shard_tokens(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     """Rows over the batch's axes, tokens over `context`.
 
     Raises:
@@ -26,13 +26,15 @@ def split_tokens(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     return constrain(x, "batch", "tokens", None)
 
 
-def join(txt: Float[Array, "b t *d"], img: Float[Array, "b n *d"]) -> Float[Array, "b t+n *d"]:
+def concat_streams(
+    txt: Float[Array, "b t *d"], img: Float[Array, "b n *d"]
+) -> Float[Array, "b t+n *d"]:
     """The stream of both."""
     both = jnp.concatenate([_parts(txt), _parts(img)], axis=2)
     return both.reshape(txt.shape[0], -1, *txt.shape[2:])
 
 
-def part(
+def split_streams(
     joint: Float[Array, "b m *d"], text_tokens: int
 ) -> tuple[Float[Array, "b t *d"], Float[Array, "b m-t *d"]]:
     """(text, image) of a stream."""
@@ -53,10 +55,10 @@ def add_to_image(
     return parts.at[:, :, t:].add(change).reshape(joint.shape)
 
 
-def in_stream_order(table: Float[Array, "m d"], text_tokens: int) -> Float[Array, "m d"]:
+def to_stream_order(table: Float[Array, "m d"], text_tokens: int) -> Float[Array, "m d"]:
     """Rows of a table, text tokens first, in the order of a stream."""
     rows = table[None]
-    return join(rows[:, :text_tokens], rows[:, text_tokens:])[0]
+    return concat_streams(rows[:, :text_tokens], rows[:, text_tokens:])[0]
 
 
 def _parts(x: Float[Array, "b m *d"]) -> Float[Array, "b c m_c *d"]:

@@ -60,12 +60,12 @@ def devices_of(topology: str | None) -> Sequence[Any]:
     return found.devices
 
 
-def placed(tree: Any, mesh: Mesh, dtype: Any = None, *, whole: bool = False) -> Any:
+def placed(tree: Any, mesh: Mesh, dtype: Any = None, *, replicate: bool = False) -> Any:
     """Shapes of modules on a mesh, as arguments to compile with."""
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=place),
         tree,
-        shardings(tree, mesh, whole=whole),
+        shardings(tree, mesh, replicate=replicate),
     )
 
 

@@ -82,7 +82,7 @@ def load_component(
     *,
     verify: bool = True,
     mesh: Mesh | None = None,
-    whole: bool = False,
+    replicate: bool = False,
 ) -> Any:
     """One component of a MODEL folder, tensor by tensor from the mapped file to the devices.
 
@@ -91,7 +91,7 @@ def load_component(
         verify: compare the files' SHA-256 first; their sizes are compared always.
         mesh: where the parameters go, as `ic_jax.sharding` says; a host reads its own pieces
             only. Without one they go to the default device.
-        whole: see `sharding.shardings`.
+        replicate: see `sharding.shardings`.
 
     Raises:
         WeightsError: the component is absent or damaged, or is not what its config says.
@@ -108,7 +108,7 @@ def load_component(
     if wrong := Mismatch.between({path: v.shape for path, v in variables.items()}, tensors):
         raise WeightsError(f"{folder.path / kind}: {wrong}; convert the model again")
     places = {
-        path: mesh and parameter_sharding(f"{kind}.{path}", variable, mesh, whole=whole)
+        path: mesh and parameter_sharding(f"{kind}.{path}", variable, mesh, replicate=replicate)
         for path, variable in variables.items()
     }
     for path, variable in variables.items():
@@ -146,7 +146,7 @@ def load(
     kinds: Container[str] = KINDS,
     verify: bool = True,
     mesh: Mesh | None = None,
-    whole: bool = False,
+    replicate: bool = False,
 ) -> Model:
     """The components of a MODEL folder that are of `kinds`, all by default.
 
@@ -159,7 +159,7 @@ def load(
     model = Model()
     for kind in wanted:
         if kind in COMPONENTS:
-            part = load_component(folder, kind, dtype, verify=False, mesh=mesh, whole=whole)
+            part = load_component(folder, kind, dtype, verify=False, mesh=mesh, replicate=replicate)
         else:
             part = read_config(folder, kind) if kind in CONFIG_ONLY else folder.path / kind
         setattr(model, kind, part)
