@@ -16,9 +16,9 @@ from convert.names import published_shapes, slots
 from convert.progress import Advance, progress
 from convert.sources import SUBFOLDERS
 from convert.torch_write import write_torch
-from ic_jax.weights.atomic import written_whole
+from ic_jax.files import as_json, atomic_folder
 from ic_jax.weights.loading import COMPONENTS, read_config
-from ic_jax.weights.model_folder import CONFIG, UNUSED, ModelFolder, as_json
+from ic_jax.weights.model_folder import CONFIG, UNUSED, ModelFolder
 from ic_jax.weights.safetensors_io import Spec, write_tensors
 from ic_jax.weights.tensors import Mismatch, Tensor, WeightsError
 
@@ -52,7 +52,7 @@ def run(args: Namespace) -> None:
         total += sum(t.nbytes for t in published["adapter"].values())
     out = Path(args.out)
     with (
-        written_whole(out, overwrite=args.overwrite, owns=OWNED.__contains__) as folder,
+        atomic_folder(out, overwrite=args.overwrite, owns=OWNED.__contains__) as folder,
         progress(total) as advance,
     ):
         for kind, tensors in published.items():

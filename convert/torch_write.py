@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from convert.torch_read import STORAGES
-from ic_jax.weights.safetensors_io import Spec, sync
+from ic_jax.files import sync
+from ic_jax.weights.safetensors_io import Spec
 from ic_jax.weights.tensors import WeightsError, contiguous
 
 ALIGNMENT = 64  # torch's, of every storage in the file

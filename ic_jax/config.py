@@ -86,7 +86,7 @@ class AdapterConfig(_Config):
     timestep_in_dim: int
     cross_attention_dim: int | None = None  # inner_dim
     embedding_dim: int | None = None  # inner_dim
-    ff_mult: int = 4
+    ff_mult: int = 4  # of the resampler's feed-forwards; the cross stacks' are always 4 wide
     timestep_flip_sin_to_cos: bool = True
     timestep_freq_shift: int = 0
     siglip_layers: tuple[int, ...] = (7, 13, 26)

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from ic_jax.files import atomic_file
 
 METADATA_KEY = "ic_jax"
 ELSEWHERE = ("jax", "device")  # may differ between pictures of the same arguments
@@ -87,9 +88,5 @@ def save(image: Image.Image, file: Path, metadata: dict[str, Any]) -> None:
     """Write a PNG whose text chunk `ic_jax` tells how it was made; whole or not at all."""
     info = PngInfo()
     info.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
+    with atomic_file(file) as part:
         image.save(part, format="PNG", pnginfo=info)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)

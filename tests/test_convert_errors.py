@@ -368,7 +368,8 @@ def start(out, trap):
     script = (
         "import os, signal, sys\n"
         "from convert.__main__ import main\n"
-        "from ic_jax import folders, model_folder, safetensors\n"
+        "from ic_jax import files\n"
+        "from ic_jax.weights import model_folder, safetensors_io\n"
         f"{trap}\n"
         f"sys.exit(main(['from-torch', '--flux', '{TINY / 'flux'}', '--out', '{out}']))"
     )
@@ -380,7 +381,7 @@ MOMENTS = {
     "the first file": f"model_folder.ModelWriter.add_config = {KILL}",
     "some tensors written": f"model_folder.ModelWriter.add_file = {KILL}",
     "before the manifest": f"model_folder.vars = {KILL}",
-    "before the rename": f"folders._replace = {KILL}",
+    "before the rename": f"files._replace = {KILL}",
 }
 
 
@@ -390,11 +391,11 @@ def test_a_killed_conversion_leaves_nothing_that_is_taken_for_a_model(tmp_path, 
     trap = MOMENTS[moment]
     if moment == "some tensors written":
         trap = (
-            "write = safetensors.write_tensors\n"
+            "write = safetensors_io.write_tensors\n"
             "def trap(*a):\n"
             "    result = write(*a)\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
-            "safetensors.write_tensors = trap"
+            "safetensors_io.write_tensors = trap"
         )
     assert start(out, trap).returncode == -signal.SIGKILL
     assert not out.exists()
@@ -410,8 +411,8 @@ def test_a_killed_conversion_leaves_nothing_that_is_taken_for_a_model(tmp_path, 
 def test_ctrl_c_and_sigterm_remove_what_was_written(tmp_path):
     script = (  # as `python -m convert`, but it stays at its first tensors until the signal
         "import runpy, sys, time\n"
-        "from ic_jax import safetensors\n"
-        "safetensors.write_tensors = lambda *a: time.sleep(60)\n"
+        "from ic_jax.weights import safetensors_io\n"
+        "safetensors_io.write_tensors = lambda *a: time.sleep(60)\n"
         f"sys.argv[1:] = ['from-torch', '--flux', '{TINY / 'flux'}', '--out', "
         f"'{tmp_path / 'MODEL'}']\n"
         "runpy.run_module('convert', run_name='__main__')"

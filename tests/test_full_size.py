@@ -1,5 +1,6 @@
 """The published sizes, without an array: counts, and every parameter's name, shape and axes."""
 
+import dataclasses
 import functools
 
 import diffusers
@@ -8,11 +9,14 @@ import jax.numpy as jnp
 import pytest
 import torch
 import transformers
+from flax import nnx
 
 from ic_jax import sampler
 from ic_jax.config import CONFIGS
 from ic_jax.models.features import SubjectFeatures
+from ic_jax.models.projector import Projector
 from ic_jax.models.rope import Rope
+from ic_jax.weights import loading
 from tests import parameters
 
 
@@ -28,6 +32,19 @@ def test_published_counts():
     assert parameters.count(parameters.full_size("flux-dev")) == 11_901_408_320
     assert parameters.count(adapter.image_proj) == 1_360_116_096
     assert parameters.count(adapter.ip_adapter) == 57 * 25_172_224
+
+
+def test_ff_mult_is_the_resamplers_alone():
+    """The published cross stacks are built without it: their feed-forwards are 4 wide."""
+    config = dataclasses.replace(CONFIGS["instantcharacter"], ff_mult=2)
+    projector = nnx.eval_shape(lambda: Projector(config, rngs=nnx.Rngs(0)))
+    for blocks in (projector.cross_layer_blocks, projector.cross_scale_blocks):
+        shapes = {k: v.shape for k, v in loading.parameters(blocks).items()}
+        assert shapes["*.ff.net.0.proj.kernel"] == (4, 2688, 2 * 4 * 2688)
+        assert shapes["*.ff.net.2.kernel"] == (4, 4 * 2688, 2688)
+    shapes = {k: v.shape for k, v in loading.parameters(projector.resampler.layers).items()}
+    assert shapes["*.1.1.kernel"] == (4, 1280, 2 * 1280)
+    assert shapes["*.1.3.kernel"] == (4, 2 * 1280, 1280)
 
 
 def torch_model(name):

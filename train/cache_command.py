@@ -13,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from ic_jax.files import locked
 from ic_jax.preprocessing.images import ImageError
-from ic_jax.weights.atomic import locked
 from train import stage_data
 from train.data.batch_plan import BatchPlan
 from train.data.characters import held_out

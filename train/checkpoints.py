@@ -9,9 +9,7 @@ beside it; whatever has none, or differs, is set aside and never deleted or coun
     RUN/set-aside/               what could not be trusted
 """
 
-import hashlib
 import json
-import os
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from ic_jax import multihost
 from ic_jax.config import ConfigError
+from ic_jax.files import sha256_file, write_json
 from train.recipe import Saving
 
 
@@ -138,13 +137,7 @@ class Checkpoints:
         self._manager.wait_until_finished()  # when all hosts have written
         if not multihost.is_first():
             return
-        text = json.dumps(_digests(self._steps / str(step)), indent=1)
-        part = self._manifests / f".{step}.part"
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._manifest(step))
+        write_json(self._manifest(step), _digests(self._steps / str(step)))
         kept = set(self._manager.all_steps())
         for manifest in self._manifests.glob("*.json"):
             if int(manifest.stem) not in kept:
@@ -177,13 +170,8 @@ class Checkpoints:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    digests = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with file.open("rb") as stream:
-            digests[str(file.relative_to(folder))] = hashlib.file_digest(
-                stream, "sha256"
-            ).hexdigest()
-    return digests
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(file.relative_to(folder)): sha256_file(file) for file in files}
 
 
 def _names(tree: Any) -> list[str]:

@@ -9,6 +9,7 @@ import jax
 
 from ic_jax.config import AdapterConfig, FluxConfig
 from ic_jax.devices import Chip
+from ic_jax.models.projector import CROSS_FF_MULT
 
 
 def flux_forward(config: FluxConfig, image_tokens: int, text_tokens: int) -> float:
@@ -29,7 +30,7 @@ def adapter_forward(
 
     stacks = 0.0
     for context in (len(config.siglip_layers) * features, 4 * features):
-        maps = (6.0 + 3.0 * config.ff_mult) * features + 2.0 * context  # e x e matrices by rows
+        maps = (6.0 + 3.0 * CROSS_FF_MULT) * features + 2.0 * context  # e x e matrices by rows
         both = attend(features, features, e) + attend(features, context, e)
         stacks += config.num_layers * (2.0 * e * e * maps + both) + 8.0 * features * e * e
     projected = 8.0 * features * e * e

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ic_jax import multihost
 from ic_jax.config import ConfigError
+from ic_jax.files import write_json
 from ic_jax.models.adapter import Adapter
 from ic_jax.sharding import gather_to_host, shardings
 from train import flops, stage_data
@@ -33,7 +34,7 @@ from train.optimizer import learning_rate, optimizer
 from train.preview import Preview
 from train.recipe import Recipe, Stage
 from train.report import Report, Silence, by_sigma
-from train.run_folder import Agreement, Stopped, StopRequest, owned, write_json
+from train.run_folder import Agreement, Stopped, StopRequest, owned
 
 Log = list[tuple[steps.Metrics, int, float]]  # metrics, samples and model FLOPs of each step
 

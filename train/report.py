@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from ic_jax.files import atomic_write
+
 SIGMA_BINS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -56,9 +58,7 @@ class Report:
                     kept.append(line + "\n")
             except ValueError:  # cut by a kill
                 continue
-        part = self._file.with_name(".metrics.part")
-        part.write_text("".join(kept))
-        part.replace(self._file)
+        atomic_write(self._file, "".join(kept).encode())
 
 
 def _wandb(run: Path, project: str, settings: dict[str, Any]) -> Any:

@@ -1,12 +1,10 @@
 """A RUN folder: one owner at a time, the recipe it was started with, and how it is stopped."""
 
-import json
 import signal
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
 from ic_jax import multihost
+from ic_jax.files import locked
 from ic_jax.sharding import to_global_array
-from ic_jax.weights.atomic import locked
 
 
 class Stopped(Exception):
@@ -93,10 +91,3 @@ class Agreement:
 
 def _any(asked: Int[Array, "n"]) -> Int[Array, ""]:
     return asked.max()
-
-
-def write_json(file: Path, values: Any) -> None:
-    """Whole or not at all."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(json.dumps(values, indent=2) + "\n")
-    part.replace(file)

@@ -30,6 +30,7 @@ from ic_jax.models.layers import (
 )
 from ic_jax.sharding import shard_batch
 
+CROSS_FF_MULT = 4  # of the cross stacks' feed-forwards; config.ff_mult is the resampler's
 STACK_EPS = 1e-6
 RESAMPLER_EPS = 1e-5
 
@@ -76,7 +77,7 @@ class CrossBlock(nnx.Module):
         self.norm2 = LayerNorm(d, eps=STACK_EPS)
         self.attn2 = CrossAttention(d, head_dim, rngs=rngs)
         self.norm3 = LayerNorm(d, eps=STACK_EPS)
-        self.ff = GatedFeedForward(d, config.ff_mult * d, rngs=rngs)
+        self.ff = GatedFeedForward(d, CROSS_FF_MULT * d, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b n d"], context: Float[Array, "b m d"]

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from ic_jax.files import as_json, atomic_folder, atomic_write, sha256_file, write_json
 from ic_jax.version import __version__
 from ic_jax.weights import safetensors_io
-from ic_jax.weights.atomic import written_whole
 from ic_jax.weights.safetensors_io import Spec
 from ic_jax.weights.tensors import Tensor, WeightsError
 
@@ -93,9 +93,8 @@ class ModelFolder:
 
         def differs(file: tuple[str, str, FileEntry]) -> str | None:
             kind, name, entry = file
-            with (self.path / kind / name).open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            return None if digest == entry.sha256 else f"{kind}/{name}"
+            same = sha256_file(self.path / kind / name) == entry.sha256
+            return None if same else f"{kind}/{name}"
 
         with ThreadPoolExecutor() as pool:
             bad = [name for name in pool.map(differs, self.files(kinds)) if name]
@@ -189,9 +188,7 @@ class ModelWriter:
             self.components[kind][file.path.name] = FileEntry(file.size, file.sha256)
 
     def add_file(self, kind: str, name: str, content: bytes) -> None:
-        with (self._component(kind) / name).open("wb") as file:
-            file.write(content)
-            safetensors_io.sync(file)
+        atomic_write(self._component(kind) / name, content)
         digest = hashlib.sha256(content).hexdigest()
         self.components[kind][name] = FileEntry(len(content), digest)
 
@@ -227,7 +224,7 @@ def create(out: str | Path, *, overwrite: bool = False) -> Iterator[ModelWriter]
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         # Perhaps published weights, whose folders have the same names.
         raise FileExistsError(f"{out}: exists and is no ic_jax model; name another folder")
-    with written_whole(out, overwrite=overwrite, owns=owned.__contains__) as folder:
+    with atomic_folder(out, overwrite=overwrite, owns=owned.__contains__) as folder:
         writer = ModelWriter(folder)
         yield writer
         components = {
@@ -235,10 +232,4 @@ def create(out: str | Path, *, overwrite: bool = False) -> Iterator[ModelWriter]
             for kind, files in writer.components.items()
         }
         manifest = {"format": FORMAT, "ic_jax": __version__, "components": components}
-        with (folder / MANIFEST).open("wb") as file:
-            file.write(as_json(manifest))
-            safetensors_io.sync(file)
-
-
-def as_json(values: Any) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()
+        write_json(folder / MANIFEST, manifest)

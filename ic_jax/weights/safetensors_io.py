@@ -9,7 +9,6 @@ not, and it maps tensors only while they are in use.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ic_jax.files import atomic_file, sync
 from ic_jax.weights.tensors import DTYPES, Shape, Tensor, WeightsError, contiguous, mapped
 
 MAX_HEADER = 100_000_000  # the published reader's limit
@@ -165,9 +165,8 @@ def write_file(
     path: Path, specs: Mapping[str, Spec], chunks: Callable[[str], Iterable[np.ndarray]]
 ) -> None:
     """Write one file, as `write_tensors`; it is at `path` whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    _write_shard(part, dict(specs), chunks)
-    part.replace(path)
+    with atomic_file(path) as part:
+        _write_shard(part, dict(specs), chunks)
 
 
 def _shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
@@ -223,9 +222,3 @@ def _write(
             digest.update(data.data)
         assert left == 0, (name, left)
     return digest.hexdigest()
-
-
-def sync(file: BinaryIO) -> None:
-    """Force a file's bytes to the disk, so that what refers to it is never there before it."""
-    file.flush()
-    os.fsync(file.fileno())

@@ -7,7 +7,6 @@
 The folder appears whole, at the end; until then its work stands in FOLDER.partial.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -17,11 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from ic_jax.weights.atomic import written_whole
+from ic_jax.files import atomic_folder, sha256_file, write_json
 from ic_jax.weights.safetensors_io import Spec, read_tensors, write_file
 from ic_jax.weights.tensors import Tensor
 from train.data.errors import DataError
-from train.run_folder import write_json
 
 FACTS, MANIFEST = "facts.json", "manifest.json"
 ROWS = 64  # records of a shard; 300 MB of FLUX's text embeddings
@@ -107,7 +105,7 @@ class EncodedRows:
             make: gives the tuples of some records; those that cannot be read are left out.
         """
         owned = {FACTS, MANIFEST, *(_name(i) for i in range(self._shards))}
-        with written_whole(
+        with atomic_folder(
             self.folder, overwrite=True, owns=lambda n: n in owned or _is_ours(n), resume=True
         ) as partial:
             _start(partial, self.facts)
@@ -117,9 +115,8 @@ class EncodedRows:
                 if not path.exists():
                     records = self.records[number * ROWS : (number + 1) * ROWS]
                     _write_shard(path, make(records))
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                shards.append({"file": path.name, "bytes": path.stat().st_size, "sha256": digest})
+                entry = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+                shards.append({"file": path.name, **entry})
             write_json(partial / MANIFEST, {"shards": shards})
 
     @property

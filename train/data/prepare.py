@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ic_jax.weights.atomic import written_whole
+from ic_jax.files import atomic_folder
 from train.data import card
 from train.data.buckets import buckets
 from train.data.errors import DataError
@@ -62,7 +62,7 @@ def prepare(
         FileExistsError: `out` is in the way.
     """
     found = read_source(source)
-    with written_whole(out, overwrite=overwrite, owns=is_ours, resume=True) as partial:
+    with atomic_folder(out, overwrite=overwrite, owns=is_ours, resume=True) as partial:
         (partial / WORK).mkdir(exist_ok=True)
         jobs = _jobs(found, partial, options)
         _remove_strays(partial, jobs)

@@ -1,9 +1,7 @@
 """Shards: written each by one process, found finished or not at all."""
 
 import errno
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from ic_jax.files import atomic_file, atomic_write, sha256_file
 from ic_jax.preprocessing.images import ImageError
 from train.data.ingest import fingerprint, ingest
 from train.data.records import serialize
@@ -81,15 +80,14 @@ def write_shard(job: ShardJob) -> Shard:
         return finished
     notes.unlink(missing_ok=True)  # stale: it must not speak for the shard written now
     shard = _write(job, path, key)
-    _write_whole(notes, json.dumps(shard._asdict()).encode())
+    atomic_write(notes, json.dumps(shard._asdict()).encode())
     return shard
 
 
 def _write(job: ShardJob, path: Path, key: str) -> Shard:
-    partial = job.out / WORK / f"{job.number:05d}.{os.getpid()}"
     shard = Shard(job.file, key, "", 0, [], [], [], [], [], [], 0, 0, [])
     masked = focused = 0
-    with _writer(partial) as writer:
+    with atomic_file(path, job.out / WORK) as part, _writer(part) as writer:
         for entry in job.entries:
             try:
                 record = ingest(job.root, entry, job.resolution)
@@ -105,12 +103,8 @@ def _write(job: ShardJob, path: Path, key: str) -> Shard:
             shard.captions.append(len(record.caption))
             shard.views.append(record.view)
             shard.styles.append(record.style)
-    with partial.open("rb+") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    partial.replace(path)
     shard = shard._replace(masked=masked, focused=focused)
-    return shard._replace(sha256=sha256, size=path.stat().st_size)
+    return shard._replace(sha256=sha256_file(path), size=path.stat().st_size)
 
 
 @contextmanager
@@ -131,12 +125,3 @@ def _finished(path: Path, notes: Path, key: str) -> Shard | None:
     except (OSError, ValueError, TypeError):
         pass  # not written, or half: the shard is written anew
     return None
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(f".{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -1,6 +1,5 @@
 """`python -m train verify`: compare a data set's or a cache's shards with their checksums."""
 
-import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ic_jax.files import sha256_file
 from train.data.card import CARD
 from train.data.dataset import Dataset
 from train.data.encoded_store import FACTS, MANIFEST
@@ -26,9 +26,7 @@ def verify(folder: Path) -> str:
         path, facts = shard
         if not path.is_file():
             return f"{path.name} (missing)"
-        with path.open("rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
-        return None if same else path.name
+        return None if sha256_file(path) == facts["sha256"] else path.name
 
     with ThreadPoolExecutor() as pool:
         found = tqdm(pool.map(differs, shards), total=len(shards), unit="shard", disable=None)

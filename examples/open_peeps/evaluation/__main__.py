@@ -15,9 +15,9 @@ from examples.open_peeps.evaluation.triples import triples
 from examples.open_peeps.world.worlds import WORLDS
 from ic_jax import InstantCharacterPipeline, cli
 from ic_jax.cli import say
+from ic_jax.files import atomic_folder
 from ic_jax.version import __version__
 from ic_jax.weights import loading
-from ic_jax.weights.atomic import written_whole
 from ic_jax.weights.model_folder import SMALL_MODEL
 
 RESULTS, SHOWN = "evaluation.json", 10  # file; triples on a contact sheet
@@ -47,7 +47,7 @@ def evaluate(given: argparse.Namespace) -> None:
             "seed once"
         )
     start = time.perf_counter()
-    with written_whole(given.out, overwrite=given.overwrite, owns=_ours) as folder:
+    with atomic_folder(given.out, overwrite=given.overwrite, owns=_ours) as folder:
         model = loading.load(given.model, "float32")
         results = {
             people: _measured(model, given, people, folder) for people in WORLDS[given.set].held_out

@@ -14,7 +14,7 @@ from examples.open_peeps.world.small_world import (
     random_bodies,
     random_view,
 )
-from ic_jax.weights.atomic import written_whole
+from ic_jax.files import atomic_folder
 from train.data.prepare import PrepareOptions, prepare
 
 SIZE = 128  # pixels: twice the target's, because a reference is also seen in four tiles
@@ -24,7 +24,7 @@ def prepared(work: Path, characters: int, views: int) -> Path:
     """The data set of random people, held-out ones among them, in views whose bodies differ."""
     data = work / "data"
     if not data.exists():
-        with written_whole(work / "source", overwrite=True, owns=lambda _: True) as folder:
+        with atomic_folder(work / "source", overwrite=True, owns=lambda _: True) as folder:
             _write(folder, characters, views)
         prepare(work / "source", data, PrepareOptions(resolutions=(SIZE,)), workers=1)
     return data

@@ -16,7 +16,7 @@ from examples.open_peeps.world.files import (
     write_character,
 )
 from examples.open_peeps.world.people import SPLITS
-from ic_jax.weights.atomic import check_replaceable, locked, written_whole
+from ic_jax.files import atomic_folder, check_replaceable, locked
 from train.data import card
 from train.data.prepare import PrepareOptions, is_ours
 from train.data.prepare import prepare as prepare_source
@@ -73,7 +73,7 @@ def write(out: Path, characters: Characters, *, workers: int, overwrite: bool = 
     people = list(islice(SPLITS[c.split](c.seed), c.count))
     if len(people) < c.count:
         raise ValueError(f"--characters is {c.count}; the split {c.split} has {len(people)}")
-    with written_whole(out, overwrite=overwrite, owns=_is_written_here) as folder:
+    with atomic_folder(out, overwrite=overwrite, owns=_is_written_here) as folder:
         jobs = [
             WriteJob(folder, identity, (c.seed, number), c.views, c.size, c.captions)
             for number, identity in enumerate(people)

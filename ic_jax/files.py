@@ -1,26 +1,29 @@
-"""Writing a folder whole or not at all."""
+"""Atomic writes of files and folders, SHA-256 of files, and locks between processes."""
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 
 @contextmanager
-def written_whole(
+def atomic_folder(
     out: Path, *, overwrite: bool, owns: Callable[[str], bool], resume: bool = False
 ) -> Iterator[Path]:
-    """Gives a folder beside `out` to write into, which becomes `out` at the end.
+    """Yield a folder beside `out` to write into, which replaces `out` at the end.
 
     An exception removes it. What a killed process left is never taken for `out`; the next
     run to the same place removes it.
 
     Args:
-        resume: keep the folder after an exception, and find there what an earlier run left.
+        resume: keep the folder after an exception, and yield it with what an earlier run left.
         overwrite: replace an `out` that exists and is not empty.
-        owns: whether an entry of that name is of the kind written here. A folder with
-            anything else in it is never replaced.
+        owns: whether an entry of that name may be replaced. A folder with any other entry
+            is never replaced.
 
     Raises:
         FileExistsError: `out` is in the way, or another process is writing it.
@@ -34,9 +37,12 @@ def written_whole(
     with locked(partial, f"{partial}: another process is writing it"):
         if not resume:
             _empty(partial)
+        for part in partial.rglob(".*.part"):  # of a killed process
+            part.unlink()
         try:
             yield partial
-            _sync_folders(partial)
+            for folder, _, _ in os.walk(partial):
+                _sync_folder(Path(folder))
             _replace(partial, out, old)
         except BaseException:
             if not resume:
@@ -45,13 +51,58 @@ def written_whole(
 
 
 @contextmanager
+def atomic_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Yield a path to write to, whose file replaces `path` at the end.
+
+    It is called ".NAME.PROCESS.part" and lies beside `path`, or in a `folder` on the same disk.
+    An exception removes it.
+    """
+    part = (folder or path.parent) / f".{path.name}.{os.getpid()}.part"
+    try:
+        yield part
+        with part.open("rb+") as file:
+            sync(file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file that is at `path` whole or not at all."""
+    with atomic_file(path) as part:
+        part.write_bytes(data)
+
+
+def as_json(values: Any) -> bytes:
+    """Return the bytes of a JSON file for people to read."""
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a JSON file that is at `path` whole or not at all."""
+    atomic_write(path, as_json(values))
+
+
+def sync(file: BinaryIO) -> None:
+    """Force a file's bytes to the disk, so that no file that names it is there before it."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
-    """Hold a file or folder that exists against other processes; the lock dies with its own.
+    """Lock an existing file or folder against other processes; a killed process holds no lock.
 
     Raises:
-        FileExistsError: another process holds it; `busy` is what is said then.
+        FileExistsError: another process holds the lock; `busy` is the message.
     """
-    import fcntl  # which Windows has not: reading models must work there
+    import fcntl  # Windows lacks it, and reading models must work there
 
     lock = os.open(path, os.O_RDONLY)
     try:
@@ -65,7 +116,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
 
 def check_replaceable(out: Path, overwrite: bool, owns: Callable[[str], bool]) -> None:
-    """FileExistsError if `written_whole` would not replace `out`: before work of minutes."""
+    """Raise FileExistsError if `atomic_folder` would not replace `out`, before any long work."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -74,7 +125,7 @@ def check_replaceable(out: Path, overwrite: bool, owns: Callable[[str], bool]) -
     foreign = [name for name in entries if not owns(name)]
     if foreign:
         raise FileExistsError(
-            f"{out}: exists and holds {foreign[0]}, which is not of this command's making; "
+            f"{out}: exists and holds {foreign[0]}, which this command did not write; "
             "name another folder"
         )
     if entries and not overwrite:
@@ -95,17 +146,12 @@ def _replace(partial: Path, out: Path, old: Path) -> None:
     if out.exists():
         out.rename(old)
     partial.rename(out)
-    _sync(out.parent)
+    _sync_folder(out.parent)
     if old.exists():
         shutil.rmtree(old)
 
 
-def _sync_folders(top: Path) -> None:
-    for folder, _, _ in os.walk(top):
-        _sync(Path(folder))
-
-
-def _sync(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
