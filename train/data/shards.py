@@ -1,4 +1,4 @@
-"""Shards: written each by one process, found finished or not at all."""
+"""Shards of a data set: each written by one process, atomically, and resumed if finished."""
 
 import errno
 import json
@@ -18,21 +18,21 @@ from train.data.records import serialize
 from train.data.sources import Entry, Rejected
 from train.workers import follow_parent
 
-WORK = "work"  # folder of what is known of finished shards
-# Encoded pictures do not compress further; random access wants every record on its own.
+WORK = "work"  # folder of the notes on finished shards, in the partial data set
+# Encoded pictures do not compress further; random access needs one record per group.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-VERSION = 2  # of the records; a change makes every shard of an interrupted run stale
+VERSION = 2  # version of the records; a change makes the shards of interrupted runs stale
 
 
 class ShardJob(NamedTuple):
-    """One shard to write."""
+    """Shard to write: its pictures and its place."""
 
     out: Path
     root: Path
     entries: list[Entry]
     resolution: int
     number: int
-    shards: int  # how many there are
+    shards: int  # number of all shards
 
     @property
     def file(self) -> str:
@@ -40,7 +40,7 @@ class ShardJob(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A finished shard; lists have one item per record."""
+    """Finished shard; each list has one item per record, `rejected` one per unusable picture."""
 
     file: str
     fingerprint: str
@@ -49,20 +49,20 @@ class Shard(NamedTuple):
     characters: list[str]
     widths: list[int]
     heights: list[int]
-    captions: list[int]  # lengths, in characters of text
+    captions: list[int]  # lengths in characters
     views: list[str]
     styles: list[str]
     masked: int
     focused: int
-    bad: list[Rejected]
+    rejected: list[Rejected]
 
 
 def write_shards(jobs: list[ShardJob], workers: int) -> Iterator[Shard]:
-    """Write what is not yet finished, in no particular order; `workers` 1 uses no process."""
+    """Write the shards that are not finished, in any order; one worker is this process itself."""
     if workers == 1:
         yield from map(write_shard, jobs)
         return
-    # Not forked: the parent has imported jax, whose threads a fork would lose.
+    # Spawned, because a forked process would lack the threads of JAX.
     with ProcessPoolExecutor(workers, get_context("spawn"), follow_parent) as pool:
         try:
             for future in as_completed([pool.submit(write_shard, job) for job in jobs]):
@@ -72,13 +72,12 @@ def write_shards(jobs: list[ShardJob], workers: int) -> Iterator[Shard]:
 
 
 def write_shard(job: ShardJob) -> Shard:
-    """One shard, or what is known of it if an earlier run finished it from the same files."""
+    """Write one shard, unless an earlier run has finished it from the same files."""
     path, notes = job.out / job.file, job.out / WORK / f"{job.number:05d}.json"
     key = fingerprint(job.root, job.entries, VERSION, job.resolution, job.file)
-    finished = _finished(path, notes, key)
-    if finished:
+    if finished := _read_finished(path, notes, key):
         return finished
-    notes.unlink(missing_ok=True)  # stale: it must not speak for the shard written now
+    notes.unlink(missing_ok=True)  # stale notes must not vouch for the new shard
     shard = _write(job, path, key)
     atomic_write(notes, json.dumps(shard._asdict()).encode())
     return shard
@@ -92,7 +91,7 @@ def _write(job: ShardJob, path: Path, key: str) -> Shard:
             try:
                 record = ingest(job.root, entry, job.resolution)
             except ImageError as error:
-                shard.bad.append(Rejected(entry.file, str(error)))
+                shard.rejected.append(Rejected(entry.file, str(error)))
                 continue
             writer.write(serialize(record))
             masked += bool(record.mask)
@@ -113,15 +112,15 @@ def _writer(path: Path) -> Iterator[ArrayRecordWriter]:
     try:
         yield writer
         writer.close()
-    except RuntimeError as error:  # its kind for a full disk
+    except RuntimeError as error:  # array_record raises it for a full disk
         raise OSError(errno.EIO, " ".join(str(error).split()), str(path)) from None
 
 
-def _finished(path: Path, notes: Path, key: str) -> Shard | None:
+def _read_finished(path: Path, notes: Path, key: str) -> Shard | None:
     try:
         shard = Shard(**json.loads(notes.read_bytes()))
         if shard.fingerprint == key and path.stat().st_size == shard.size:
-            return shard._replace(bad=[Rejected(*item) for item in shard.bad])
+            return shard._replace(rejected=[Rejected(*item) for item in shard.rejected])
     except (OSError, ValueError, TypeError):
-        pass  # not written, or half: the shard is written anew
+        pass  # missing or damaged notes: the shard is written again
     return None

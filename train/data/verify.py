@@ -1,4 +1,4 @@
-"""`python -m train verify`: compare a data set's or a cache's shards with their checksums."""
+"""`python -m train verify`: comparison of the shards of a data set or cache with checksums."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -15,42 +15,42 @@ from train.data.errors import DataError
 
 
 def verify(folder: Path) -> str:
-    """One line that says how much was compared and found as it was written.
+    """Compare every shard with its checksum; return one line that says how much was compared.
 
     Raises:
-        DataError: files differ from their checksums, or are missing; names them.
+        DataError: shards are missing or differ from their checksums; the message names them.
     """
     shards = _shards(folder)
 
     def differs(shard: tuple[Path, dict[str, Any]]) -> str | None:
-        path, facts = shard
+        path, recorded = shard
         if not path.is_file():
             return f"{path.name} (missing)"
-        return None if sha256_file(path) == facts["sha256"] else path.name
+        return None if sha256_file(path) == recorded["sha256"] else path.name
 
     with ThreadPoolExecutor() as pool:
-        found = tqdm(pool.map(differs, shards), total=len(shards), unit="shard", disable=None)
-        bad = [name for name in found if name]
-    if bad:
-        more = ", ..." if len(bad) > 10 else ""
+        names = tqdm(pool.map(differs, shards), total=len(shards), unit="shard", disable=None)
+        wrong = [name for name in names if name]
+    if wrong:
+        more = ", ..." if len(wrong) > 10 else ""
         raise DataError(
-            f"{folder}: {len(bad)} of {len(shards)} shards differ from their checksum: "
-            f"{', '.join(bad[:10])}{more}; copy or make them again"
+            f"{folder}: {len(wrong)} of {len(shards)} shards differ from their checksum: "
+            f"{', '.join(wrong[:10])}{more}; copy or make them again"
         )
     if (folder / CARD).is_file():
-        Dataset(folder)  # compares what else it needs
-    size = sum(facts["bytes"] for _, facts in shards)
+        Dataset(folder)  # checks the index as well
+    size = sum(recorded["bytes"] for _, recorded in shards)
     return f"{folder}: {len(shards)} shards, {size / 1e9:.2f} GB, all as they were written"
 
 
 def _shards(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Every shard's path, and what is noted of it: of a data set, or of a cache's parts."""
+    """Return path and recorded size and checksum of every shard of a data set or cache."""
     if (folder / CARD).is_file():
-        noted = json.loads((folder / CARD).read_text())["shards"]
-        return [(folder / shard["file"], shard) for shard in noted]
+        shards = json.loads((folder / CARD).read_text())["shards"]
+        return [(folder / shard["file"], shard) for shard in shards]
     parts = sorted(p.parent for p in folder.glob(f"*/{FACTS}") if p.parent.suffix != ".partial")
     if not parts:
-        Dataset(folder)  # says what it is not
+        Dataset(folder)  # raises the error that says so
     return [
         (part / shard["file"], shard)
         for part in parts
