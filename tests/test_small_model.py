@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from convert.__main__ import main as convert
-from examples.open_peeps.evaluation import drawing, scores
-from examples.open_peeps.evaluation.triples import triples
+from examples.open_peeps.evaluation import generation, scores
+from examples.open_peeps.evaluation.triples import held_out_triples
 from ic_jax import InstantCharacterPipeline
 from ic_jax.weights import loading
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
@@ -29,13 +29,13 @@ def test_it_fits_into_a_wheel():
 
 
 def test_it_draws_whom_it_is_shown_and_what_it_is_told(pipe, monkeypatch):
-    monkeypatch.setattr(rows, "BATCH", 24)
-    asked = triples("peeps", "known parts", 24)
+    monkeypatch.setattr(generation, "BATCH", 24)
+    triples = held_out_triples("peeps", "known parts", 24)
     drawn = {
-        "shown": drawing.draw(pipe, asked, 0),
-        "not shown": drawing.draw(pipe, asked, 0, subject=False),
+        "shown": generation.generate(pipe, triples, 0),
+        "not shown": generation.generate(pipe, triples, 0, subject=False),
     }
-    found = scores.scored(drawn, asked)
+    found = scores.score_all(drawn, triples)
     # Far below what it reaches (docs/small-model.md), and far above chance: 2%, 1 in 62, 31, 8.
     assert found["shown"]["identity"] >= 0.5
     assert found["shown"]["face"] >= 0.1

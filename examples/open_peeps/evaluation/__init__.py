@@ -1,1 +1,1 @@
-"""How well a model draws whom it is shown and what it is told, measured against exact renders."""
+"""Evaluation of a model on held-out people, measured against exact renders."""

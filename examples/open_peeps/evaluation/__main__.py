@@ -1,89 +1,141 @@
-"""`python -m infer evaluate`: a model's figures on held-out people of a drawn world."""
+"""Command line of the evaluation: scores on held-out people, and the picture of the README."""
 
 import argparse
 import json
-import platform
+import sys
 import time
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from examples.open_peeps.evaluation import drawing, scores
-from examples.open_peeps.evaluation.sheet import sheet
-from examples.open_peeps.evaluation.triples import triples
+from examples.open_peeps.evaluation import generation, scores
+from examples.open_peeps.evaluation.origin import origin
+from examples.open_peeps.evaluation.sheet import contact_sheet
+from examples.open_peeps.evaluation.triples import held_out_triples
+from examples.open_peeps.world.render import body_kind
 from examples.open_peeps.world.worlds import WORLDS
-from ic_jax import InstantCharacterPipeline, cli
-from ic_jax.cli import say
-from ic_jax.files import atomic_folder
-from ic_jax.version import __version__
+from ic_jax import InstantCharacterPipeline, cli, compilation_cache
 from ic_jax.weights import loading
+from ic_jax.weights.atomic import written_whole
 from ic_jax.weights.model_folder import SMALL_MODEL
 
 RESULTS, SHOWN = "evaluation.json", 10  # file; triples on a contact sheet
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command; returns its exit code, see `ic_jax.cli.run`."""
-    parser = argparse.ArgumentParser(prog="python -m infer evaluate", description=__doc__)
-    parser.add_argument("--set", choices=WORLDS, required=True, help="the world that is asked for")
-    parser.add_argument(
-        "--model", type=Path, default=SMALL_MODEL, help="(default: the small one of ic_jax)"
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code (see `ic_jax.cli.run`)."""
+    return cli.main(
+        "python -m examples.open_peeps.evaluation",
+        "Evaluate a model on people of Open Peeps that no training has shown.",
+        COMMANDS,
+        arguments,
+        default="evaluate",
     )
-    parser.add_argument("--triples", type=int, default=300, help="person, picture, prompt (300)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    given = parser.parse_args(arguments)
-    return cli.run(lambda: evaluate(given), debug=given.debug)
 
 
-def evaluate(given: argparse.Namespace) -> None:
-    """Draw, read, and write OUT/evaluation.json and a contact sheet for each kind of people."""
-    if given.triples < 2 or len(set(given.seeds)) < len(given.seeds):
+def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, default=SMALL_MODEL, help="MODEL folder")
+    parser.add_argument("--world", choices=WORLDS, default="peeps", help="people and prompts")
+    parser.add_argument(
+        "--triples",
+        metavar="N",
+        type=int,
+        default=300,
+        help="number of people of each kind, each with a reference picture and a prompt",
+    )
+    parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=Path, default=Path("evaluation"), help="to write"
+    )
+    cli.add_overwrite(parser, "an existing FOLDER that this command wrote")
+    cli.add_compile_cache(parser)
+
+
+def _add_front_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="FILE.png", type=Path, required=True, help="to write")
+    cli.add_compile_cache(parser)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Generate and score; write evaluation.json and a contact sheet of each kind of people."""
+    if args.triples < 2 or len(set(args.seeds)) < len(args.seeds):
         raise ValueError(
-            f"--triples {given.triples} --seeds {given.seeds}: give 2 triples or more, and every "
+            f"--triples {args.triples} --seeds {args.seeds}: give 2 triples or more, and every "
             "seed once"
         )
+    if not args.no_compile_cache:
+        compilation_cache.enable()
     start = time.perf_counter()
-    with atomic_folder(given.out, overwrite=given.overwrite, owns=_ours) as folder:
-        model = loading.load(given.model, "float32")
-        results = {
-            people: _measured(model, given, people, folder) for people in WORLDS[given.set].held_out
+    with written_whole(args.out, overwrite=args.overwrite, owns=_is_written_here) as folder:
+        model = loading.load(args.model, "float32")
+        results: dict[str, Any] = {
+            people: _evaluate_people(model, args, people, folder)
+            for people in WORLDS[args.world].held_out
         }
         seconds = round(time.perf_counter() - start)
-        conditions = {
-            **{name: getattr(given, name) for name in ("model", "set", "triples", "seeds")},
-            "ic_jax": __version__,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-            "seconds": seconds,
-        }
-        text = json.dumps(results | {"conditions": conditions}, indent=1, default=str)
-        (folder / RESULTS).write_text(text + "\n")
-    say(f"\nwrote {given.out}: {seconds} s")
+        settings = {name: getattr(args, name) for name in ("model", "world", "triples", "seeds")}
+        results["conditions"] = settings | {"seconds": seconds} | origin()
+        (folder / RESULTS).write_text(json.dumps(results, indent=1, default=str) + "\n")
+    cli.say(f"\nwrote {args.out}: {seconds} s")
 
 
-def _measured(
-    model: loading.Model, given: argparse.Namespace, people: str, folder: Path
+def _evaluate_people(
+    model: loading.Model, args: argparse.Namespace, people: str, folder: Path
 ) -> dict[str, Any]:
-    """Every row's figures, said as a table; the contact sheet is written."""
+    """Return every row's figures, print them as a table, and write the contact sheet."""
     pipe = InstantCharacterPipeline(model)
-    assert model.vae is not None  # or there would be no pipeline
-    asked = triples(given.set, people, given.triples)
-    drawn = {f"seed {seed}": drawing.draw(pipe, asked, seed, name="model") for seed in given.seeds}
-    # Of one seed: they are near chance, or near what is certain, and take as long as the model.
-    fixed = drawing.controls(pipe, asked, given.seeds[0])
-    fixed |= drawing.exact(model.vae, asked, pipe.sampling.height)
-    found = scores.scored(drawn | fixed, asked)
-    figures = {"model": scores.spread([found[name] for name in drawn])}
-    figures |= {name: scores.spread([found[name]]) for name in fixed}
-    say(f"\n{people}, {len(asked)} triples, percent\n{scores.table(figures)}")
-    columns = drawn | {name: fixed[name] for name in ("no subject", "another's reference")}
-    sheet(asked[:SHOWN], columns).save(folder / f"{people.replace(' ', '-')}.png")
+    assert model.vae is not None  # the pipeline has checked it
+    triples = held_out_triples(args.world, people, args.triples)
+    generated = {
+        f"seed {seed}": generation.generate(pipe, triples, seed, name="model")
+        for seed in args.seeds
+    }
+    # One seed is enough for controls: they are near chance or near certainty.
+    fixed = generation.controls(pipe, triples, args.seeds[0])
+    fixed |= generation.exact(model.vae, triples, pipe.sampling.height)
+    rates = scores.score_all(generated | fixed, triples)
+    figures = {"model": scores.spread([rates[name] for name in generated])}
+    figures |= {name: scores.spread([rates[name]]) for name in fixed}
+    cli.say(f"\n{people}, {len(triples)} triples, percent\n{scores.table(figures)}")
+    columns = generated | {name: fixed[name] for name in ("no subject", "another's reference")}
+    contact_sheet(triples[:SHOWN], columns).save(folder / f"{people.replace(' ', '-')}.png")
     return figures
 
 
-def _ours(name: str) -> bool:
+def _is_written_here(name: str) -> bool:
     return name == RESULTS or name.endswith(".png")
+
+
+def front(args: argparse.Namespace) -> None:
+    """Draw the first three held-out people whose prompt asks for a half-length view, with seed 0.
+
+    Half-length views are what is legible at 96 pixels.
+    """
+    if not args.no_compile_cache:
+        compilation_cache.enable()
+    triples = held_out_triples("peeps", "known parts", 30)
+    busts = list(islice((t for t in triples if body_kind(t.view.body) == "bust"), 3))
+    pipe = InstantCharacterPipeline.from_pretrained(dtype="float32")
+    pictures = generation.generate(pipe, busts, 0)
+    contact_sheet(busts, {"result": pictures}, cell=224, text=18).save(args.out, optimize=True)
+
+
+COMMANDS = (
+    cli.Command(
+        "evaluate",
+        "Generate pictures of held-out people and score identity, pose, face and colours.",
+        _add_evaluate_arguments,
+        evaluate,
+    ),
+    cli.Command(
+        "front",
+        "Draw the picture of the README: three held-out people by the small model.",
+        _add_front_arguments,
+        front,
+    ),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

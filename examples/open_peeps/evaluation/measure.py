@@ -1,11 +1,11 @@
-"""What a generated picture shows, read off without a learned judge.
+"""Reading of generated pictures by nearest exact render, without a learned judge.
 
-Every picture of this world can be drawn again exactly, so each question is: which of these renders
-is the picture nearest to? Nearest means the least mean squared error in RGB from 0 to 1, both
-pictures blurred a little (a Gaussian of a 128th of the side) so that a line that is half a pixel
-off still counts as near. Candidates differ in what is asked and agree in all else; identity and
-face are compared in the head's box. Equal distances go to the truth: two renders that are equal to
-the byte (glasses may hide what a face differs in) cannot be told apart by anyone.
+Every picture of this world can be rendered exactly, so each question has a finite set of candidate
+renders, and the answer is the candidate nearest to the picture: the one with the least mean squared
+error in RGB from 0 to 1. Both pictures are blurred first (a Gaussian of 1/128 of the side), so that
+a line that is half a pixel off still counts as near. Candidates differ in the questioned attribute
+only; identity and face are compared in the head's box. Ties go to the truth: two renders that are
+equal to the byte (glasses may hide what distinguishes two faces) cannot be told apart by anyone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,14 +20,14 @@ from examples.open_peeps.world.palette import CLOTHING, GROUND
 from examples.open_peeps.world.people import BODIES, COLOURLESS_BODIES, FACES
 from examples.open_peeps.world.render import Identity, View, head_box, over, render
 
-CACHED_RENDERS = 1024  # several times what one read() draws; at 128 pixels 64 KiB each
+CACHED_RENDERS = 1024  # several times the renders of one read(); 64 KiB each at 128 pixels
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture is nearest to; `clothing` is None where the body shows no colour."""
+    """Nearest candidates of a picture; `clothing` is None where the body shows no colour."""
 
     identity: Identity
     body: str
@@ -38,17 +38,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Score:
-    """Which questions a reading answers right; None where a question has no answer.
-
-    `copied`: the body is the reference's, though the prompt asked for another.
-    """
+    """Right and wrong answers of one reading; None where a question does not apply."""
 
     identity: bool
     body: bool
     face: bool
     clothing: bool | None
     ground: bool
-    copied: bool | None
+    copied: bool | None  # the body is the reference's, though the prompt asked for another
 
 
 def read(
@@ -57,11 +54,11 @@ def read(
     view: View,
     others: Sequence[Identity],
 ) -> list[Reading]:
-    """Read pictures that were meant to show `identity` in `view`.
+    """Read pictures that should show `identity` in `view`.
 
     Args:
-        pictures: uint8, or floats from 0 to 1. Give all pictures that were asked to show the
-            same (seeds, control rows) in one call: the renders are drawn once for them.
+        pictures: uint8, or floats from 0 to 1. Pass all pictures of one identity and view (seeds,
+            control rows) in one call, which renders the candidates once for all of them.
         others: with `identity`, the candidates of the identity question (chance: one in
             len(others) + 1).
     """
@@ -74,10 +71,10 @@ def read(
     head, everything = head_box(view.body, size), (0, 0, size, size)
 
     def nearest(candidates: list[tuple[Identity, View]], box: tuple[int, ...]) -> list[int]:
-        drawn = np.stack([_drawn(*candidate, size) for candidate in candidates])
-        return _nearest(_seen(pictures, box), _seen(drawn, box))
+        renders = np.stack([_rendered(*candidate, size) for candidate in candidates])
+        return _nearest(_blurred(pictures, box), _blurred(renders, box))
 
-    found = zip(
+    answers = zip(
         nearest([(person, view) for person in people], head),
         nearest([(identity, replace(view, body=name)) for name in bodies], everything),
         nearest([(identity, replace(view, face=name)) for name in faces], head),
@@ -85,15 +82,15 @@ def read(
         nearest([(identity, replace(view, ground=name)) for name in grounds], everything),
         strict=True,
     )
-    dressed = view.body not in COLOURLESS_BODIES
+    has_colour = view.body not in COLOURLESS_BODIES
     return [
-        Reading(people[i], bodies[b], faces[f], clothes[c] if dressed else None, grounds[g])
-        for i, b, f, c, g in found
+        Reading(people[i], bodies[b], faces[f], clothes[c] if has_colour else None, grounds[g])
+        for i, b, f, c, g in answers
     ]
 
 
 def score(reading: Reading, identity: Identity, view: View, reference: View) -> Score:
-    """Compare a reading with what was asked for, given the reference picture's own view."""
+    """Compare a reading with the truth; `reference` is the view of the reference picture."""
     return Score(
         identity=reading.identity == identity,
         body=reading.body == view.body,
@@ -105,19 +102,19 @@ def score(reading: Reading, identity: Identity, view: View, reference: View) -> 
 
 
 def rates(scores: Sequence[Score]) -> dict[str, float]:
-    """The share of yes for each question, over the scores that have an answer; nan for none."""
-    answers = {name: [asdict(one)[name] for one in scores] for name in Score.__annotations__}
-    given = {name: [a for a in all_ if a is not None] for name, all_ in answers.items()}
-    return {name: float(np.mean(some)) if some else float("nan") for name, some in given.items()}
+    """Return the share of right answers for each question, of those that apply; nan if none do."""
+    rows = [asdict(score) for score in scores]
+    answers = {q: [row[q] for row in rows if row[q] is not None] for q in Score.__annotations__}
+    return {q: float(np.mean(a)) if a else float("nan") for q, a in answers.items()}
 
 
 def _truth_first(names: Iterable[T], truth: T) -> list[T]:
     return [truth, *(name for name in names if name != truth)]
 
 
-def _nearest(asked: Float[np.ndarray, "n k"], candidates: Float[np.ndarray, "m k"]) -> list[int]:
-    """For each picture the candidate with the least squared error."""
-    return [int(((one - candidates) ** 2).sum(-1).argmin()) for one in asked]
+def _nearest(pictures: Float[np.ndarray, "n k"], candidates: Float[np.ndarray, "m k"]) -> list[int]:
+    """Return for each picture the candidate with the least squared error."""
+    return [int(((picture - candidates) ** 2).sum(-1).argmin()) for picture in pictures]
 
 
 @lru_cache(CACHED_RENDERS)
@@ -125,13 +122,13 @@ def _cut_out(identity: Identity, body: str, face: str, clothing: str, size: int)
     return render(identity, View(body, face, clothing, "white"), size)
 
 
-def _drawn(identity: Identity, view: View, size: int) -> np.ndarray:
+def _rendered(identity: Identity, view: View, size: int) -> np.ndarray:
     pixels = _cut_out(identity, view.body, view.face, view.clothing, size)
     return over(pixels, GROUND[view.ground])
 
 
-def _seen(pictures: Num[np.ndarray, "n h h 3"], box: tuple[int, ...]) -> np.ndarray:
-    """What is compared: the box, from 0 to 1, blurred, as float32 [n, k]."""
+def _blurred(pictures: Num[np.ndarray, "n h h 3"], box: tuple[int, ...]) -> np.ndarray:
+    """Return the box of every picture, from 0 to 1, blurred, as float32 [n, k]."""
     left, top, right, bottom = box
     part = pictures[:, top:bottom, left:right].astype(np.float32)
     if pictures.dtype == np.uint8:

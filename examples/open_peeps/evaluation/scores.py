@@ -1,4 +1,4 @@
-"""Answers to what pictures show, as rates with their spread over seeds."""
+"""Rates of right answers, and their spread over seeds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,56 +6,60 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.open_peeps.evaluation import measure
-from examples.open_peeps.evaluation.drawing import Pictures
+from examples.open_peeps.evaluation.generation import Pictures
 from examples.open_peeps.evaluation.triples import Triple
 from train.workers import mapped
 
 Rates = dict[str, float]
 
 
-def scored(drawn: Mapping[str, Pictures], asked: Sequence[Triple]) -> dict[str, Rates]:
-    """Every row's rates; a triple's pictures of all rows are read at once."""
-    pictures = [np.stack(of_one) for of_one in zip(*drawn.values(), strict=True)]
-    every = mapped(_scores, pictures, asked, chunk=16)
-    found = list(tqdm(every, desc="reading", total=len(asked), unit="triple", leave=False))
-    return {
-        name: measure.rates(of_row)
-        for name, of_row in zip(drawn, zip(*found, strict=True), strict=True)
-    }
+def score_all(pictures: Mapping[str, Pictures], triples: Sequence[Triple]) -> dict[str, Rates]:
+    """Return the rates of every row of pictures.
+
+    The pictures of one triple in all rows are read together, so that its candidates are rendered
+    once.
+    """
+    by_triple = [np.stack(row) for row in zip(*pictures.values(), strict=True)]
+    results = mapped(_score_triple, by_triple, triples, chunk=16)
+    progress = tqdm(results, desc="reading", total=len(triples), unit="triple", leave=False)
+    by_row = zip(*progress, strict=True)
+    return {name: measure.rates(row) for name, row in zip(pictures, by_row, strict=True)}
 
 
-def _scores(pictures: Pictures, one: Triple) -> list[measure.Score]:
-    found = measure.read(pictures, one.identity, one.view, one.others)
-    return [measure.score(reading, one.identity, one.view, one.seen) for reading in found]
+def _score_triple(pictures: Pictures, triple: Triple) -> list[measure.Score]:
+    readings = measure.read(pictures, triple.identity, triple.view, triple.others)
+    return [measure.score(r, triple.identity, triple.view, triple.reference_view) for r in readings]
 
 
-def copied(drawn: Mapping[str, Pictures], asked: Sequence[Triple]) -> dict[str, float]:
-    """How often each row's pictures of the empty prompt show the reference's own body."""
-    same: dict[str, list[bool]] = {name: [] for name in drawn}
-    for n, one in enumerate(asked):
-        pictures = np.stack([row[n] for row in drawn.values()])
-        found = measure.read(pictures, one.identity, one.seen, [])
-        for name, reading in zip(drawn, found, strict=True):
-            same[name].append(reading.body == one.seen.body)
-    return {name: float(np.mean(found)) for name, found in same.items()}
+def reference_body_rates(
+    pictures: Mapping[str, Pictures], triples: Sequence[Triple]
+) -> dict[str, float]:
+    """Return how often each row's pictures of the empty prompt show the reference's own body."""
+    same: dict[str, list[bool]] = {name: [] for name in pictures}
+    for n, triple in enumerate(triples):
+        of_triple = np.stack([row[n] for row in pictures.values()])
+        readings = measure.read(of_triple, triple.identity, triple.reference_view, [])
+        for name, reading in zip(pictures, readings, strict=True):
+            same[name].append(reading.body == triple.reference_view.body)
+    return {name: float(np.mean(answers)) for name, answers in same.items()}
 
 
-def spread(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, object]]:
-    """Each figure of several runs: all of them, mean and standard deviation."""
+def spread(runs: Sequence[Rates]) -> dict[str, dict[str, object]]:
+    """Return each figure of several runs: all values, mean and standard deviation."""
     return {
         key: {
-            "each": [round(row[key], 4) for row in rows],
-            "mean": round(float(np.mean([row[key] for row in rows])), 4),
-            "std": round(float(np.std([row[key] for row in rows], ddof=1)), 4)
-            if len(rows) > 1
+            "each": [round(run[key], 4) for run in runs],
+            "mean": round(float(np.mean([run[key] for run in runs])), 4),
+            "std": round(float(np.std([run[key] for run in runs], ddof=1)), 4)
+            if len(runs) > 1
             else None,
         }
-        for key in rows[0]
+        for key in runs[0]
     }
 
 
 def table(rows: Mapping[str, Mapping[str, Mapping[str, object]]]) -> str:
-    """Rows of `spread` as percent, in columns."""
+    """Format rows of `spread` as a table of percentages."""
     names = ("identity", "body", "face", "clothing", "ground", "copied")
     lines = [" " * 34 + "".join(f"{name:>16}" for name in names)]
     for row, figures in rows.items():
@@ -63,7 +67,7 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, object]]]) -> str:
         for name in names:
             mean, std = figures[name]["mean"], figures[name]["std"]
             assert isinstance(mean, float)
-            more = f" ± {100 * std:.1f}" if isinstance(std, float) else ""
-            cells.append(f"{100 * mean:.1f}{more}")
+            deviation = f" ± {100 * std:.1f}" if isinstance(std, float) else ""
+            cells.append(f"{100 * mean:.1f}{deviation}")
         lines.append(f"{row:<34}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What is asked of a model: held-out people, each in a picture and in another view to draw."""
+"""Evaluation questions: held-out people, each with a reference picture and a prompt to answer."""
 
 from itertools import islice
 from typing import NamedTuple
@@ -9,32 +9,31 @@ from jaxtyping import UInt8
 from examples.open_peeps.world.render import Identity, View, over, render
 from examples.open_peeps.world.worlds import WORLDS, World
 
-SIDE = 128  # pixels of a reference's longer side at least; encoders see it in tiles, too
+SIDE = 128  # least pixels of a reference's longer side; encoders see the reference in tiles, too
 CANDIDATES = 50  # of the identity question; chance is 2%
-ORDER = 12  # seed of who is asked for, and as what
+ORDER = 12  # seed of the order of the people and of their views
 POOL = 1000  # people that triples and candidates are taken from
 
 
 class Triple(NamedTuple):
-    """A person, a picture of them, and what to draw them as."""
+    """A person, a reference picture of them, and the view to generate."""
 
     identity: Identity
-    seen: View  # in the reference
-    view: View  # asked for
-    prompt: str  # says `view`, and nothing of who it is
-    full: str  # says both
+    reference_view: View
+    view: View  # to generate; its body differs from the reference's
+    prompt: str  # describes `view` and nothing of the identity
+    full_prompt: str  # describes both
     reference: UInt8[np.ndarray, "h w 3"]  # cut out onto white, as in training
-    others: tuple[Identity, ...]  # with `identity`, the candidates of who it is
+    others: tuple[Identity, ...]  # with `identity`, the candidates of the identity question
 
 
-def triples(world: str, people: str, count: int, first: int = 0) -> list[Triple]:
-    """`count` of them; the nth is the same for every model and every count, and no body is both
-    seen and asked for.
+def held_out_triples(world: str, people: str, count: int, first: int = 0) -> list[Triple]:
+    """Return `count` triples; the nth is the same for every model and every count.
 
     Args:
-        world: of `examples.open_peeps.world.worlds`.
-        people: of that world's `held_out`.
-        first: leaves so many out at the beginning.
+        world: a key of `examples.open_peeps.world.worlds.WORLDS`.
+        people: a key of that world's `held_out`.
+        first: number of triples to skip.
 
     Raises:
         ValueError: there are fewer people.
@@ -49,19 +48,25 @@ def triples(world: str, people: str, count: int, first: int = 0) -> list[Triple]
 
 
 def _triple(world: World, everyone: list[Identity], n: int) -> Triple:
-    rng, one = np.random.default_rng((n, ORDER)), everyone[n]
-    seen, view = world.reference(rng), world.view(rng)
-    while view.body == seen.body:
+    rng, identity = np.random.default_rng((n, ORDER)), everyone[n]
+    reference_view, view = world.reference(rng), world.view(rng)
+    while view.body == reference_view.body:
         view = world.view(rng)
-    prompt, full = world.caption(view, None, rng), world.caption(view, one, rng)
+    prompt, full_prompt = world.caption(view, None, rng), world.caption(view, identity, rng)
     others = [everyone[k] for k in rng.permutation(len(everyone)) if k != n]
     return Triple(
-        one, seen, view, prompt, full, cut_out(one, seen), tuple(others[: CANDIDATES - 1])
+        identity,
+        reference_view,
+        view,
+        prompt,
+        full_prompt,
+        cut_out(identity, reference_view),
+        tuple(others[: CANDIDATES - 1]),
     )
 
 
 def cut_out(identity: Identity, view: View) -> UInt8[np.ndarray, "h w 3"]:
-    """The figure on white, cropped to it, as `train.data.pictures.prepare_reference` does."""
+    """Render the figure on white, cropped as `train.data.pictures.prepare_reference` does."""
     pixels = render(identity, view, 2 * SIDE)
     figure = pixels[..., 3] >= 128
     rows, columns = np.flatnonzero(figure.any(1)), np.flatnonzero(figure.any(0))
