@@ -1,1 +1,1 @@
-"""Small foundations (VAE, text and image encoders, FLUX) trained here from random weights."""
+"""Base model of the small model: VAE, FLUX, text and image encoders, from random weights."""

@@ -1,8 +1,9 @@
-"""What counts in a picture of a person: beside the whole, the head and the face.
+"""Loss weights of pixels, which emphasise the head and the face.
 
-A face is a 30th of a bust's picture and a 160th of a standing figure's. With every pixel alike,
-models of this size leave it blurred: what faces differ in is 0.3% of a bust's error and less of
-others'. So a share of the loss is the head's and the face's mean, however small they are drawn.
+A face covers 1/30 of a bust's picture and 1/160 of a standing figure's. With uniform weights,
+models of this size blur it: differences between faces are 0.3% of a bust's error, and less in
+other views. So a fixed share of the loss is the mean over the head and the face, whatever their
+size in pixels.
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,17 @@ from train.data.focus import density
 KINDS = tuple(VIEW_BOXES)
 
 
-def kinds_of(views: Sequence[View]) -> Int[np.ndarray, "n"]:
-    """Which of `weights` is each view's."""
+def kind_indices(views: Sequence[View]) -> Int[np.ndarray, "n"]:
+    """Return the row of `weights` for each view."""
     return np.array([KINDS.index(body_kind(view.body)) for view in views], np.int32)
 
 
 def weights(side: int, share: float, cell: int = 1) -> Float[np.ndarray, "k y x"]:
-    """Of cells of pixels, for each kind of view, with mean 1: half of `share` lies on the head,
-    half on the face, the rest on everything alike."""
-    boxes = (focus_boxes(kind, side) for kind in KINDS)
-    return np.stack([1 - share + share * density(one, side, side, cell) for one in boxes])
+    """Return weights of mean 1 for each kind of view, over cells of `cell` x `cell` pixels.
+
+    Half of `share` lies on the head, half on the face, and the rest evenly on the whole picture.
+    """
+    boxes_by_kind = (focus_boxes(kind, side) for kind in KINDS)
+    return np.stack(
+        [1 - share + share * density(boxes, side, side, cell) for boxes in boxes_by_kind]
+    )

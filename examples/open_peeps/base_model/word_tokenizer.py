@@ -1,4 +1,4 @@
-"""Tokenizers of one id per word, as tokenizer.json files that ic_jax reads."""
+"""Word-level tokenizers, written as tokenizer.json files that ic_jax reads."""
 
 import json
 from collections.abc import Sequence
@@ -10,25 +10,24 @@ from tokenizers.models import WordLevel
 
 from ic_jax.preprocessing.tokenizers import PromptTokenizer, TextTokenizer
 
-T5_ENDS = ("<pad>", "</s>", "<unk>")  # the ids 0, 1, 2, as T5's
+T5_SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1 and 2, as in T5
 T5_ROLES = ("pad_token", "eos_token", "unk_token")
-CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")  # the largest ids, as CLIP's
-# Punctuation, and words that tell nothing here: a third of a caption, and so of its tokens.
-UNSAID = r"[^\w\s'-]|\b(?:a|an|and|at|by|in|is|of|on|that|the|to|with)\b(?!-)"
+CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")  # the largest ids, as in CLIP
+# Punctuation, and words without information here: a third of the tokens of a caption.
+IGNORED = r"[^\w\s'-]|\b(?:a|an|and|at|by|in|is|of|on|that|the|to|with)\b(?!-)"
 
-
-Files = dict[str, str]  # text by name
+Files = dict[str, str]  # text by file name
 
 
 def tokenizers(words: Sequence[str]) -> tuple[dict[str, Files], int, int]:
-    """{component: its files}, and how many ids T5 and CLIP have."""
-    t5 = _tokenizer([*T5_ENDS, *words], "<unk>", "$A </s>")
-    # CLIP has no id for what is unknown: its end token stands for it.
-    clip = _tokenizer([*words, *CLIP_ENDS], CLIP_ENDS[1], " $A ".join(CLIP_ENDS))
-    start, end = CLIP_ENDS
+    """Return {component: its files}, and the vocabulary sizes of T5 and CLIP."""
+    t5 = _tokenizer([*T5_SPECIAL, *words], "<unk>", "$A </s>")
+    # CLIP has no unknown token; its end token takes that place.
+    clip = _tokenizer([*words, *CLIP_SPECIAL], CLIP_SPECIAL[1], " $A ".join(CLIP_SPECIAL))
+    start, end = CLIP_SPECIAL
     files = {
         "tokenizer": _files(clip, 77, bos_token=start, eos_token=end, pad_token=end, unk_token=end),
-        "tokenizer_2": _files(t5, 512, **dict(zip(T5_ROLES, T5_ENDS, strict=True))),
+        "tokenizer_2": _files(t5, 512, **dict(zip(T5_ROLES, T5_SPECIAL, strict=True))),
     }
     return files, t5.get_vocab_size(), clip.get_vocab_size()
 
@@ -36,10 +35,10 @@ def tokenizers(words: Sequence[str]) -> tuple[dict[str, Files], int, int]:
 def _tokenizer(ids: list[str], unknown: str, template: str) -> Tokenizer:
     tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(ids)}, unk_token=unknown))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(UNSAID), " ")]
+        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(IGNORED), " ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = [word for word in (*T5_ENDS, *CLIP_ENDS) if word in ids]
+    special = [word for word in (*T5_SPECIAL, *CLIP_SPECIAL) if word in ids]
     tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=template,
@@ -49,7 +48,7 @@ def _tokenizer(ids: list[str], unknown: str, template: str) -> Tokenizer:
 
 
 def _files(tokenizer: Tokenizer, length: int, **tokens: str) -> Files:
-    """As transformers reads them; its CLIP and T5 classes know no tokenizer of words."""
+    """Return files that transformers reads; its CLIP and T5 classes have no word-level model."""
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, **tokens}
     return {
         "tokenizer.json": tokenizer.to_str(),
@@ -60,10 +59,10 @@ def _files(tokenizer: Tokenizer, length: int, **tokens: str) -> Files:
 def prompt_ids(
     files: dict[str, Files], texts: list[str], length: int
 ) -> tuple[Int[np.ndarray, "b n"], Int[np.ndarray, "b m"]]:
-    """CLIP's and T5's ids of texts, as `PromptTokenizer` gives them."""
+    """Return the CLIP and T5 ids of texts (`PromptTokenizer`)."""
     clip, t5 = (
         _with_padding(Tokenizer.from_str(files[kind]["tokenizer.json"]), pad)
-        for kind, pad in (("tokenizer", CLIP_ENDS[1]), ("tokenizer_2", T5_ENDS[0]))
+        for kind, pad in (("tokenizer", CLIP_SPECIAL[1]), ("tokenizer_2", T5_SPECIAL[0]))
     )
     return PromptTokenizer(clip, t5)(texts, max_sequence_length=length)
 

@@ -1,1 +1,1 @@
-"""Experiments: each a script with its results as JSON and a picture beside it."""
+"""Experiments with the adapter: each writes its results as JSON, and a picture, beside itself."""

@@ -1,4 +1,4 @@
-"""The data set of the experiment: people of the small world, held-out ones among them."""
+"""Data set of the stages experiment: people of the small world, held-out ones included."""
 
 import json
 from pathlib import Path
@@ -20,8 +20,8 @@ from train.data.prepare import PrepareOptions, prepare
 SIZE = 128  # pixels: twice the target's, because a reference is also seen in four tiles
 
 
-def prepared(work: Path, characters: int, views: int) -> Path:
-    """The data set of random people, held-out ones among them, in views whose bodies differ."""
+def prepare_characters(work: Path, characters: int, views: int) -> Path:
+    """Prepare the data set of random people, in views whose bodies differ, unless it exists."""
     data = work / "data"
     if not data.exists():
         with atomic_folder(work / "source", overwrite=True, owns=lambda _: True) as folder:
@@ -32,7 +32,7 @@ def prepared(work: Path, characters: int, views: int) -> Path:
 
 def _write(folder: Path, characters: int, views: int) -> None:
     rng = np.random.default_rng(11)
-    with (folder / "metadata.jsonl").open("w") as lines:
+    with (folder / "metadata.jsonl").open("w") as file:
         for n in rng.permutation(len(EVERYONE))[:characters]:
             for number, body in enumerate(random_bodies(rng, views)):
                 view = random_view(rng, body)
@@ -47,4 +47,4 @@ def _write(folder: Path, characters: int, views: int) -> None:
                     "character": str(EVERYONE[n]),
                     "view": body,
                 }
-                lines.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line) + "\n")

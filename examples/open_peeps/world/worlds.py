@@ -1,4 +1,4 @@
-"""Who and what the foundations are trained on: all of Open Peeps, or a small part of it."""
+"""The two worlds that models are trained on: all of Open Peeps, and a small part of it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from examples.open_peeps.world.render import Identity, View
 
 @dataclass(frozen=True)
 class World:
-    """What there is to see, and the language it is told in."""
+    """People, views and captions of a world."""
 
-    people: Callable[[int], Iterator[Identity]]  # by seed: who may be trained on, without end
-    # By name: people whom nothing is trained on, each once, in an order by seed.
+    people: Callable[[int], Iterator[Identity]]  # by seed: people to train on, without end
+    # By name: people that no training shows, each once, in an order given by the seed.
     held_out: dict[str, Callable[[int], Iterator[Identity]]]
     view: Callable[[np.random.Generator], View]
-    reference: Callable[[np.random.Generator], View]  # what a picture of a character shows
-    # All that is seen, or, of nobody, the view alone.
+    reference: Callable[[np.random.Generator], View]  # the view of a reference picture
+    # A caption of view and identity, or of the view alone.
     caption: Callable[[View, Identity | None, np.random.Generator], str]
-    # What SigLIP learns to match with a reference.
-    who: Callable[[View, Identity, np.random.Generator], str]
-    words: Callable[[], list[str]]  # that captions are made of, sorted
+    # A caption that SigLIP learns to match with a reference.
+    describe: Callable[[View, Identity, np.random.Generator], str]
+    words: Callable[[], list[str]]  # the vocabulary of all captions, sorted
 
 
 def _small_people(seed: int) -> Iterator[Identity]:

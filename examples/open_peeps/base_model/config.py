@@ -1,4 +1,4 @@
-"""Sizes and lengths of the small foundations, all of them settings."""
+"""Configuration of the base model: sizes of its parts and lengths of their training."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,22 +15,23 @@ from ic_jax.config import (
 )
 from ic_jax.from_dict import dataclass_from_dict, parse_change, refuse_unknown
 
-EVENLY = (0.5, 0.125, 0.125, 0.125, 0.125)  # as much of a reference as of its four tiles
+# Odds of the five crops of a reference: the whole, and its four tiles, the upper two first.
+EVEN_ODDS = (0.5, 0.125, 0.125, 0.125, 0.125)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is trained, and for how long."""
+class BaseModelConfig:
+    """Sizes of the parts, and lengths of their training."""
 
-    world: str = "small"  # of examples.open_peeps.world.worlds
+    world: str = "small"  # a key of examples.open_peeps.world.worlds.WORLDS
     seed: int = 0
-    pictures: int = 12000  # drawn once
-    head_share: float = 0.0  # of the VAE's and FLUX's loss, for head and face alone
+    pictures: int = 12000  # rendered once, for VAE and FLUX
+    head_share: float = 0.0  # share of the VAE's and FLUX's loss on head and face
     side: int = 64  # pixels
-    text_length: int = 16  # T5 tokens; the small world's longest caption has 12 words and the end
+    text_length: int = 16  # T5 tokens; the small world's longest caption has 13 with the end token
     text_width: int = 128  # of both text encoders
-    text_learnt: bool = False  # the text encoders are trained with FLUX
-    vae_widths: tuple[int, ...] = (12, 24, 48, 64)  # pixels / 8, as FLUX's
+    text_learnt: bool = False  # whether the text encoders are trained with FLUX
+    vae_widths: tuple[int, ...] = (12, 24, 48, 64)  # four levels: 8 x 8 pixels a latent, as FLUX
     vae_crop: int = 64  # pixels
     vae_steps: int = 2400
     vae_batch: int = 8
@@ -43,15 +44,15 @@ class Settings:
     base_steps: int = 4000
     base_batch: int = 32
     base_rate: float = 1e-3
-    sampling_steps: int = 20  # that the model is drawn with
-    true_cfg: float = 1.0  # likewise; beyond 1 every step is drawn twice
-    subject_scale: float = 2.0  # likewise; of 1, 2, 3, 4 the least that is as good as the best
+    # Sampling defaults of the model.
+    sampling_steps: int = 20
+    true_cfg: float = 1.0  # above 1, two model calls per step
+    subject_scale: float = 2.0  # the least of 1, 2, 3, 4 that scored as well as the best
     encoder_width: int = 64  # of each of the two image encoders
     encoder_layers: int = 3
     encoder_patch: int = 16  # pixels
-    subjects: int = 8000  # cut-out pictures, drawn once
-    # Odds of the whole reference and its four tiles, the upper left and right ones first.
-    siglip_shown: tuple[float, ...] = EVENLY
+    subjects: int = 8000  # cut-out references, rendered once, for the image encoders
+    siglip_shown: tuple[float, ...] = EVEN_ODDS  # odds of the crops that SigLIP is trained on
     siglip_steps: int = 1500
     dinov2_steps: int = 1500
     encoder_batch: int = 128
@@ -83,7 +84,7 @@ class Settings:
             joint_attention_dim=self.text_width,
             pooled_projection_dim=self.text_width,
             axes_dims_rope=(head - 2 * spatial, spatial, spatial),
-            # Nothing here is distilled: one model, and true guidance for whoever wants it.
+            # Not distilled: there is no guidance to embed, only true classifier-free guidance.
             guidance_embeds=False,
         )
 
@@ -95,7 +96,7 @@ class Settings:
             num_inference_steps=self.sampling_steps,
             true_cfg_scale=self.true_cfg,
             subject_scale=self.subject_scale,
-            negative_subject_scale=0.0,  # guidance is towards the subject, too
+            negative_subject_scale=0.0,  # guidance strengthens the subject, too
             max_sequence_length=self.text_length,
         )
 
@@ -122,8 +123,8 @@ class Settings:
         )
 
 
-SMALL = Settings()
-PEEPS = Settings(
+SMALL = BaseModelConfig()
+PEEPS = BaseModelConfig(
     world="peeps",
     pictures=60000,
     head_share=0.6,
@@ -140,22 +141,22 @@ PEEPS = Settings(
     base_steps=14000,
     sampling_steps=12,  # as good as 20
     true_cfg=2.0,
-    subject_scale=1.0,  # which training has: guidance strengthens it
+    subject_scale=1.0,  # as in training: guidance strengthens it
     encoder_width=96,
     encoder_layers=4,
     subjects=20000,
-    siglip_shown=(0.5, 0.25, 0.25, 0.0, 0.0),  # captions say who it is, which heads show
+    siglip_shown=(0.5, 0.25, 0.25, 0.0, 0.0),  # captions describe heads: the upper tiles
     siglip_steps=4000,
     dinov2_steps=1200,
 )
 
 
-def change(settings: Settings, changes: Sequence[str]) -> Settings:
-    """Settings with changes such as "vae_steps=100"; ConfigError for what there is not."""
-    values = asdict(settings)
-    known = [name for name in values if name != "world"]  # which --world chooses
+def change(config: BaseModelConfig, changes: Sequence[str]) -> BaseModelConfig:
+    """Return the config with changes such as "vae_steps=100"; ConfigError for an unknown name."""
+    values = asdict(config)
+    known = [name for name in values if name != "world"]  # set by --world
     for text in changes:
         name, value = parse_change(text, "vae_steps=100")
         refuse_unknown([name], known, "--set ")
         values[name] = value
-    return dataclass_from_dict(Settings, values)
+    return dataclass_from_dict(BaseModelConfig, values)

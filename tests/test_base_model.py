@@ -1,4 +1,4 @@
-"""Small foundations end to end: a MODEL of random weights trained a little, loaded and drawn."""
+"""The base model end to end: random weights trained for a few steps, loaded, and sampled."""
 
 from itertools import islice
 
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from examples.open_peeps.base_model import loss_weights
-from examples.open_peeps.base_model.__main__ import foundations, main
+from examples.open_peeps.base_model.__main__ import main
 from examples.open_peeps.base_model.autoencoder import encode_all, train_decoder
-from examples.open_peeps.base_model.fit import Fit, fit
-from examples.open_peeps.base_model.pictures import draw
-from examples.open_peeps.base_model.settings import PEEPS, SMALL, change
+from examples.open_peeps.base_model.config import PEEPS, SMALL, change
+from examples.open_peeps.base_model.fit import FitOptions, fit
+from examples.open_peeps.base_model.renders import render_views
 from examples.open_peeps.base_model.text_encoders import read_neighbours, text_encoders
+from examples.open_peeps.base_model.training import train_base_model
 from examples.open_peeps.base_model.word_tokenizer import prompt_ids, tokenizers
 from examples.open_peeps.world.people import BODIES
 from examples.open_peeps.world.render import FACE_BOX, View, body_kind, pixel_box
@@ -42,10 +43,10 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    out = tmp_path_factory.mktemp("foundations") / "model"
+    out = tmp_path_factory.mktemp("base") / "model"
     with jax.numpy_dtype_promotion("standard"):  # optax raises Adam's decay to an integer
-        facts = foundations(out, change(SMALL, TINY), workers=1)
-    return out, facts
+        figures = train_base_model(out, change(SMALL, TINY), workers=1)
+    return out, figures
 
 
 @pytest.mark.parametrize("part", ["vae", "transformer+t5+clip", "siglip", "dinov2"])
@@ -69,27 +70,27 @@ def test_the_folder_draws_and_words_matter(model):
 
 
 def test_a_decoder_trained_further_leaves_the_latents_alone(model, tmp_path):
-    settings = change(SMALL, TINY)
-    drawn = draw("small", 48, settings.side, 1, workers=1)
+    config = change(SMALL, TINY)
+    renders = render_views("small", 48, config.side, 1, workers=1)
 
     def vae():
         return loading.load_component(ModelFolder.open(model[0]), "vae", "float32")
 
     with jax.numpy_dtype_promotion("standard"):  # as above
-        options = Fit(30, 8, 2e-3, 0, tmp_path / "kept.npz")
-        further, facts = train_decoder(settings, drawn, options, vae())
-    assert np.mean(facts["loss"][-5:]) < 0.95 * np.mean(facts["loss"][:5])
+        options = FitOptions(30, 8, 2e-3, 0, tmp_path / "decoder.npz")
+        further, figures = train_decoder(config, renders, options, vae())
+    assert np.mean(figures["loss"][-5:]) < 0.95 * np.mean(figures["loss"][:5])
     assert further.config == vae().config
-    before, after = (encode_all(x, drawn.pixels[:8]) for x in (vae(), further))
+    before, after = (encode_all(x, renders.pixels[:8]) for x in (vae(), further))
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
 def test_trained_parts_are_not_trained_again(model):
-    out, facts = model
-    again = foundations(out, change(SMALL, TINY), overwrite=True, workers=1)
-    assert again == facts
+    out, figures = model
+    again = train_base_model(out, change(SMALL, TINY), overwrite=True, workers=1)
+    assert again == figures
     with pytest.raises(ConfigError, match="vae_steps"):
-        foundations(out, change(SMALL, [*TINY, "vae_steps=31"]), overwrite=True, workers=1)
+        train_base_model(out, change(SMALL, [*TINY, "vae_steps=31"]), overwrite=True, workers=1)
 
 
 @pytest.mark.parametrize(("world", "length"), [("small", 16), ("peeps", 40)])
@@ -125,13 +126,12 @@ def test_words_begin_by_reading_their_neighbours():
 
 
 def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr("examples.open_peeps.base_model.fit.KEEP_EVERY", 4)
+    monkeypatch.setattr("examples.open_peeps.base_model.fit.SAVE_EVERY", 4)
     data = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
-    options = Fit(steps=10, batch=8, learning_rate=0.1, seed=0, kept=tmp_path / "state.npz")
+    options = FitOptions(10, batch=8, learning_rate=0.1, seed=0, checkpoint=tmp_path / "state.npz")
 
     def loss(module, batch, key):
-        noise = jax.random.normal(key) * module["w"].sum()
-        return jnp.square(module["w"][None] - batch).mean() + noise
+        return jnp.square(module["w"] - batch).mean() + jax.random.normal(key) * module["w"].sum()
 
     def run(data):
         with jax.numpy_dtype_promotion("standard"):  # as above
@@ -152,10 +152,10 @@ def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkey
             return data[at]
 
     whole, curve = run(data)
-    options.kept.unlink()
+    options.checkpoint.unlink()
     with pytest.raises(KeyboardInterrupt):
         run(Stops())
-    assert options.kept.exists()
+    assert options.checkpoint.exists()
     again, same = run(data)
     assert np.array_equal(whole["w"], again["w"])
     assert same == curve
@@ -165,8 +165,8 @@ def test_a_fit_over_devices_equals_one_on_one(tmp_path, monkeypatch):
     data = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
 
     def run(batch):
-        options = Fit(5, batch, learning_rate=0.1, seed=0, kept=tmp_path / f"{batch}.npz")
-        loss = lambda module, batch, key: jnp.square(module["w"][None] - batch).mean()  # noqa: E731
+        options = FitOptions(5, batch, 0.1, seed=0, checkpoint=tmp_path / f"{batch}.npz")
+        loss = lambda module, batch, key: jnp.square(module["w"] - batch).mean()  # noqa: E731
         (tmp_path / f"{batch}.npz").unlink(missing_ok=True)
         with jax.numpy_dtype_promotion("standard"):  # as above
             return fit("toy", {"w": jnp.ones(3)}, loss, data, options)[0]["w"]
@@ -185,7 +185,7 @@ def test_every_view_counts_alike_and_head_and_face_have_their_share():
     np.testing.assert_allclose(loss_weights.weights(96, 0.6, 8), pooled, rtol=1e-5)
     np.testing.assert_array_equal(loss_weights.weights(96, 0.0), 1)
     views = [View(body, "Calm", "red", "white") for body in BODIES]
-    for view, kind in zip(views, loss_weights.kinds_of(views), strict=True):
+    for view, kind in zip(views, loss_weights.kind_indices(views), strict=True):
         left, top, right, bottom = pixel_box(FACE_BOX, body_kind(view.body), 96)
         face = weights[kind, top:bottom, left:right]
         assert face.sum() > 0.3 * 96**2
@@ -198,5 +198,5 @@ def test_nobody_held_out_is_trained_on():
 
 
 def test_an_unknown_setting_is_refused(tmp_path, capsys):
-    assert main([str(tmp_path / "model"), "--set", "vae_step=3"]) == 2
+    assert main(["train", str(tmp_path / "model"), "--set", "vae_step=3"]) == 2
     assert "vae_steps" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""Further training of one part of a small model."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from examples.open_peeps.base_model import word_tokenizer
+from examples.open_peeps.base_model.autoencoder import train_decoder, train_vae
+from examples.open_peeps.base_model.config import PEEPS, BaseModelConfig
+from examples.open_peeps.base_model.fit import FitOptions
+from examples.open_peeps.base_model.flux import TextToImage, train_base
+from examples.open_peeps.base_model.renders import Renders, render_references, render_views
+from examples.open_peeps.base_model.vision import train_siglip
+from examples.open_peeps.world.worlds import WORLDS
+from ic_jax import cli, compilation_cache
+from ic_jax.weights import loading, model_folder
+from ic_jax.weights.model_folder import ModelFolder
+
+DESCRIPTION = """
+Continue to train one part of MODEL and write the result as OUT, with all other parts unchanged:
+vae, decoder (of the VAE), base (FLUX and the text encoders) or siglip. An adapter in MODEL must be
+trained further afterwards, except after the decoder, which leaves the latents unchanged; an
+encoded cache must be written again in any case. Interrupted, the same command resumes.
+"""
+
+Modules = dict[str, Any]  # by component
+TrainedPart = tuple[tuple, dict[str, Any]]  # modules, figures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `run`."""
+    parser.add_argument("part", choices=PARTS, help="what to train")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="MODEL folder to start from")
+    parser.add_argument("out", metavar="OUT", type=Path, help="MODEL folder to write")
+    parser.add_argument("--steps", metavar="N", type=int, required=True, help="training steps")
+    parser.add_argument("--rate", type=float, help="learning rate, if not that of the first run")
+    parser.add_argument(
+        "--pictures", metavar="N", type=int, default=PEEPS.pictures, help="pictures to render"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the pictures and the noise")
+    cli.add_compile_cache(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train one part further, write OUT, and print the figures."""
+    if not args.no_compile_cache:
+        compilation_cache.enable()
+    components, batch, rate, train = PARTS[args.part]
+    if args.out.exists():
+        raise FileExistsError(f"{args.out} exists; name another folder")
+    model = ModelFolder.open(args.model)
+    start = {c: loading.load_component(model, c, "float32") for c in (*components, "vae")}
+    config = dataclasses.replace(PEEPS, seed=args.seed, pictures=args.pictures)
+    checkpoint = args.out.with_name(f"{args.out.name}.{args.part}-{_digest(args)}.npz")
+    options = FitOptions(args.steps, batch, args.rate or rate, args.seed, checkpoint)
+    began = time.perf_counter()
+    modules, figures = train(start, config, options)
+    figures["seconds"] = round(time.perf_counter() - began)
+    with model_folder.create(args.out) as writer:
+        for component in model.components:
+            if component in components:
+                loading.write_component(writer, component, modules[components.index(component)])
+            else:
+                writer.add_from(model, component)
+    checkpoint.unlink()
+    print(json.dumps(figures))
+
+
+def _digest(args: argparse.Namespace) -> str:
+    """Identify the training: other arguments must not resume from its checkpoint."""
+    names = ("part", "model", "out", "steps", "rate", "pictures", "seed")
+    return hashlib.sha256(repr([getattr(args, n) for n in names]).encode()).hexdigest()[:8]
+
+
+def vae(start: Modules, config: BaseModelConfig, options: FitOptions) -> TrainedPart:
+    """Train on whole pictures; FLUX must then learn the new latents."""
+    config = dataclasses.replace(config, vae_crop=config.side)
+    trained, figures = train_vae(config, _views(config), options, start["vae"])
+    return (trained,), figures
+
+
+def decoder(start: Modules, config: BaseModelConfig, options: FitOptions) -> TrainedPart:
+    """Train the VAE's decoder with more of the loss on heads, since the rest has converged."""
+    config = dataclasses.replace(config, head_share=0.8)
+    trained, figures = train_decoder(config, _views(config), options, start["vae"])
+    return (trained,), figures
+
+
+def base(start: Modules, config: BaseModelConfig, options: FitOptions) -> TrainedPart:
+    """Train FLUX and both text encoders."""
+    models = TextToImage(*(start[component] for component in PARTS["base"][0]))
+    tokenizers, *_ = word_tokenizer.tokenizers(WORLDS[config.world].words())
+    return train_base(config, _views(config), start["vae"], models, tokenizers, options)
+
+
+def siglip(start: Modules, config: BaseModelConfig, options: FitOptions) -> TrainedPart:
+    """Train the image tower with a new text tower."""
+    references = render_references(config.world, config.subjects, config.side, config.seed)
+    tokenizers, _, vocabulary = word_tokenizer.tokenizers(WORLDS[config.world].words())
+    clip = config.clip(vocabulary)
+    tower, figures = train_siglip(config, references, clip, tokenizers, options, start["siglip"])
+    return (tower,), figures
+
+
+def _views(config: BaseModelConfig) -> Renders:
+    return render_views(config.world, config.pictures, config.side, config.seed)
+
+
+# Components, batch, learning rate of the first run, and the function that trains them.
+PARTS: dict[str, tuple[tuple[str, ...], int, float, Callable[..., TrainedPart]]] = {
+    "vae": (("vae",), PEEPS.vae_batch, PEEPS.vae_rate, vae),
+    "decoder": (("vae",), PEEPS.vae_batch, PEEPS.vae_rate, decoder),
+    "base": (("transformer", "t5", "clip"), PEEPS.base_batch, PEEPS.base_rate, base),
+    "siglip": (("siglip",), PEEPS.encoder_batch, PEEPS.encoder_rate, siglip),
+}
