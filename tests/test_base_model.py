@@ -131,7 +131,8 @@ def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkey
     options = FitOptions(10, batch=8, learning_rate=0.1, seed=0, checkpoint=tmp_path / "state.npz")
 
     def loss(module, batch, key):
-        return jnp.square(module["w"] - batch).mean() + jax.random.normal(key) * module["w"].sum()
+        noise = jax.random.normal(key) * module["w"].sum()
+        return jnp.square(module["w"][None] - batch).mean() + noise
 
     def run(data):
         with jax.numpy_dtype_promotion("standard"):  # as above
@@ -166,7 +167,7 @@ def test_a_fit_over_devices_equals_one_on_one(tmp_path, monkeypatch):
 
     def run(batch):
         options = FitOptions(5, batch, 0.1, seed=0, checkpoint=tmp_path / f"{batch}.npz")
-        loss = lambda module, batch, key: jnp.square(module["w"] - batch).mean()  # noqa: E731
+        loss = lambda module, batch, key: jnp.square(module["w"][None] - batch).mean()  # noqa: E731
         (tmp_path / f"{batch}.npz").unlink(missing_ok=True)
         with jax.numpy_dtype_promotion("standard"):  # as above
             return fit("toy", {"w": jnp.ones(3)}, loss, data, options)[0]["w"]

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "convert": {"ic_jax"},
     "infer": {"ic_jax"},
     "train": {"ic_jax"},
-    "examples": {"ic_jax", "train", "benchmarks"},
+    "examples": {"ic_jax", "train"},
 }
 OURS = {*MAY_IMPORT, "benchmarks", "tests"}
 # Foreign libraries that nothing imports at run time: they are oracles of the tests. transformers
@@ -86,6 +86,16 @@ def test_rooms_of_the_library_import_lower_floors():
             else:
                 assert target == room, f"{module} imports {name} from the library's front"
     assert set(map(room_of, modules())) == set(FLOOR), "FLOORS has rooms that are gone"
+
+
+def test_rooms_of_the_example_import_lower_floors():
+    floors = {"world": 0, "base_model": 1, "evaluation": 1, "experiments": 2}
+    for room, floor in floors.items():
+        for file in (ROOT / "examples" / "open_peeps" / room).glob("*.py"):
+            for name in imports(file):
+                if name.startswith("examples.open_peeps."):
+                    target = name.split(".")[2]
+                    assert target == room or floors[target] < floor, f"{file} imports {name}"
 
 
 def test_modules_of_the_library_have_no_cycle():

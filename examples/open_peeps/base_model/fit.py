@@ -4,7 +4,6 @@ Every local device computes a part of each batch. On a CPU, one device per core
 (examples/open_peeps/NOTES.md) is faster than one device that splits each operation over the cores.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from ic_jax.config import ConfigError
+from ic_jax.files import atomic_file
 
 M = TypeVar("M")
 SAVE_EVERY = 500  # steps
@@ -116,10 +116,8 @@ def device_shardings() -> tuple[NamedSharding, NamedSharding]:
 
 
 def _save(path: Path, state: Any, losses: list[float]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with atomic_file(path) as part, part.open("wb") as file:
         np.savez(file, *jax.device_get(jax.tree.leaves(state)), losses=np.asarray(losses))
-    os.replace(partial, path)
 
 
 def _restore(path: Path, state: Any) -> tuple[Any, list[float], int]:

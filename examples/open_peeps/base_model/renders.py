@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from examples.open_peeps.world.render import Identity, View, over, picture, render
 from examples.open_peeps.world.worlds import WORLDS
-from train.data.pictures import Augment, Shown, prepare_reference
+from train.data.pictures import Augment, MaskedPicture, prepare_reference
 from train.workers import mapped
 
 
@@ -63,7 +63,7 @@ def _picture(identity: Identity, view: View, *, side: int) -> np.ndarray:
 
 def _reference_crops(identity: Identity, view: View, *, side: int) -> np.ndarray:
     pixels = render(identity, view, 2 * side)  # a tile of `side` pixels sees twice the detail
-    shown = Shown(over(pixels, "#ffffff"), pixels[..., 3])
+    shown = MaskedPicture(over(pixels, "#ffffff"), pixels[..., 3])
     rng = np.random.default_rng(list(f"{identity} {view}".encode()))
     low, high, _ = prepare_reference(shown, side, Augment(flip=0), rng)
     return np.concatenate([low[None], high])

@@ -21,10 +21,9 @@ from examples.open_peeps.base_model.text_encoders import read_neighbours, text_e
 from examples.open_peeps.base_model.vision import train_dinov2, train_siglip
 from examples.open_peeps.world.worlds import WORLDS
 from ic_jax.config import ConfigError, SchedulerConfig
+from ic_jax.files import locked, write_json
 from ic_jax.models.vae import Vae
 from ic_jax.weights import loading, model_folder
-from ic_jax.weights.atomic import locked
-from train.run_folder import write_json
 
 FIGURES = "base_model.json"
 

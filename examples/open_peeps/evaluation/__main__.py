@@ -16,8 +16,8 @@ from examples.open_peeps.evaluation.triples import held_out_triples
 from examples.open_peeps.world.render import body_kind
 from examples.open_peeps.world.worlds import WORLDS
 from ic_jax import InstantCharacterPipeline, cli, compilation_cache
+from ic_jax.files import atomic_folder
 from ic_jax.weights import loading
-from ic_jax.weights.atomic import written_whole
 from ic_jax.weights.model_folder import SMALL_MODEL
 
 RESULTS, SHOWN = "evaluation.json", 10  # file; triples on a contact sheet
@@ -67,7 +67,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if not args.no_compile_cache:
         compilation_cache.enable()
     start = time.perf_counter()
-    with written_whole(args.out, overwrite=args.overwrite, owns=_is_written_here) as folder:
+    with atomic_folder(args.out, overwrite=args.overwrite, owns=_is_written_here) as folder:
         model = loading.load(args.model, "float32")
         results: dict[str, Any] = {
             people: _evaluate_people(model, args, people, folder)
