@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks.origin import origin
 from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
-from train.data.loader import Batch, batches
+from train.data.loader import HostBatch, batches
 from train.data.pictures import Augment, decode_pixels, prepare_reference, prepare_target
 from train.data.prepare import PrepareOptions, prepare
 
@@ -83,7 +83,7 @@ def reading(dataset: Dataset, paired: float, cores: int, steps: int) -> dict[str
     return {"paired": paired, "cores": cores} | max(made, key=lambda each: each["per_second"])
 
 
-def drain(found: Iterator[Batch]) -> int:
+def drain(found: Iterator[HostBatch]) -> int:
     return sum(len(batch.record) for batch in found)
 
 

@@ -20,7 +20,7 @@ from ic_jax.sharding import make_mesh, parse, to_global_array
 from infer.commands import main as infer
 from train import checkpoints
 from train.commands import main as train
-from train.run_folder import Agreement
+from train.run_folder import StopAgreement
 
 DIES = "die in step 2's save"
 
@@ -31,7 +31,7 @@ def meet(flags: list[str]) -> int:
     def command() -> None:
         join(flags)
         stop = SimpleNamespace(wanted=False)
-        agreement, answers = Agreement(stop, make_mesh(parse("data=8"))), []  # type: ignore[arg-type]
+        agreement, answers = StopAgreement(stop, make_mesh(parse("data=8"))), []  # type: ignore[arg-type]
         for step in range(4):
             stop.wanted = multihost.process_index() == 1 and step >= 1
             answers.append(agreement.wanted())

@@ -1,4 +1,4 @@
-"""Checkpoints: what is trusted, what is set aside, what must be the same on resume."""
+"""Checkpoints: what is trusted, what is moved to quarantine, what must be the same on resume."""
 
 import jax
 import jax.numpy as jnp
@@ -69,21 +69,21 @@ def truncate(folder):
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, remove_a_file, truncate])
-def test_a_damaged_newest_step_is_set_aside_for_the_one_before(tmp_path, damage):
+def test_a_damaged_newest_step_is_replaced_by_the_one_before(tmp_path, damage):
     saved(tmp_path, 5, 10)
     damage(tmp_path / "checkpoints" / "10")
-    with pytest.warns(UserWarning, match="set aside"):
+    with pytest.warns(UserWarning, match="moved to"):
         step, values = resumed(tmp_path)
     assert step == 5
     jax.tree.map(np.testing.assert_array_equal, values, state(5))
-    assert (tmp_path / "set-aside" / "10.0").is_dir()
+    assert (tmp_path / "quarantine" / "10.0").is_dir()
 
 
 def test_a_step_without_manifest_or_files_is_not_trusted(tmp_path):
     saved(tmp_path, 5, 10)
     (tmp_path / "manifests" / "10.json").unlink()
     (tmp_path / "checkpoints" / "15").mkdir()  # what a crash of Orbax can leave
-    with pytest.warns(UserWarning, match="set aside"):
+    with pytest.warns(UserWarning, match="moved to"):
         step, _ = resumed(tmp_path)
     assert step == 5
     saved(tmp_path, 12)  # and training goes on from there

@@ -11,7 +11,7 @@ from train.data import loader
 from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
 from train.data.errors import DataError
-from train.data.loader import Batch, Skips, batches
+from train.data.loader import HostBatch, SkipCounter, batches
 from train.data.pictures import CENTRED, Augment, decode_pixels, prepare_reference, prepare_target
 from train.data.records import Record
 
@@ -32,13 +32,13 @@ def plan(dataset: Dataset, **changes) -> BatchPlan:
 
 def read(
     dataset: Dataset, start: int, stop: int, augment: Augment = TRAINING, **how
-) -> list[Batch]:
+) -> list[HostBatch]:
     made = plan(dataset)
     return list(batches(dataset, made, augment, start=start, stop=stop, side=SIDE, **how))
 
 
-def equal(a: Batch, b: Batch) -> None:
-    for name, x, y in zip(Batch._fields, a, b, strict=True):
+def equal(a: HostBatch, b: HostBatch) -> None:
+    for name, x, y in zip(HostBatch._fields, a, b, strict=True):
         np.testing.assert_array_equal(x, y, err_msg=name)
 
 
@@ -141,7 +141,7 @@ def test_too_many_damaged_records_stop(dataset, monkeypatch):
     monkeypatch.setattr(loader, "FREE", 3)
     with pytest.raises(DataError, match=r"4 of .* samples could not be read"):
         read(dataset, 0, 50)
-    counted = Skips(seen=10_000, skipped=90)  # by the part of the run before this one
+    counted = SkipCounter(seen=10_000, skipped=90)  # by the part of the run before this one
     read(dataset, 0, 10, skips=counted)
     assert counted.seen == 10_000 + 40
     with pytest.raises(DataError, match=r"10\d of 10\d\d\d samples could not be read"):

@@ -68,6 +68,7 @@ def test_a_recipe_survives_json(tmp_path):
         (HEAD + "[saving]\nkeep = 0\n[stage1]\nsteps = 1", "saving.keep is 0; it must be at l"),
         (HEAD + "[reporting]\nevery = 0\n[stage1]\nsteps = 1", "reporting.every is 0"),
         (HEAD + "dtype = 'float15'\n[stage1]\nsteps = 1", "dtype is 'float15'; it must be bfl"),
+        (HEAD + "base = 'whole'\n[stage1]\nsteps = 1", "'whole' is now called 'replicated'"),
         (HEAD + "holdout = 2\n[stage1]\nsteps = 1", "holdout is 2.0; it must be from 0"),
         (HEAD + "text_length = 0\n[stage1]\nsteps = 1", "text_length is 0; it must be at le"),
         (HEAD + "[stage1]\nsteps = 1\nclip = 0", "stage1.clip is 0.0; it must be above 0"),

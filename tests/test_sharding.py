@@ -21,11 +21,11 @@ from ic_jax.weights import loading, model_folder
 from tests import toy
 from tests.oracle import relative
 from train.checkpoints import Checkpoints
-from train.encode import Batch, Frozen, Ids, Knobs, Reference, encode, row_keys
+from train.encode import Frozen, Ids, Reference, StepBatch, StepScalars, encode, row_keys
 from train.objective import Examples
 from train.optimizer import optimizer
 from train.recipe import Saving, Stage
-from train.step import State, apply_gradient, mean_gradient
+from train.step import TrainState, apply_gradient, mean_gradient
 
 FLUX = FluxConfig(
     num_layers=2,
@@ -104,7 +104,7 @@ def test_sampling_equals_one_device(models, text):
 def step(state, flux, examples, rope, *, adamw):
     """train_step without its encoders, which have a test of their own."""
     value, gradient, *_ = mean_gradient(
-        state.trained, flux, rope, lambda e: e, examples, 1, remat="blocks"
+        state.params, flux, rope, lambda e: e, examples, 1, remat="blocks"
     )
     number = jnp.float32
     return apply_gradient(state, value, gradient, number(RATE), number(0.9), optimizer=adamw)[
@@ -119,7 +119,7 @@ class World:
         self.made = {}
         self.adamw = optimizer(Stage(steps=3))
         self.flux, self.rope = models[0], rope_table(position_ids(16, 8, 8), FLUX)
-        self.state = State.start(models[1], self.adamw, average=True)
+        self.state = TrainState.start(models[1], self.adamw, ema=True)
 
     def examples(self, number):
         given = request(8)
@@ -183,12 +183,12 @@ def test_encoding_equals_one_device(models):
     cells = 32 // toy.CONFIGS["vae"].downscale
     focus = rng.uniform(size=(8, cells, cells)).astype(np.float32)
     empty = Ids(np.zeros(16, np.int32), np.zeros(16, np.int32))
-    knobs = Knobs(*(np.float32(x) for x in (1e-2, 1.5, 1.0, 0.3, 0.3, 0.9, 0.5)))
-    batch = Batch(target, Ids(*ids), Reference(low, tiles), focus)
+    scalars = StepScalars(*(np.float32(x) for x in (1e-2, 1.5, 1.0, 0.3, 0.3, 0.9, 0.5)))
+    batch = StepBatch(target, Ids(*ids), Reference(low, tiles), focus)
 
     def encoded(frozen, batch):
         keys = row_keys(jnp.int32(0), jnp.int32(3), batch)
-        return encode(frozen, batch, keys, empty, knobs, ADAPTER, "logit-normal", jnp.float32)
+        return encode(frozen, batch, keys, empty, scalars, ADAPTER, "logit-normal", jnp.float32)
 
     expected = jax.jit(encoded)(frozen, batch)
     mesh = make_mesh(parse("fsdp=2,tensor=2,context=2"))
@@ -207,13 +207,13 @@ def test_three_steps_equal_one_device(world, text, replicate):
     state, losses = world.train(text, replicate)
     expected, expected_losses = world.train("")
     assert losses == pytest.approx(expected_losses, rel=1e-5)
-    for field in ("trained", "average", "opt_state"):
+    for field in ("params", "ema_params", "opt_state"):
         pairs = zip(*(jax.tree.leaves(getattr(s, field)) for s in (state, expected)), strict=True)
         assert max(relative(a, b) for a, b in pairs if np.linalg.norm(b)) < 1e-5, field
 
     # Every parameter, its average and its moments lie as the table says, written out here.
     parts = {"fsdp": ("embed", "width"), "tensor": ("heads", "mlp", "width"), "context": ("width",)}
-    for tree in (state.trained, state.average, *(state.opt_state[1][1:])):
+    for tree in (state.params, state.ema_params, *(state.opt_state[1][1:])):
         for path, variable in loading.parameters(tree).items():
             held = variable[...].sharding.shard_shape(variable.shape)
             for axis, size, own in zip(variable.axes, variable.shape, held, strict=True):
@@ -233,7 +233,7 @@ def test_nothing_large_is_replicated(world):
     assert spread.argument_size_in_bytes < pieces + 1e6  # the examples
     assert spread.temp_size_in_bytes < 0.3 * alone.temp_size_in_bytes
 
-    variables = [*loading.parameters(state.trained).values()]
+    variables = [*loading.parameters(state.params).values()]
     variables += loading.parameters(flux).values()
     block = max(v.size // (v.shape[0] if v.axes[0] == "layers" else 1) for v in variables)
     work = work_of(program.as_text())

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.toy import CONFIGS, write_data, write_model
-from train import loop
+from train import loop, stage_data
 from train.commands import main
 from train.data.dataset import Dataset
 from train.data.encoded_store import Embeddings, EncodedRows
@@ -91,16 +91,23 @@ def world(tmp_path_factory):
 
 def first_examples(run, dropout):
     """What the first batch is encoded to, its targets cut at the middle."""
-    plan = loop.plans.training(run.recipe, "stage1", run.dataset, run.held)
+    plan = stage_data.training(run.recipe, "stage1", run.dataset, run.held)
     (host,) = run._batches(plan, CENTRED, 0, 1, cell=run.models.vae.downscale)
-    feed, stage = run.feed, run.recipe.stages["stage1"]
-    knobs = feed.knobs(stage, 0, host).replace(text_dropout=jnp.float32(dropout))
-    batch = feed.batch(host)
+    inputs, stage = run.inputs, run.recipe.stages["stage1"]
+    scalars = inputs.scalars(stage, 0, host).replace(text_dropout=jnp.float32(dropout))
+    batch = inputs.batch(host)
     program = jax.jit(encode, static_argnums=(5, 6, 7))
     keys = row_keys(jnp.int32(0), jnp.int32(0), batch)
     config = CONFIGS["adapter"] if run.recipe.lora is None else None
     return program(
-        feed.frozen, batch, keys, feed.empty, knobs, config, "logit-normal", jnp.dtype("float32")
+        inputs.frozen,
+        batch,
+        keys,
+        inputs.empty,
+        scalars,
+        config,
+        "logit-normal",
+        jnp.dtype("float32"),
     )
 
 

@@ -26,7 +26,7 @@ from train.commands import main
 from train.export import kept, recipe_in
 from train.lora import fresh, published, targeted, with_lora
 from train.objective import Examples, velocity
-from train.recipe import ATTENTION, Lora, Saving, read_recipe
+from train.recipe import ATTENTION, LoraConfig, Saving, read_recipe
 from train.report import Report
 from train.run_folder import Stopped, StopRequest
 from train.step import gradient_of
@@ -42,7 +42,7 @@ FLUX = FluxConfig(
     in_channels=8,
 )
 # Stacked and single maps, one that is applied block by block, and one that ends two names.
-SETTINGS = Lora(rank=4, alpha=6.0, targets=(*ATTENTION, "proj_out", "norm1.linear", "net.2"))
+SETTINGS = LoraConfig(rank=4, alpha=6.0, targets=(*ATTENTION, "proj_out", "norm1.linear", "net.2"))
 GRID = (4, 6)
 
 
@@ -174,10 +174,10 @@ def test_the_file_gives_diffusers_and_us_the_trained_velocity(case, tmp_path, dt
 def test_unknown_targets_name_the_near_ones(case):
     _, flux, *_ = case
     with pytest.raises(ConfigError, match=r"'attn.to_w' ends no .* did you mean attn.to_") as told:
-        fresh(flux, Lora(targets=("to_q", "attn.to_w")), 0)
+        fresh(flux, LoraConfig(targets=("to_q", "attn.to_w")), 0)
     assert "\n" not in str(told.value)
     with pytest.raises(ConfigError, match=r"such as \S+ is one"):
-        fresh(flux, Lora(targets=("xyzzy",)), 0)
+        fresh(flux, LoraConfig(targets=("xyzzy",)), 0)
     names = ["a.*.attn.to_q", "a.*.attn.not_to_q", "b.to_q"]
     assert targeted(names, ("to_q",)) == ["a.*.attn.to_q", "b.to_q"]
     assert targeted(names, ("attn.to_q",)) == ["a.*.attn.to_q"]
@@ -235,12 +235,12 @@ def recipe(world, name):
 def whole(world):
     """A run that nothing disturbed, and its base before and after."""
     run = loop.Run(recipe(world, "whole"), StopRequest())
-    before = jax.device_get(run.feed.frozen.transformer)
+    before = jax.device_get(run.inputs.frozen.transformer)
     for name in run.recipe.stages:
         run.stage(name)
     run.save()
     run.close()
-    return before, jax.device_get(run.feed.frozen.transformer)
+    return before, jax.device_get(run.inputs.frozen.transformer)
 
 
 def trained(folder, *, ema):
@@ -281,7 +281,7 @@ def test_stopped_and_resumed_it_ends_bit_equal(world, whole, monkeypatch):
         ours, theirs = (trained(world / name, ema=ema) for name in ("stopped", "whole"))
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     checkpoints = Checkpoints(world / "stopped", Saving())
-    assert checkpoints.facts(48)["samples"] == {"seen": 48 * 8, "skipped": 0}
+    assert checkpoints.run_metadata(48)["samples"] == {"seen": 48 * 8, "skipped": 0}
     checkpoints.close()
     file = world / "stopped.toml"
     assert main([str(file), "--no-compile-cache", "--set", "lora.rank=8"]) == 2
@@ -300,6 +300,6 @@ def test_the_exported_file_is_the_trained_average(world, whole, capsys):
         np.testing.assert_array_equal(change.b * change.scale, 2 * expected[key].b)
     flux = loading.load_component(world / "model", "transformer")
     assert {key for _, key in lora.changes} == {
-        name.replace("*", "0") for name in fresh(flux, Lora(), 0)
+        name.replace("*", "0") for name in fresh(flux, LoraConfig(), 0)
     }
     assert len(jax.tree.leaves(with_lora(flux, average))) > len(jax.tree.leaves(flux))

@@ -96,7 +96,7 @@ class World:
         return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
 
     def weights(self, run):
-        """Trained parameters and their average, as the newest checkpoint has them."""
+        """Trainable parameters and their average, as the newest checkpoint has them."""
         folder = self.folder / run
         recipe = recipe_in(folder)
         base = loading.ModelFolder.open(recipe.model)

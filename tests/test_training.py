@@ -15,7 +15,7 @@ from tests.oracle import relative
 from train.objective import Examples
 from train.optimizer import optimizer
 from train.recipe import Stage
-from train.step import State, apply_gradient, gradient_of, mean_gradient
+from train.step import TrainState, apply_gradient, gradient_of, mean_gradient
 
 
 @pytest.fixture(autouse=True)
@@ -66,23 +66,23 @@ def worst(ours, theirs):
 def test_three_steps_equal_pytorch(golden):
     rule = optimizer(stage(golden))
     rope = rope_table(position_ids(7, *golden.config["grid"]), golden.flux.config)
-    state = State.start(golden.adapter, rule, average=True)
+    state = TrainState.start(golden.adapter, rule, ema=True)
     rate = jnp.float32(golden.config["optimizer"]["learning_rate"])
     gradient_fn = jax.jit(gradient_of)
     for step in range(golden.config["steps"]):
         out = f"step/{step}/out/"
         (loss, velocity), gradient = gradient_fn(
-            state.trained, golden.flux, examples(golden, step), rope
+            state.params, golden.flux, examples(golden, step), rope
         )
         assert relative(loss, golden[out + "loss"]) < 1e-5
         assert relative(velocity, golden[out + "velocity"]) < 1e-5
         assert relative(optax.tree.norm(gradient), golden[out + "grad_norm"]) < 1e-4
         if step == 0:
             clip = optax.clip_by_global_norm(golden.config["clip_global_norm"])
-            clipped, _ = clip.update(gradient, clip.init(state.trained))
+            clipped, _ = clip.update(gradient, clip.init(state.params))
             assert worst(clipped, golden.adapter_at("step/0/grad_after_clip/")) < 1e-4
         state, _ = update(state, loss, gradient, rate, jnp.float32(0.9), optimizer=rule)
-    assert worst(state.trained, golden.adapter_at("after/")) < 1e-4
+    assert worst(state.params, golden.adapter_at("after/")) < 1e-4
     assert int(state.step) == golden.config["steps"]
 
 
@@ -121,28 +121,31 @@ def test_sharded_accumulated_and_recomputed_gradients_are_the_same(golden, devic
     batch = jax.device_put(batch, NamedSharding(mesh, P("data")))
     models = jax.device_put((golden.adapter, golden.flux, rope), NamedSharding(mesh, P()))
     spread = jax.jit(lambda a, f, r, b: mean_gradient(a, f, r, lambda e: e, b, parts, remat=remat))
-    value, ours, row_loss, sigma = spread(*models, batch)
+    value, ours, per_example_loss, sigma = spread(*models, batch)
     assert len(value.sharding.device_set) == devices
     assert relative(value, loss) < 1e-5
     assert worst(ours, gradient) < 1e-5
-    assert relative(row_loss.mean(), loss) < 1e-5
+    assert relative(per_example_loss.mean(), loss) < 1e-5
     assert relative(sigma, batch.sigma) == 0
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_counts(golden):
     rule = optimizer(stage(golden))
-    state = State.start(golden.adapter, rule, average=True)
+    state = TrainState.start(golden.adapter, rule, ema=True)
     gradient = jax.tree.map(jnp.ones_like, golden.adapter)
     rate = jnp.float32(1e-3)
     for bad_loss, bad_gradient in ((jnp.nan, 1.0), (1.0, jnp.inf), (1.0, jnp.nan)):
         broken = jax.tree.map(lambda x, bad=bad_gradient: x * bad, gradient)
         after, _ = update(state, jnp.float32(bad_loss), broken, rate, rate, optimizer=rule)
-        for field in ("trained", "average", "optimizer"):
+        for field in ("params", "ema_params", "opt_state"):
             before = jax.tree.leaves(getattr(state, field))
             for a, b in zip(jax.tree.leaves(getattr(after, field)), before, strict=True):
                 assert (a == b).all()
-        assert (int(after.bad), int(after.step)) == (int(state.bad) + 1, int(state.step) + 1)
+        assert (int(after.nonfinite_steps), int(after.step)) == (
+            int(state.nonfinite_steps) + 1,
+            int(state.step) + 1,
+        )
         state = after
     healed, _ = update(state, jnp.float32(1.0), gradient, rate, rate, optimizer=rule)
-    assert int(healed.bad) == 0
-    assert worst(healed.trained, state.trained) > 0
+    assert int(healed.nonfinite_steps) == 0
+    assert worst(healed.params, state.params) > 0

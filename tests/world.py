@@ -127,7 +127,7 @@ class World:
         reader = Checkpoints(self.folder / run, Saving(), read_only=True)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         arrays = {}
-        for name, text in reader.facts(step)["arrays"].items():
+        for name, text in reader.run_metadata(step)["arrays"].items():
             dtype, shape = re.fullmatch(r"(\w+)\[(.*)\]", text).groups()
             sizes = [int(size) for size in shape.split(",") if size]
             arrays[name] = jax.ShapeDtypeStruct(sizes, dtype, sharding=here)

@@ -22,7 +22,7 @@ from train.data.dataset import Dataset
 from train.data.encoded_store import EncodedRows
 from train.data.errors import DataError
 from train.data.pictures import CENTRED, decode_pixels, prepare_target
-from train.encode import embeddings, moments
+from train.encode import embeddings, latent_posterior
 from train.encoded_cache import Cache
 from train.models import TEXT, Tokenizers, load_parts, tokenizers
 from train.recipe import Recipe
@@ -86,7 +86,7 @@ class Encoders:
         self._recipe, self._dataset = recipe, dataset
         self._tokenizers: Tokenizers = tokenizers(recipe, model)
         self._models = jax.device_put((model.t5, model.clip, model.vae), whole)
-        self._moments = jax.jit(lambda vae, x: moments(vae, x, jnp.dtype(recipe.dtype)))
+        self._moments = jax.jit(lambda vae, x: latent_posterior(vae, x, jnp.dtype(recipe.dtype)))
         self._embeddings = jax.jit(embeddings)
         self._threads = ThreadPoolExecutor()
 
@@ -118,7 +118,7 @@ class Encoders:
         return {int(numbers[i]): row for i, row in made.items()}
 
     def latents(self, plan: BatchPlan, records: np.ndarray) -> Made:
-        """Moments of the records' pictures, each cut to its bucket at the middle."""
+        """Latent posteriors of the records' pictures, each cut to its bucket at the middle."""
         rng = np.random.default_rng(0)  # draws nothing: CENTRED
         sizes = plan.bucket[np.searchsorted(plan.records, records)]
         made: Made = {}

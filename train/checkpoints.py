@@ -1,15 +1,17 @@
-"""Training state on disk: saved asynchronously by Orbax, trusted only with a checksum.
+"""Checkpoints of the training state: saved asynchronously by Orbax, verified by checksum.
 
 Orbax commits a step atomically, but loads flipped bits in silence and takes an empty directory
-for the newest step. So a step counts only once its manifest, the SHA-256 of every file, stands
-beside it; whatever has none, or differs, is set aside and never deleted or counted.
+for the newest step. So a step is valid only with a manifest, the SHA-256 of every file, which is
+written last. A step without a manifest, or that differs from it, is moved to quarantine, never
+deleted.
 
-    RUN/checkpoints/1500/...     Orbax's
-    RUN/manifests/1500.json      written after it
-    RUN/set-aside/               what could not be trusted
+    RUN/checkpoints/1500/...     written by Orbax
+    RUN/manifests/1500.json      written after the checkpoint
+    RUN/quarantine/              incomplete or damaged checkpoints
 """
 
 import json
+import re
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,20 +25,28 @@ from ic_jax.config import ConfigError
 from ic_jax.files import sha256_file, write_json
 from train.recipe import Saving
 
+# Fields of the state as older checkpoints name them.
+OLD_FIELDS = {
+    ".params": ".trained",
+    ".ema_params": ".average",
+    ".opt_state": ".optimizer",
+    ".nonfinite_steps": ".bad",
+}
+
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """Checkpoints of one run.
 
-    `read_only` leaves everything as it is, for a look at a run that may be going on.
+    `read_only` changes nothing on disk, so that a run in progress can be read.
     """
 
     def __init__(self, run: Path, saving: Saving, *, read_only: bool = False):
         self._steps, self._manifests = run / "checkpoints", run / "manifests"
-        self._aside = run / "set-aside"
+        self._quarantine = run / "quarantine"
         for folder in (self._steps, self._manifests):
             folder.mkdir(parents=True, exist_ok=True)
         if not read_only:
-            multihost.on_first("checkpoints", self._set_aside_untrusted)
+            multihost.on_first("checkpoints", self._quarantine_invalid)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=saving.keep,
             keep_period=saving.keep_every or None,
@@ -50,13 +60,16 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
+        """The newest valid step."""
         return max(self.steps, default=None)
 
-    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
-        """Start saving; the arrays are copied before this returns. All hosts save together.
+    def save(self, step: int, state: Any, run_metadata: dict[str, Any]) -> None:
+        """Start saving; the arrays are copied before this returns.
+
+        Collective: every process must call it.
 
         Args:
-            facts: JSON values that a resumed run is compared with (sizes, seed, data).
+            run_metadata: JSON values that a resumed run is compared with (sizes, seed, data).
 
         Raises:
             OSError: the save before this one failed.
@@ -66,41 +79,46 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_flat(state)),
-                facts=ocp.args.JsonSave(facts | {"arrays": _arrays(state)}),
+                facts=ocp.args.JsonSave(run_metadata | {"arrays": _arrays(state)}),
             ),
             force=True,
         )
         self._pending = self._committer.submit(self._commit, step)
 
     def wait(self) -> None:
-        """Return when everything is committed; raises what went wrong, OSError as a rule."""
+        """Wait until everything is committed.
+
+        Raises:
+            OSError: the save failed.
+        """
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     @property
     def steps(self) -> list[int]:
-        """All that are kept and have their manifest."""
-        kept = self._manager.all_steps()
-        return sorted(step for step in kept if self._manifest(step).exists())
+        """All steps that have a manifest, in order."""
+        return sorted(step for step in self._manager.all_steps() if self._manifest(step).exists())
 
-    def restore(self, abstract: Any, facts: dict[str, Any], step: int | None = None) -> Any:
-        """A state, by default the newest, laid out as `abstract` (shapes, dtypes, shardings).
+    def restore(self, abstract: Any, run_metadata: dict[str, Any], step: int | None = None) -> Any:
+        """Return the state of a step (default: the newest) with the shardings of `abstract`.
 
         Raises:
-            ConfigError: the run was started with other sizes, types, seed or data; names it.
+            ConfigError: names the size, dtype, seed or data in which the saved run differs.
         """
         step = self.latest if step is None else step
         assert step is not None
-        saved, facts = self.facts(step), json.loads(json.dumps(facts))  # tuples are lists there
-        for name in facts:
-            if saved.get(name) != facts[name]:
+        saved = self.run_metadata(step)
+        for name, value in json.loads(json.dumps(run_metadata)).items():  # tuples become lists
+            if saved.get(name) != value:
                 raise ConfigError(
                     f"{self._steps / str(step)}: {name} was {saved.get(name)} and is now "
-                    f"{facts[name]}; go on with the old one, or start another run"
+                    f"{value}; go on with the old one, or start another run"
                 )
-        # Orbax casts a wrong type in silence, and says of a wrong shape what nobody can read.
+        # Orbax casts another dtype in silence, and its error for another shape is unreadable.
         expected = _arrays(abstract)
+        rename = OLD_FIELDS if OLD_FIELDS[".nonfinite_steps"] in saved["arrays"] else {}
+        expected = {_renamed(name, rename): text for name, text in expected.items()}
         for name in sorted(expected.keys() | saved["arrays"].keys()):
             was, now = saved["arrays"].get(name), expected.get(name)
             if was != now:
@@ -108,25 +126,27 @@ class Checkpoints:
                     f"{self._steps / str(step)}: {name} was {was} and is now {now}; go on with "
                     "the old model and recipe, or start another run"
                 )
-        flat = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_flat(abstract)))
+        leaves, structure = jax.tree.flatten(abstract)
+        flat = dict(zip(expected, leaves, strict=True))
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(flat))
         ).state
-        structure = jax.tree.structure(abstract)
-        return jax.tree.unflatten(structure, [flat[name] for name in expected])
+        return jax.tree.unflatten(structure, [restored[name] for name in expected])
 
     def verify(self, step: int) -> None:
-        """ConfigError if a step's files are not what its manifest says."""
+        """Raise ConfigError if the files of a step differ from its manifest."""
         folder = self._steps / str(step)
-        if not self._trusted(folder):
+        if not self._is_valid(folder):
             raise ConfigError(f"{folder}: is damaged; name another --step, or go on training")
 
-    def facts(self, step: int) -> dict[str, Any]:
-        """What was saved as facts with a step."""
+    def run_metadata(self, step: int) -> dict[str, Any]:
+        """Return the metadata that was saved with a step, and dtype and shape of its "arrays"."""
         return self._manager.restore(
             step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
         ).facts
 
     def close(self) -> None:
+        """Wait for the last save, then release the folder."""
         try:
             self.wait()
         finally:
@@ -134,34 +154,32 @@ class Checkpoints:
             self._manager.close()
 
     def _commit(self, step: int) -> None:
-        self._manager.wait_until_finished()  # when all hosts have written
+        self._manager.wait_until_finished()  # until all processes have written
         if not multihost.is_first():
             return
         write_json(self._manifest(step), _digests(self._steps / str(step)))
-        kept = set(self._manager.all_steps())
+        steps = set(self._manager.all_steps())
         for manifest in self._manifests.glob("*.json"):
-            if int(manifest.stem) not in kept:
+            if int(manifest.stem) not in steps:
                 manifest.unlink()
 
     def _manifest(self, step: int) -> Path:
         return self._manifests / f"{step}.json"
 
-    def _set_aside_untrusted(self) -> None:
+    def _quarantine_invalid(self) -> None:
         for folder in sorted(self._steps.iterdir()):
-            if not folder.name.isdecimal() or self._trusted(folder):
+            if not folder.name.isdecimal() or self._is_valid(folder):
                 continue
-            self._aside.mkdir(exist_ok=True)
-            numbers = (f"{folder.name}.{n}" for n in range(1000))
-            place = next(
-                self._aside / name for name in numbers if not (self._aside / name).exists()
-            )
-            folder.rename(place)
+            self._quarantine.mkdir(exist_ok=True)
+            names = (self._quarantine / f"{folder.name}.{n}" for n in range(1000))
+            target = next(name for name in names if not name.exists())
+            folder.rename(target)
             warnings.warn(
-                f"{folder}: checkpoint is incomplete or damaged; set aside as {place}",
+                f"{folder}: checkpoint is incomplete or damaged; moved to {target}",
                 stacklevel=3,
             )
 
-    def _trusted(self, folder: Path) -> bool:
+    def _is_valid(self, folder: Path) -> bool:
         try:
             expected = json.loads(self._manifest(int(folder.name)).read_text())
         except (OSError, ValueError):
@@ -179,10 +197,16 @@ def _names(tree: Any) -> list[str]:
 
 
 def _arrays(tree: Any) -> dict[str, str]:
-    """Each leaf's type and shape, by path."""
+    """Return dtype and shape of each leaf, by path."""
     return {name: f"{x.dtype}{list(x.shape)}" for name, x in _flat(tree).items()}
 
 
 def _flat(tree: Any) -> dict[str, Any]:
-    """Leaves by path: what is on disk does not depend on classes of this program."""
+    """Return the leaves by path, so that checkpoints do not depend on the classes of the tree."""
     return dict(zip(_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _renamed(path: str, names: dict[str, str]) -> str:
+    """Return a leaf's path with its first part renamed."""
+    field = re.match(r"\.\w+|", path)[0]  # type: ignore[index]
+    return names.get(field, field) + path[len(field) :]

@@ -1,8 +1,9 @@
-"""The reference effect: does the adapter look at the reference at all?
+"""Reference effect: how much the adapter's prediction depends on the reference.
 
-The flow-matching loss falls within hundreds of steps and then says nothing. So held-out targets
-are scored twice on the same noise, with their own reference and with another character's; what
-the wrong one costs is the effect. It starts at 0, since the adapter's values start at zero.
+The flow-matching loss falls within hundreds of steps and then tells no more. So held-out targets
+are scored twice on the same noise, with their own reference and with another character's. The
+effect is the rise of the loss with the wrong reference. It starts at 0, since the adapter's
+values start at zero.
 """
 
 from collections.abc import Iterable
@@ -21,15 +22,15 @@ from ic_jax.models.flux import Flux
 from ic_jax.models.rope import Rope
 from ic_jax.sharding import gather_to_host
 from train.data.encoded_store import Embeddings
-from train.data.loader import Batch as HostBatch
-from train.encode import Batch, Frozen, Ids, Knobs, encode, row_keys
-from train.feed import Feed
-from train.objective import Examples, Trained, velocity
+from train.data.loader import HostBatch
+from train.encode import Frozen, Ids, StepBatch, StepScalars, encode, row_keys
+from train.objective import Examples, Trainable, velocity
 from train.recipe import Recipe, Stage
+from train.step_inputs import StepInputs
 
 
 class Effect(NamedTuple):
-    """Mean squared errors of each row."""
+    """Mean squared errors of each row, with the right and with the wrong reference."""
 
     right: Float[Array, "b"]
     wrong: Float[Array, "b"]
@@ -38,7 +39,7 @@ class Effect(NamedTuple):
 def reference_effect(
     adapter: Adapter, flux: Flux, examples: Examples, rope: Rope, other: Int[Array, "b"]
 ) -> Effect:
-    """Errors with each row's own reference, and with that of row `other`."""
+    """Return the errors with the reference of each row itself, and with that of row `other`."""
     dtype = examples.prompt_embeds.dtype
     adapter = jax.tree.map(lambda x: x.astype(dtype), adapter)
     assert examples.features is not None
@@ -52,58 +53,61 @@ def reference_effect(
 
 
 def other_characters(characters: list[str]) -> np.ndarray:
-    """For each row the next one, going round, that shows another character; int32 [b].
+    """Return for each row the next row, cyclically, of another character; int32 [b].
 
-    A row without any points at itself: its effect is 0.
+    A row gets its own number where all rows show the same character: its effect is 0.
     """
     n = len(characters)
-    chosen = np.arange(n, dtype=np.int32)
+    others = np.arange(n, dtype=np.int32)
     for i in range(n):
-        ahead = ((i + k) % n for k in range(1, n))
-        chosen[i] = next((j for j in ahead if characters[j] != characters[i]), i)
-    return chosen
+        following = ((i + k) % n for k in range(1, n))
+        others[i] = next((j for j in following if characters[j] != characters[i]), i)
+    return others
 
 
-class Meter:
-    """Measures the effect on the same held-out batches and noise every time."""
+class ReferenceEffectMeter:
+    """Measures the reference effect, on the same held-out batches and noise every time."""
 
-    def __init__(self, recipe: Recipe, name: str, found: Iterable[HostBatch], feed: Feed):
-        """For the stage called `name`, on the batches `found` (`train.stage_data.measuring`)."""
-        self._feed, stage = feed, recipe.stages[name]
+    def __init__(
+        self, recipe: Recipe, stage: Stage, batches: Iterable[HostBatch], inputs: StepInputs
+    ):
+        """Keep `batches` (those of `train.stage_data.measuring`) on the devices."""
+        self._inputs = inputs
         self._program = partial(_measured, timesteps=stage.timesteps, dtype=jnp.dtype(recipe.dtype))
         self._batches: list[tuple] = []
-        for i, host in enumerate(found):
-            other = other_characters(host.character)
-            knobs = self._settled(feed.knobs(stage, 0, host), stage)
-            given = (feed.batch(host), feed.rope(host), knobs, *feed.put((other, np.int32(i))))
-            self._batches.append(given)
+        for i, host in enumerate(batches):
+            rows = inputs.replicate((other_characters(host.character), np.int32(i)))
+            scalars = self._without_dropout(inputs.scalars(stage, 0, host), stage)
+            self._batches.append((inputs.batch(host), inputs.rope(host), scalars, *rows))
 
-    def measure(self, adapter: Trained) -> dict[str, float]:
-        """The effect, and the two mean losses that it is the difference of."""
-        feed = self._feed
-        found = [self._program(adapter, feed.frozen, feed.empty, *given) for given in self._batches]
-        right, wrong = (np.concatenate(x) for x in zip(*gather_to_host(found), strict=True))
+    def measure(self, adapter: Trainable) -> dict[str, float]:
+        """Return the effect, and the mean losses with the right and the wrong reference."""
+        constant = (self._inputs.frozen, self._inputs.empty)
+        effects = [self._program(adapter, *constant, *batch) for batch in self._batches]
+        right, wrong = (np.concatenate(x) for x in zip(*gather_to_host(effects), strict=True))
         return {
             "reference effect": float((wrong - right).mean()),
             "loss/right reference": float(right.mean()),
             "loss/wrong reference": float(wrong.mean()),
         }
 
-    def _settled(self, knobs: Knobs, stage: Stage) -> Knobs:
-        """Nothing is dropped, but the words where the stage trains without any: told what to
-        draw, an adapter that never was has an effect some times smaller, lost in the noise."""
+    def _without_dropout(self, scalars: StepScalars, stage: Stage) -> StepScalars:
+        """Disable dropout, except of the text where the stage trains without prompts.
+
+        An adapter that never saw prompts shows almost no effect when it is given one.
+        """
         values = {"text_dropout": float(stage.text_dropout == 1), "subject_dropout": 0.0}
-        put = self._feed.put({name: np.float32(value) for name, value in values.items()})
-        return knobs.replace(**put)  # type: ignore[attr-defined]
+        changes = self._inputs.replicate({k: np.float32(v) for k, v in values.items()})
+        return scalars.replace(**changes)  # type: ignore[attr-defined]
 
 
 def _measure(
     adapter: Adapter,
     frozen: Frozen,
     empty: Ids | Embeddings,
-    batch: Batch,
+    batch: StepBatch,
     rope: Rope,
-    knobs: Knobs,
+    scalars: StepScalars,
     other: Int[Array, "b"],
     number: Int[Array, ""],
     *,
@@ -111,7 +115,7 @@ def _measure(
     dtype: DTypeLike,
 ) -> Effect:
     keys = row_keys(jnp.zeros_like(number), number, batch)
-    examples = encode(frozen, batch, keys, empty, knobs, adapter.config, timesteps, dtype)
+    examples = encode(frozen, batch, keys, empty, scalars, adapter.config, timesteps, dtype)
     return reference_effect(adapter, frozen.transformer, examples, rope, other)
 
 

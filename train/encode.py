@@ -1,4 +1,4 @@
-"""What the frozen encoders make of a batch, or a cache has of it, with the noise drawn to it.
+"""Encoding of a batch by the frozen encoders (or read from the cache), and its noise.
 
 Everything random follows from a key for each row, so it does not depend on how rows lie on devices.
 """
@@ -20,15 +20,15 @@ from ic_jax.models.flux import Flux
 from ic_jax.models.siglip import SiglipVision
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
-from train.data.encoded_store import Embeddings, Moments
+from train.data.encoded_store import Embeddings, LatentPosterior
 from train.objective import Examples
 
 
 class Frozen(NamedTuple):
-    """The base: arguments of the step like the batch, never its results.
+    """Frozen base: an argument of the step like the batch, never one of its results.
 
-    Encoders are absent where they are not run: a cache has their results, or a LoRA is trained,
-    which knows of no reference.
+    An encoder that is not run is None: its results are cached, or a LoRA is trained, which
+    needs no reference.
     """
 
     transformer: Flux
@@ -40,31 +40,31 @@ class Frozen(NamedTuple):
 
 
 class Ids(NamedTuple):
-    """Tokenized prompts; without b, one of them."""
+    """Tokenized prompts; without b, a single one."""
 
     clip: Int[Array, "*b n"]
     t5: Int[Array, "*b t"]
 
 
 class Reference(NamedTuple):
-    """The reference pictures whole, and in four tiles."""
+    """Reference pictures at low resolution, and as four tiles at high resolution."""
 
     low: UInt8[Array, "b s s 3"]
     high: UInt8[Array, "b 4 s s 3"]
 
 
-class Batch(NamedTuple):
-    """One batch as the loader gives it, or as a cache has it."""
+class StepBatch(NamedTuple):
+    """Global batch of the step, on the devices: raw, or read from the cache."""
 
-    target: UInt8[Array, "b h w 3"] | Moments
+    target: UInt8[Array, "b h w 3"] | LatentPosterior
     prompt: Ids | Embeddings
     reference: Reference | None  # only for the adapter
-    focus: Float[Array, "b y x"] | None = None  # density of what counts most, by latents
+    focus: Float[Array, "b y x"] | None = None  # density of the focus boxes, by latent
 
 
 @struct.dataclass
-class Knobs:
-    """A stage's numbers that the step takes as arguments: changing them compiles nothing."""
+class StepScalars:
+    """Numbers of a stage that are arguments of the step: changing them compiles nothing."""
 
     learning_rate: Float[Array, ""]
     shift: Float[Array, ""]  # of noise levels, e^mu; 1 is none
@@ -75,8 +75,8 @@ class Knobs:
     focus: Float[Array, ""]
 
 
-def row_keys(seed: Int[Array, ""], step: Int[Array, ""], batch: Batch) -> Array:
-    """One random key for each row of a batch."""
+def row_keys(seed: Int[Array, ""], step: Int[Array, ""], batch: StepBatch) -> Array:
+    """Return one random key for each row of a batch."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     rows = jnp.arange(batch.prompt[0].shape[0])
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
@@ -84,27 +84,27 @@ def row_keys(seed: Int[Array, ""], step: Int[Array, ""], batch: Batch) -> Array:
 
 def encode(
     frozen: Frozen,
-    batch: Batch,
+    batch: StepBatch,
     keys: Array,
     empty: Ids | Embeddings,
-    knobs: Knobs,
+    scalars: StepScalars,
     config: AdapterConfig | None,
     timesteps: str,
     dtype: DTypeLike,
 ) -> Examples:
-    """Run the frozen encoders, and draw each row's noise, noise level and dropouts.
+    """Run the frozen encoders, and sample the noise, noise level and dropouts of each row.
 
     Args:
-        empty: the empty prompt, of the same kind as the batch's.
-        config: the adapter's; without one there are no features of the reference.
+        empty: the empty prompt, of the same type as the batch's prompts.
+        config: of the adapter; None computes no features of the reference.
     """
     draws = jax.vmap(lambda key: jax.random.split(key, 5))(keys)
     drop_text, drop_subject = (
         jax.vmap(jax.random.bernoulli, (0, None))(draws[:, i], p)
-        for i, p in enumerate((knobs.text_dropout, knobs.subject_dropout))
+        for i, p in enumerate((scalars.text_dropout, scalars.subject_dropout))
     )
     prompt = jax.tree.map(
-        lambda none, own: jnp.where(drop_text.reshape(-1, *[1] * none.ndim), none, own),
+        lambda e, p: jnp.where(drop_text.reshape(-1, *[1] * e.ndim), e, p),
         empty,
         batch.prompt,
     )
@@ -113,11 +113,11 @@ def encode(
         assert frozen.clip is not None
         prompt = embeddings(frozen.t5, frozen.clip, prompt)
     target = batch.target
-    if not isinstance(target, Moments):
+    if not isinstance(target, LatentPosterior):
         assert frozen.vae is not None
-        target = moments(frozen.vae, target, dtype)
-    mean, deviation = target
-    latents = pack(mean + deviation * _normal(draws[:, 2], mean.shape[1:]))
+        target = latent_posterior(frozen.vae, target, dtype)
+    mean, std = target
+    latents = pack(mean + std * _normal(draws[:, 2], mean.shape[1:]))
     features = None
     if config is not None:
         assert frozen.siglip is not None
@@ -126,36 +126,40 @@ def encode(
         features = subject_features(frozen.siglip, frozen.dinov2, config, *batch.reference, dtype)
     weight = None
     if batch.focus is not None:
-        spread = 1 - knobs.focus + knobs.focus * batch.focus
+        spread = 1 - scalars.focus + scalars.focus * batch.focus
         weight = pack(jnp.broadcast_to(spread[..., None], mean.shape))
     return Examples(
         latents=latents,
         noise=_normal(draws[:, 3], latents.shape[1:]),
-        sigma=noise_levels(draws[:, 4], timesteps, knobs.shift),
+        sigma=noise_levels(draws[:, 4], timesteps, scalars.shift),
         prompt_embeds=prompt.t5,
         pooled=prompt.pooled,
         features=features,
         subject_scale=1.0 - drop_subject.astype(jnp.float32),
-        guidance=jnp.full(len(keys), knobs.guidance),
+        guidance=jnp.full(len(keys), scalars.guidance),
         weight=weight,
     )
 
 
 def embeddings(t5: T5Encoder, clip: ClipText, ids: Ids) -> Embeddings:
-    """What the two text encoders make of prompts."""
+    """Return the embeddings of prompts by both text encoders."""
     return Embeddings(t5(ids.t5), clip(ids.clip))
 
 
-def moments(vae: Vae, pixels: UInt8[Array, "b h w 3"], dtype: DTypeLike) -> Moments:
-    """Mean and standard deviation of FLUX's latents of pictures, float32 [b, h/8, w/8, c]."""
+def latent_posterior(
+    vae: Vae, pixels: UInt8[Array, "b h w 3"], dtype: DTypeLike
+) -> LatentPosterior:
+    """Encode pictures to mean and standard deviation of FLUX's latents, float32."""
     x = (pixels.astype(jnp.float32) / 127.5 - 1).astype(dtype)
     mean, logvar = (x.astype(jnp.float32) for x in vae.encode(x))
-    return Moments(vae.to_latents(mean), jnp.exp(logvar / 2) * vae.config.scaling_factor)
+    return LatentPosterior(vae.to_latents(mean), jnp.exp(logvar / 2) * vae.config.scaling_factor)
 
 
 def noise_levels(keys: Array, timesteps: str, shift: Float[Array, ""]) -> Float[Array, "b"]:
-    """Noise levels in 0..1, logit-normal (Stable Diffusion 3, arXiv 2403.03206) or uniform,
-    then shifted as FLUX's schedule is for the picture's length."""
+    """Return noise levels in 0..1, shifted as FLUX's schedule is for the picture's length.
+
+    They are logit-normal (Stable Diffusion 3, arXiv 2403.03206) or uniform before the shift.
+    """
     if timesteps == "logit-normal":
         sigma = jax.nn.sigmoid(jax.vmap(jax.random.normal)(keys))
     else:

@@ -13,7 +13,7 @@ import numpy as np
 from ic_jax.weights.model_folder import ModelFolder
 from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
-from train.data.encoded_store import Embeddings, EncodedRows, Moments
+from train.data.encoded_store import Embeddings, EncodedRows, LatentPosterior
 from train.data.hashing import digest
 from train.recipe import Recipe
 
@@ -56,7 +56,7 @@ class Cache:
         settings = {"sizes": [list(size) for size in plan.sizes], "records": records}
         return EncodedRows(
             self._folder / f"latents-{plan.resolution}-{digest(settings)[:8]}",
-            Moments,
+            LatentPosterior,
             plan.records,
             self._common | self._data | self._vae | settings,
         )

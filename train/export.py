@@ -18,10 +18,10 @@ from ic_jax.weights.model_folder import ModelFolder, ModelWriter
 from ic_jax.weights.safetensors_io import Spec
 from train import lora
 from train.checkpoints import Checkpoints
-from train.objective import Trained
+from train.objective import Trainable
 from train.optimizer import optimizer
 from train.recipe import Recipe, recipe_of
-from train.step import State
+from train.step import TrainState
 
 
 def export(
@@ -85,7 +85,7 @@ def recipe_in(run: Path) -> Recipe:
 
 def kept(
     run: Path, recipe: Recipe, base: ModelFolder, *, step: int | None = None, ema: bool = True
-) -> tuple[int, Trained]:
+) -> tuple[int, Trainable]:
     """(step, what was trained) of a checkpoint, by default the newest: the averaged weights
     if `ema`."""
     checkpoints = Checkpoints(run, recipe.saving, read_only=True)
@@ -97,24 +97,24 @@ def kept(
             have = ", ".join(map(str, checkpoints.steps))
             raise ConfigError(f"--step {step}: {run} has kept {have}")
         first = next(iter(recipe.stages.values()))
-        make = partial(State.start, optimizer=optimizer(first), average=recipe.averages)
+        make = partial(TrainState.start, optimizer=optimizer(first), ema=recipe.averages)
         where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            jax.eval_shape(make, _abstract(recipe, base, checkpoints.facts(step))),
+            jax.eval_shape(make, _abstract(recipe, base, checkpoints.run_metadata(step))),
         )
         checkpoints.verify(step)
         state = checkpoints.restore(abstract, {}, step)
     finally:
         checkpoints.close()
-    return step, state.average if ema and state.average is not None else state.trained
+    return step, state.ema_params if ema and state.ema_params is not None else state.params
 
 
-def _abstract(recipe: Recipe, base: ModelFolder, facts: dict[str, Any]) -> Trained:
+def _abstract(recipe: Recipe, base: ModelFolder, metadata: dict[str, Any]) -> Trainable:
     """What was trained, shapes in place of arrays."""
     flux = loading.read_config(base, "transformer")
     if settings := recipe.lora:
         module = loading.abstract("transformer", flux)
         return jax.eval_shape(lambda: lora.fresh(module, settings, recipe.seed))
-    config = AdapterConfig.from_dict(facts["adapter"])
+    config = AdapterConfig.from_dict(metadata["adapter"])
     return loading.abstract("adapter", config, flux)

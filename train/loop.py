@@ -24,17 +24,17 @@ from train.checkpoints import Checkpoints
 from train.data.batch_plan import BatchPlan
 from train.data.characters import held_out
 from train.data.dataset import Dataset
-from train.data.loader import Batch, Cached, Skips, batches
+from train.data.loader import Cached, HostBatch, SkipCounter, batches
 from train.data.pictures import CENTRED, Augment
-from train.effect import Meter
+from train.effect import ReferenceEffectMeter
 from train.encoded_cache import Cache
-from train.feed import Feed
-from train.models import base_digests, load_models, trained_facts
+from train.models import base_digests, load_models, trainable_metadata
 from train.optimizer import learning_rate, optimizer
 from train.preview import Preview
 from train.recipe import Recipe, Stage
-from train.report import Report, Silence, by_sigma
-from train.run_folder import Agreement, Stopped, StopRequest, owned
+from train.report import NullReport, Report, by_sigma
+from train.run_folder import StopAgreement, Stopped, StopRequest, owned
+from train.step_inputs import StepInputs
 
 Log = list[tuple[steps.Metrics, int, float]]  # metrics, samples and model FLOPs of each step
 
@@ -76,33 +76,38 @@ class Run:
         self.plans = list(stage_data.every(recipe, self.dataset, self.held))
         self.cache = self._cache()
         self.models = load_models(recipe)
-        self.stop = Agreement(stop, self.models.mesh)
-        self.feed = Feed(recipe, self.models, self.cache)
+        self.stop = StopAgreement(stop, self.models.mesh)
+        self.inputs = StepInputs(recipe, self.models, self.cache)
         self.step = self.saved = self.checkpoints.latest or 0  # global, over all stages
-        self.skips = Skips()
+        self.skips = SkipCounter()
         self.state = self._start()
         self.report = self._report()
         self.preview = Preview(recipe, self.models, self.dataset, self.held, self.cache)
 
     def stage(self, name: str) -> None:
         """Train through what is left of a stage."""
-        recipe, feed, stage = self.recipe, self.feed, self.recipe.stages[name]
+        recipe, inputs, stage = self.recipe, self.inputs, self.recipe.stages[name]
         first = recipe.first_steps()[name]
         start, end = self.step - first, stage.steps
         if start >= end:
             return
         program, meter = self._program(stage), self._meter(name)
         plan = stage_data.training(recipe, name, self.dataset, self.held)
-        rows = feed.own_rows(plan.batch)
+        rows = inputs.local_rows(plan.batch)
         cell = self.models.vae.downscale if stage.focus else None
         found = self._batches(plan, Augment(), start, end, self.skips, rows, cell)
         quiet = None if multihost.is_first() else True  # None: where nobody looks
         bar = tqdm(found, desc=name, initial=start, total=end, unit="step", disable=quiet)
-        seed, log, clock = feed.put(np.int32(recipe.seed)), Log(), time.perf_counter()
+        seed, log, clock = inputs.replicate(np.int32(recipe.seed)), Log(), time.perf_counter()
         for at, host in zip(range(start, end), bar, strict=True):
-            given = (feed.batch(host), feed.empty, feed.rope(host), feed.knobs(stage, at, host))
+            given = (
+                inputs.batch(host),
+                inputs.empty,
+                inputs.rope(host),
+                inputs.scalars(stage, at, host),
+            )
             with jax.transfer_guard("disallow"):
-                self.state, metrics = program(self.state, feed.frozen, *given, seed)
+                self.state, metrics = program(self.state, inputs.frozen, *given, seed)
             self.step = first + at + 1
             samples = stage.batch
             log.append((metrics, samples, samples * self._sample_flops(len(given[2].cos))))
@@ -117,7 +122,7 @@ class Run:
                 self.report.scalars(self.step, values)
                 bar.set_postfix(loss=f"{values['loss']:.4f}")
             if meter and self._due(recipe.reporting.effect_every, last):
-                self.report.scalars(self.step, meter.measure(self.state.trained))
+                self.report.scalars(self.step, meter.measure(self.state.params))
             if self._due(recipe.reporting.preview_every, last):
                 self.report.picture(self.step, "preview", self.preview.draw(self.state, self.step))
             stopping = self.stop.wanted()
@@ -133,14 +138,14 @@ class Run:
         """Start saving the state, unless it is saved already."""
         if self.saved != self.step:
             counted = {"samples": asdict(self.skips)}
-            self.checkpoints.save(self.step, self.state, self._facts() | counted)
+            self.checkpoints.save(self.step, self.state, self._run_metadata() | counted)
             self.saved = self.step
 
     def close(self) -> None:
         self.report.close()
         self.checkpoints.close()
 
-    def _facts(self) -> dict[str, Any]:
+    def _run_metadata(self) -> dict[str, Any]:
         """What must be the same when a run goes on."""
         recipe, firsts = self.recipe, self.recipe.first_steps()
         done = {n: s.steps for n, s in recipe.stages.items() if firsts[n] + s.steps <= self.step}
@@ -152,15 +157,15 @@ class Run:
             "cached": bool(recipe.cache),
             "text_length": recipe.text_length,
             "model": base_digests(recipe),
-            **trained_facts(recipe, self.models.trained),
+            **trainable_metadata(recipe, self.models.trained),
             "finished stages": done,
         }
 
-    def _report(self) -> Report | Silence:
+    def _report(self) -> Report | NullReport:
         """The first host's reports and files; the others write checkpoints only."""
         recipe = self.recipe
         if not multihost.is_first():
-            return Silence()
+            return NullReport()
         write_json(recipe.out / "recipe.json", recipe.to_dict())
         return Report(recipe.out, self.step, recipe.reporting.wandb, recipe.to_dict())
 
@@ -179,10 +184,10 @@ class Run:
         augment: Augment,
         start: int,
         stop: int,
-        skips: Skips | None = None,
+        skips: SkipCounter | None = None,
         rows: Sequence[int] | None = None,
         cell: int | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[HostBatch]:
         siglip, stored = self.models.frozen.siglip, self.cache
         return batches(
             self.dataset,
@@ -197,19 +202,24 @@ class Run:
             rows=rows,
         )
 
-    def _meter(self, name: str) -> Meter | None:
+    def _meter(self, name: str) -> ReferenceEffectMeter | None:
         """None where there is nothing to measure."""
         if not stage_data.measures(self.recipe, self.held):
             return None
         plan = stage_data.measuring(self.recipe, name, self.dataset, self.held)
         # As many rows, whatever the parts that a batch is computed in.
         count = self.recipe.reporting.effect_batches * self.recipe.stages[name].accumulate
-        return Meter(self.recipe, name, self._batches(plan, CENTRED, 0, count), self.feed)
+        return ReferenceEffectMeter(
+            self.recipe,
+            self.recipe.stages[name],
+            self._batches(plan, CENTRED, 0, count),
+            self.inputs,
+        )
 
-    def _start(self) -> steps.State:
+    def _start(self) -> steps.TrainState:
         """A fresh state, or the newest saved one."""
-        stage, start = next(iter(self.recipe.stages.values())), steps.State.start
-        given: dict[str, Any] = {"optimizer": optimizer(stage), "average": self.recipe.averages}
+        stage, start = next(iter(self.recipe.stages.values())), steps.TrainState.start
+        given: dict[str, Any] = {"optimizer": optimizer(stage), "ema": self.recipe.averages}
         shapes = jax.eval_shape(partial(start, **given), self.models.trained)
         places = shardings(shapes, self.models.mesh)
         if self.checkpoints.latest is None:
@@ -218,8 +228,8 @@ class Run:
         abstract = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
         )
-        state = self.checkpoints.restore(abstract, self._facts())
-        self.skips = Skips(**self.checkpoints.facts(self.step)["samples"])
+        state = self.checkpoints.restore(abstract, self._run_metadata())
+        self.skips = SkipCounter(**self.checkpoints.run_metadata(self.step)["samples"])
         return state
 
     def _program(self, stage: Stage) -> Callable:
@@ -246,17 +256,19 @@ class Run:
     def _summary(self, log: Log, seconds: float) -> dict[str, float]:
         """Means since the last summary; FloatingPointError after too many bad steps."""
         found = gather_to_host([metrics for metrics, *_ in log])
-        bad = max(int(metrics.bad) for metrics in found)
+        bad = max(int(metrics.nonfinite_steps) for metrics in found)
         if bad >= self.recipe.stop_after_bad:
             raise FloatingPointError(
                 f"{bad} steps in a row up to step {self.step} had a loss or gradient that is not "
                 "finite; lower the learning rate, or look at the data of those steps"
             )
         speed = {"bad": bad, **self._speed(log, seconds)}
-        good = [m for m in found if m.bad == 0]
+        good = [m for m in found if m.nonfinite_steps == 0]
         if not good:
             return {"loss": float("nan"), **speed}
-        rows, sigma = (np.concatenate([getattr(m, f) for m in good]) for f in ("row_loss", "sigma"))
+        rows, sigma = (
+            np.concatenate([getattr(m, f) for m in good]) for f in ("per_example_loss", "sigma")
+        )
         return {
             "loss": float(np.mean([m.loss for m in good])),
             "gradient norm": float(np.mean([m.grad_norm for m in good])),

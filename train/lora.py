@@ -18,7 +18,7 @@ from ic_jax.models.flux import Flux
 from ic_jax.models.layers import Linear, LowRankMap
 from ic_jax.weights.loading import parameters
 from ic_jax.weights.lora import LowRank
-from train.recipe import Lora
+from train.recipe import LoraConfig
 
 StyleLora = dict[str, LowRankMap]
 Maps = tuple[tuple[str, tuple[int, ...], Any], ...]  # name, shape and axes of each kernel
@@ -26,7 +26,7 @@ Maps = tuple[tuple[str, tuple[int, ...], Any], ...]  # name, shape and axes of e
 KERNEL = ".kernel"
 
 
-def fresh(flux: Flux, settings: Lora, seed: int) -> StyleLora:
+def fresh(flux: Flux, settings: LoraConfig, seed: int) -> StyleLora:
     """The LoRA before training, float32: A random, B zero, so that it changes nothing yet.
 
     A is uniform within 1 / sqrt(in) either way, as peft draws it.

@@ -29,7 +29,7 @@ from ic_jax.weights.tensors import WeightsError
 from train import lora
 from train.data.hashing import digest
 from train.encode import Frozen, Ids
-from train.objective import Trained
+from train.objective import Trainable
 from train.recipe import Recipe
 
 TEXT = ("t5", "clip", "tokenizer", "tokenizer_2")
@@ -55,7 +55,7 @@ class Models:
 
     model: loading.Model
     frozen: Frozen
-    trained: Trained  # before training
+    trained: Trainable  # before training
     scheduler: SchedulerConfig
     vae: VaeConfig
     tokenizers: Tokenizers | None  # None: a cache has the text
@@ -106,7 +106,7 @@ def mesh_for(recipe: Recipe) -> tuple[Mesh, bool]:
         fresh = loading.abstract("adapter", adapter_config(recipe), flux)
     dtype = jnp.dtype(recipe.dtype)
     mesh, whole = auto_mesh.for_training(recipe.mesh, recipe.model, dtype, rows, fresh)
-    return mesh, whole if recipe.base == "auto" else recipe.base == "whole"
+    return mesh, whole if recipe.base == "auto" else recipe.base == "replicated"
 
 
 def load_parts(
@@ -132,7 +132,7 @@ def tokenizers(recipe: Recipe, model: loading.Model) -> Tokenizers:
     return Tokenizers(tokenizer, recipe.text_length)
 
 
-def _trained(recipe: Recipe, frozen: Frozen, folder: ModelFolder, mesh: Mesh) -> Trained:
+def _trained(recipe: Recipe, frozen: Frozen, folder: ModelFolder, mesh: Mesh) -> Trainable:
     if recipe.lora:
         fresh = lora.fresh(frozen.transformer, recipe.lora, recipe.seed)
         return replicate_to_mesh(fresh, NamedSharding(mesh, P()))
@@ -156,7 +156,7 @@ def base_digests(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def trained_facts(recipe: Recipe, trained: Trained) -> dict[str, Any]:
+def trainable_metadata(recipe: Recipe, trained: Trainable) -> dict[str, Any]:
     """What is trained, in JSON: what a checkpoint must say when it is read again."""
     return {
         "adapter": trained.config.to_dict() if isinstance(trained, Adapter) else None,

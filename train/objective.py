@@ -1,8 +1,8 @@
-"""The flow-matching loss of FLUX with what is trained in it: the adapter, or a style LoRA.
+"""Flow-matching loss of FLUX, for the adapter or a style LoRA.
 
 x_s = (1 - s) x0 + s noise; the target is the velocity noise - x0; the loss is the mean squared
-error (black-forest-labs/flux; SPEC of this project, "Training"). Only what is trained is
-differentiated: the base is an argument like the batch.
+error (black-forest-labs/flux; SPEC of this project, "Training"). Only the
+trainable parameters are differentiated: the base is an argument like the batch.
 """
 
 from typing import NamedTuple
@@ -19,11 +19,11 @@ from ic_jax.models.layers import Remat
 from ic_jax.models.rope import Rope
 from train.lora import StyleLora, with_lora
 
-Trained = Adapter | StyleLora
+Trainable = Adapter | StyleLora
 
 
 class Examples(NamedTuple):
-    """Encoded examples with their noise: all that the loss depends on beside the models."""
+    """Encoded examples with their noise: the loss depends on them and the models alone."""
 
     latents: Float[Array, "b n c"]  # packed, of the target pictures
     noise: Float[Array, "b n c"]
@@ -33,41 +33,41 @@ class Examples(NamedTuple):
     features: SubjectFeatures | None  # of the reference pictures; a LoRA has none
     subject_scale: Float[Array, "b"]  # 0 drops the subject
     guidance: Float[Array, "b"]
-    weight: Float[Array, "b n c"] | None = None  # of each latent's error, mean 1; None: alike
+    weight: Float[Array, "b n c"] | None = None  # of each latent's error, mean 1; None is 1
 
 
 def velocity(
-    trained: Trained, flux: Flux, examples: Examples, rope: Rope, *, remat: Remat = "none"
+    params: Trainable, flux: Flux, examples: Examples, rope: Rope, *, remat: Remat = "none"
 ) -> Float[Array, "b n c"]:
-    """The model's velocity at each example's noise level, float32."""
+    """Return the model's velocity at each example's noise level, float32."""
     e, dtype = examples, examples.prompt_embeds.dtype
     sigma = e.sigma[:, None, None]
     noisy = ((1 - sigma) * e.latents + sigma * e.noise).astype(dtype)
     prompt = None
-    if isinstance(trained, Adapter):
+    if isinstance(params, Adapter):
         assert e.features is not None
-        projector = trained.image_proj
+        projector = params.image_proj
         gathered = projector.gather(e.features, remat=remat)
         tokens = projector.resample(gathered, 1000.0 * e.sigma, remat=remat)
-        prompt = ImagePrompt(trained.ip_adapter, tokens, e.subject_scale)
+        prompt = ImagePrompt(params.ip_adapter, tokens, e.subject_scale)
     else:
-        flux = with_lora(flux, trained)
+        flux = with_lora(flux, params)
     return flux(
         noisy, e.prompt_embeds, e.pooled, e.sigma, e.guidance, rope, prompt, remat=remat
     ).astype(jnp.float32)
 
 
 def loss(
-    trained: Trained, flux: Flux, examples: Examples, rope: Rope, *, remat: Remat = "none"
+    params: Trainable, flux: Flux, examples: Examples, rope: Rope, *, remat: Remat = "none"
 ) -> tuple[Float[Array, ""], Float[Array, "b n c"]]:
-    """Mean squared error over all elements, by their weight, and the velocity.
+    """Return the weighted mean squared error over all elements, and the velocity.
 
-    Trained parameters, float32 masters, are cast to the base's dtype inside, so that gradients
-    arrive in float32.
+    The float32 parameters are cast to the base's dtype inside, so that their gradients are
+    float32.
     """
     dtype = examples.prompt_embeds.dtype
-    half = jax.tree.map(lambda x: x.astype(dtype), trained)
-    predicted = velocity(half, flux, examples, rope, remat=remat)
+    cast = jax.tree.map(lambda x: x.astype(dtype), params)
+    predicted = velocity(cast, flux, examples, rope, remat=remat)
     error = jnp.square(predicted - (examples.noise - examples.latents))
     if examples.weight is not None:
         error = examples.weight * error

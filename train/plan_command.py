@@ -14,16 +14,16 @@ from ic_jax.models.rope import Rope
 from ic_jax.planning import compile_plan
 from ic_jax.sharding import describe, make_mesh, parse, shardings
 from train import flops
-from train.encode import Batch, Frozen, Ids, Knobs, Reference
+from train.encode import Frozen, Ids, Reference, StepBatch, StepScalars
 from train.optimizer import optimizer
 from train.recipe import Stage
-from train.step import State, train_step
+from train.step import TrainState, train_step
 
 BASE, ENCODERS, MASTERS, AVERAGE, MOMENTS, BATCH = tuple[Any, ...](
     ("base", "encoders", "masters", "their average", "moments", "batch")
 )
 KINDS = (
-    State(MASTERS, AVERAGE, MOMENTS, BATCH, BATCH),
+    TrainState(MASTERS, AVERAGE, MOMENTS, BATCH, BATCH),
     Frozen(BASE, *[ENCODERS] * 5),
     *[BATCH] * 5,
 )
@@ -43,7 +43,7 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
     )
     mesh = make_mesh(sizes, devices)
     auto_mesh.check_rows(parts, mesh)
-    whole = o.base == "whole"
+    whole = o.base == "replicated"
     if o.base == "auto" and memory is not None:
         whole = auto_mesh.base_fits_whole(base, adapter, mesh, memory)
 
@@ -51,7 +51,7 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
     stage = Stage(steps=1, **given)
     rule = optimizer(stage)
     state = compile_plan.placed(
-        jax.eval_shape(partial(State.start, optimizer=rule, average=True), adapter), mesh
+        jax.eval_shape(partial(TrainState.start, optimizer=rule, ema=True), adapter), mesh
     )
     step = partial(
         train_step,
@@ -72,7 +72,7 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
         out_shardings=(shardings(state, mesh), None),
     )
     values = compile_plan.report(found, mesh) | {
-        "base": "whole" if whole else "pieces",
+        "base": "replicated" if whole else "sharded",
         "model TFLOP per sample": round(_model_flops(o, base, adapter.config) / 1e12, 1),
         "settings": given,
     }
@@ -83,7 +83,7 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
 
 
 def _rest(o: argparse.Namespace, base: dict[str, Any], mesh: Any) -> tuple[Any, ...]:
-    """The step's other arguments: batch, empty prompt, rotary table, knobs, seed."""
+    """The step's other arguments: batch, empty prompt, rotary table, scalars, seed."""
     clip, siglip, flux = (base[k].config for k in ("clip", "siglip", "transformer"))
     side, b = siglip.image_size, o.batch
 
@@ -97,7 +97,7 @@ def _rest(o: argparse.Namespace, base: dict[str, Any], mesh: Any) -> tuple[Any, 
     words = clip.max_position_embeddings
     rows = (o.text_length + (o.resolution // 16) ** 2, flux.attention_head_dim // 2)
     table: Any = jax.ShapeDtypeStruct(rows, jnp.float32)
-    batch = Batch(
+    batch = StepBatch(
         target=pixels(o.resolution, o.resolution),
         prompt=Ids(ids(b, words), ids(b, o.text_length)),
         reference=Reference(pixels(side, side), pixels(4, side, side)),
@@ -105,7 +105,7 @@ def _rest(o: argparse.Namespace, base: dict[str, Any], mesh: Any) -> tuple[Any, 
     others = (
         Ids(ids(words), ids(o.text_length)),
         Rope(table, table),
-        Knobs(*[number] * len(fields(Knobs))),
+        StepScalars(*[number] * len(fields(StepScalars))),
         ids(),
     )
     return compile_plan.rows(batch, mesh), *compile_plan.everywhere(others, mesh)

@@ -21,9 +21,9 @@ from train.data.pictures import cut_out, decode_pixels
 from train.encoded_cache import Cache
 from train.lora import with_lora
 from train.models import Models
-from train.objective import Trained
+from train.objective import Trainable
 from train.recipe import Recipe
-from train.step import State
+from train.step import TrainState
 
 MARGIN = 4  # pixels
 
@@ -49,12 +49,12 @@ class Preview:
             records = [int(np.flatnonzero(dataset.character == c)[0]) for c in chosen]
             self._references = [cut_out(decode_pixels(dataset.read(r))) for r in records]
 
-    def draw(self, state: State, step: int) -> np.ndarray:
+    def draw(self, state: TrainState, step: int) -> np.ndarray:
         """Write RUN/previews/STEP.png; returns it, uint8 [h, w, 3].
 
         All hosts draw it together, and the first one writes.
         """
-        weights = state.trained if state.average is None else state.average
+        weights = state.params if state.ema_params is None else state.ema_params
         pipe = InstantCharacterPipeline(self._with(weights))
         rows = [
             [Image.fromarray(reference), *self._drawn(pipe, subject_image=reference)]
@@ -67,7 +67,7 @@ class Preview:
             sheet.save(folder / f"{step:07d}.png")
         return np.asarray(sheet)
 
-    def _with(self, weights: Trained) -> Model:
+    def _with(self, weights: Trainable) -> Model:
         """The model that users would draw with."""
         dtype = jnp.dtype(self._recipe.dtype)
         weights = _cast(weights, dtype=dtype)
@@ -90,7 +90,7 @@ class Preview:
 
 
 @partial(jax.jit, static_argnames=("dtype",))
-def _cast(weights: Trained, dtype: DTypeLike) -> Trained:
+def _cast(weights: Trainable, dtype: DTypeLike) -> Trainable:
     return jax.tree.map(lambda x: x.astype(dtype), weights)
 
 

@@ -23,7 +23,8 @@ ATTENTION = (
     *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
 )
 
-BASES = ("auto", "whole", "pieces")
+BASES = ("auto", "replicated", "sharded")
+OLD_BASES = {"whole": "replicated", "pieces": "sharded"}  # as they were once called
 DTYPES = ("bfloat16", "float32")
 
 
@@ -80,7 +81,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoraConfig:
     """A style LoRA on the base, trained instead of the adapter."""
 
     rank: int = 16  # [ai-toolkit]
@@ -139,11 +140,11 @@ class Recipe:
     stages: Mapping[str, Stage]
     seed: int = 0
     adapter: str | Mapping[str, Any] = ""  # sizes of a fresh one; empty goes on with the model's
-    lora: Lora | None = None  # train this, and no adapter
+    lora: LoraConfig | None = None  # train this, and no adapter
     cache: str = ""  # folder of `python -m train cache`; empty encodes within the step
     text_length: int = 512  # T5 tokens [flux]
     mesh: str = "auto"  # devices to spread over, such as "data=2,fsdp=4" (docs/sharding.md)
-    base: str = "auto"  # on each device of the mesh: "whole", or "pieces" put together as used
+    base: str = "auto"  # weights of the frozen base over the mesh: "replicated" or "sharded"
     dtype: str = "bfloat16"  # of the base and of computing; masters are float32
     holdout: float = 0.02  # share of characters kept from training, for measuring [ours]
     stop_after_bad: int = 10  # steps in a row whose loss or gradient is not finite [ours]
@@ -151,6 +152,10 @@ class Recipe:
     reporting: Reporting = field(default_factory=Reporting)
 
     def __post_init__(self) -> None:
+        if self.base in OLD_BASES:
+            raise ConfigError(
+                f"base {self.base!r} is now called {OLD_BASES[self.base]!r}; write that"
+            )
         for name, choices in (("base", BASES), ("dtype", DTYPES)):
             value = getattr(self, name)
             _check(value in choices, name, value, " or ".join(choices))

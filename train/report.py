@@ -72,7 +72,7 @@ def _wandb(run: Path, project: str, settings: dict[str, Any]) -> Any:
     return found
 
 
-class Silence:
+class NullReport:
     """What hosts other than the first report to."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -85,11 +85,11 @@ class Silence:
         pass
 
 
-def by_sigma(row_loss: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
+def by_sigma(per_example_loss: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
     """Mean loss of the rows in each bin of noise levels; bins without rows are left out."""
     found = {}
     for low, high in pairwise(SIGMA_BINS):
         rows = (sigma >= low) & ((sigma < high) | (high == 1.0))
         if rows.any():
-            found[f"loss/sigma {low:.2f}-{high:.2f}"] = float(row_loss[rows].mean())
+            found[f"loss/sigma {low:.2f}-{high:.2f}"] = float(per_example_loss[rows].mean())
     return found

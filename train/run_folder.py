@@ -70,7 +70,7 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
 
 
-class Agreement:
+class StopAgreement:
     """Whether to stop, asked once a step: of several hosts all hear the same at the same step."""
 
     def __init__(self, stop: StopRequest, mesh: Mesh):

@@ -1,4 +1,4 @@
-"""One training step as one pure function: encode, draw noise, differentiate, update.
+"""Training step as one pure function: encode, sample noise, differentiate, update.
 
 Everything random follows from (seed, step, row of the batch), so a run resumes bit for bit and
 does not depend on how rows lie on devices.
@@ -19,46 +19,48 @@ from ic_jax.models.flux import Flux
 from ic_jax.models.layers import Remat
 from ic_jax.models.rope import Rope
 from train.data.encoded_store import Embeddings
-from train.encode import Batch, Frozen, Ids, Knobs, encode, row_keys
-from train.objective import Examples, Trained, loss
+from train.encode import Frozen, Ids, StepBatch, StepScalars, encode, row_keys
+from train.objective import Examples, Trainable, loss
 
 
 @struct.dataclass
-class State:
-    """All that training changes."""
+class TrainState:
+    """Training state: everything that a step changes."""
 
-    trained: Trained  # float32 masters
-    average: Trained | None  # exponential moving average of them
+    params: Trainable  # float32 masters
+    ema_params: Trainable | None  # their exponential moving average
     opt_state: Any
     step: Int[Array, ""]  # global, over all stages
-    bad: Int[Array, ""]  # steps in a row that were not finite
+    nonfinite_steps: Int[Array, ""]  # in a row, up to this one
 
     @classmethod
     def start(
-        cls, trained: Trained, optimizer: optax.GradientTransformation, *, average: bool
+        cls, params: Trainable, optimizer: optax.GradientTransformation, *, ema: bool
     ) -> Self:
-        """The state before step 0; `trained` is cast to float32."""
-        masters = jax.tree.map(lambda x: x.astype(jnp.float32), trained)
-        copy = jax.tree.map(jnp.copy, masters) if average else None
+        """Return the state before step 0, with `params` cast to float32."""
+        masters = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        copy = jax.tree.map(jnp.copy, masters) if ema else None
         zero = jnp.zeros((), jnp.int32)
         return cls(masters, copy, optimizer.init(masters), zero, zero)
 
 
 class Metrics(NamedTuple):
+    """Figures of one step, on the devices."""
+
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
-    row_loss: Float[Array, "b"]
+    per_example_loss: Float[Array, "b"]
     sigma: Float[Array, "b"]
-    bad: Int[Array, ""]
+    nonfinite_steps: Int[Array, ""]
 
 
 def train_step(
-    state: State,
+    state: TrainState,
     frozen: Frozen,
-    batch: Batch,
+    batch: StepBatch,
     empty: Ids | Embeddings,
     rope: Rope,
-    knobs: Knobs,
+    scalars: StepScalars,
     seed: Int[Array, ""],
     *,
     optimizer: optax.GradientTransformation,
@@ -66,25 +68,25 @@ def train_step(
     accumulate: int,
     remat: Remat,
     dtype: DTypeLike,
-) -> tuple[State, Metrics]:
-    """Update what is trained on one batch."""
-    config = state.trained.config if isinstance(state.trained, Adapter) else None
+) -> tuple[TrainState, Metrics]:
+    """Update the trainable parameters on one batch."""
+    config = state.params.config if isinstance(state.params, Adapter) else None
 
-    def examples(rows: tuple[Batch, Array]) -> Examples:
-        return encode(frozen, *rows, empty, knobs, config, timesteps, dtype)
+    def examples(rows: tuple[StepBatch, Array]) -> Examples:
+        return encode(frozen, *rows, empty, scalars, config, timesteps, dtype)
 
     keys = row_keys(seed, state.step, batch)
-    value, gradient, row_loss, sigma = mean_gradient(
-        state.trained, frozen.transformer, rope, examples, (batch, keys), accumulate, remat=remat
+    value, gradient, per_example_loss, sigma = mean_gradient(
+        state.params, frozen.transformer, rope, examples, (batch, keys), accumulate, remat=remat
     )
     state, norm = apply_gradient(
-        state, value, gradient, knobs.learning_rate, knobs.ema, optimizer=optimizer
+        state, value, gradient, scalars.learning_rate, scalars.ema, optimizer=optimizer
     )
-    return state, Metrics(value, norm, row_loss, sigma, state.bad)
+    return state, Metrics(value, norm, per_example_loss, sigma, state.nonfinite_steps)
 
 
 def mean_gradient(
-    trained: Trained,
+    params: Trainable,
     flux: Flux,
     rope: Rope,
     examples: Callable[[Any], Examples],
@@ -92,62 +94,63 @@ def mean_gradient(
     parts: int,
     *,
     remat: Remat = "none",
-) -> tuple[Array, Trained, Float[Array, "b"], Float[Array, "b"]]:
-    """Loss and gradient over a batch computed in equal parts: the mean of the parts'.
+) -> tuple[Array, Trainable, Float[Array, "b"], Float[Array, "b"]]:
+    """Return loss and gradient of a batch, accumulated over equal parts of it.
 
     Args:
-        examples: makes the examples of some rows, so that only a part's are in memory.
+        examples: encodes the rows of one part, so that only one part is in memory at a time.
         rows: tree of arrays with the batch as leading axis.
 
-    Returns: loss, gradient, and each row's own loss and noise level.
+    Returns:
+        loss, gradient, and the loss and the noise level of each row.
     """
 
     def part(sums: tuple, rows: Any) -> tuple[tuple, tuple]:
         e = examples(rows)
-        (value, velocity), gradient = gradient_of(trained, flux, e, rope, remat=remat)
-        row_loss = jnp.square(velocity - (e.noise - e.latents)).mean((1, 2))
+        (value, velocity), gradient = gradient_of(params, flux, e, rope, remat=remat)
+        per_example_loss = jnp.square(velocity - (e.noise - e.latents)).mean((1, 2))
         sums = jax.tree.map(lambda s, x: s + x / parts, sums, (value, gradient))
-        return sums, (row_loss, e.sigma)
+        return sums, (per_example_loss, e.sigma)
 
     # Part i takes every parts-th row, so that rows that lie together on a device stay there.
     split = jax.tree.map(
         lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), rows
     )
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     (value, gradient), by_row = jax.lax.scan(part, zero, split)
-    row_loss, sigma = (x.swapaxes(0, 1).reshape(-1) for x in by_row)
-    return value, gradient, row_loss, sigma
+    per_example_loss, sigma = (x.swapaxes(0, 1).reshape(-1) for x in by_row)
+    return value, gradient, per_example_loss, sigma
 
 
 def gradient_of(
-    trained: Trained, flux: Flux, examples: Examples, rope: Rope, *, remat: Remat = "none"
-) -> tuple[tuple[Array, Array], Trained]:
-    """((loss, velocity), gradient with respect to `trained` alone)."""
-    return jax.value_and_grad(loss, has_aux=True)(trained, flux, examples, rope, remat=remat)
+    params: Trainable, flux: Flux, examples: Examples, rope: Rope, *, remat: Remat = "none"
+) -> tuple[tuple[Array, Array], Trainable]:
+    """Return ((loss, velocity), gradient with respect to `params` alone)."""
+    return jax.value_and_grad(loss, has_aux=True)(params, flux, examples, rope, remat=remat)
 
 
 def apply_gradient(
-    state: State,
+    state: TrainState,
     value: Float[Array, ""],
-    gradient: Trained,
+    gradient: Trainable,
     learning_rate: Float[Array, ""],
     ema: Float[Array, ""],
     *,
     optimizer: optax.GradientTransformation,
-) -> tuple[State, Float[Array, ""]]:
-    """The state after one update, and the gradient's norm before clipping.
+) -> tuple[TrainState, Float[Array, ""]]:
+    """Return the state after one update, and the gradient's norm before clipping.
 
-    Where loss or norm is not finite, nothing but the counters changes.
+    Where the loss or the norm is not finite, only the counters change.
     """
     norm = optax.tree.norm(gradient)
-    good = jnp.isfinite(value) & jnp.isfinite(norm)
-    updates, moments = optimizer.update(gradient, state.opt_state, state.trained)
-    trained = jax.tree.map(lambda p, u: p - learning_rate * u, state.trained, updates)
-    average = state.average
-    if average is not None:
-        average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, average, trained)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        ema_params = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, ema_params, params)
 
-    new, old = (trained, average, moments), (state.trained, state.average, state.opt_state)
-    trained, average, moments = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    bad = jnp.where(good, 0, state.bad + 1)
-    return State(trained, average, moments, state.step + 1, bad), norm
+    new, old = (params, ema_params, opt_state), (state.params, state.ema_params, state.opt_state)
+    params, ema_params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
+    return TrainState(params, ema_params, opt_state, state.step + 1, nonfinite_steps), norm

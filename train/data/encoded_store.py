@@ -24,6 +24,7 @@ from train.data.errors import DataError
 FACTS, MANIFEST = "facts.json", "manifest.json"
 ROWS = 64  # records of a shard; 300 MB of FLUX's text embeddings
 OPEN = 256  # shards whose headers are kept in memory
+ON_DISK = {"std": "deviation"}  # fields whose name in the files differs
 
 
 class Embeddings(NamedTuple):
@@ -33,11 +34,11 @@ class Embeddings(NamedTuple):
     pooled: Float[Array, "*b p"]
 
 
-class Moments(NamedTuple):
+class LatentPosterior(NamedTuple):
     """Normal distribution of FLUX's latents of pictures; without b, of one."""
 
     mean: Float[Array, "*b y x c"]
-    deviation: Float[Array, "*b y x c"]
+    std: Float[Array, "*b y x c"]
 
 
 class EncodedRows:
@@ -49,7 +50,7 @@ class EncodedRows:
         """Nothing is read yet.
 
         Args:
-            kind: `Embeddings` or `Moments`.
+            kind: `Embeddings` or `LatentPosterior`.
             records: their numbers, ascending.
             facts: JSON values that the arrays follow from; a folder with others is refused.
         """
@@ -92,7 +93,7 @@ class EncodedRows:
         rank = int(np.searchsorted(self.records, record))
         tensors = self._shard(rank // ROWS)
         try:
-            return self.kind(*(tensors[f"{record}/{name}"].array() for name in self.kind._fields))
+            return self.kind(*(tensors[_key(record, name)].array() for name in self.kind._fields))
         except KeyError:
             raise DataError(
                 f"{self.folder}: record {record} could not be read when cached"
@@ -147,9 +148,13 @@ def _start(partial: Path, facts: Mapping[str, Any]) -> None:
         write_json(partial / FACTS, facts)
 
 
+def _key(record: int, field: str) -> str:
+    return f"{record}/{ON_DISK.get(field, field)}"
+
+
 def _write_shard(path: Path, rows: Mapping[int, Any]) -> None:
     arrays = {
-        f"{record}/{name}": np.ascontiguousarray(value)
+        _key(record, name): np.ascontiguousarray(value)
         for record, row in rows.items()
         for name, value in row._asdict().items()
     }

@@ -15,7 +15,7 @@ from ic_jax.preprocessing.images import ImageError
 from train.data.batch_plan import BatchPlan, BatchRows
 from train.data.buckets import Size
 from train.data.dataset import Dataset
-from train.data.encoded_store import Embeddings, EncodedRows, Moments
+from train.data.encoded_store import Embeddings, EncodedRows, LatentPosterior
 from train.data.errors import DataError
 from train.data.focus import density, scale_boxes
 from train.data.pictures import (
@@ -39,7 +39,7 @@ class Cached(NamedTuple):
 
 
 @dataclass
-class Skips:
+class SkipCounter:
     """Samples of a run so far that this host prepared, and how many of them were replaced."""
 
     seen: int = 0
@@ -55,11 +55,11 @@ class Skips:
             )
 
 
-class Batch(NamedTuple):
+class HostBatch(NamedTuple):
     """A host's rows of a global batch; b of them, s the encoders' side (384)."""
 
     size: Size  # height and width of the targets
-    target: UInt8[np.ndarray, "b h w 3"] | Moments  # cached ones
+    target: UInt8[np.ndarray, "b h w 3"] | LatentPosterior  # cached ones
     prompt: Embeddings | None  # cached ones of the captions
     focus: Float[np.ndarray, "b y x"] | None  # density of what counts most, if asked for
     low: UInt8[np.ndarray, "b s s 3"] | None  # the reference whole, if one is asked for
@@ -86,11 +86,11 @@ def batches(
     side: int | None = 384,
     cell: int | None = None,
     cached: Cached | None = None,
-    skips: Skips | None = None,
+    skips: SkipCounter | None = None,
     rows: Sequence[int] | None = None,
     threads: int = 16,
     workers: int = 0,
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     """The batches of steps `start` to `stop` - 1 in order.
 
     They depend on the plan and `augment` alone: not on where a run was interrupted, on threads
@@ -98,7 +98,7 @@ def batches(
     own rows and no others.
 
     A row whose target or reference is damaged is replaced by the next row of the same global
-    batch, which is then in it twice; this is reported in `Batch.skipped` and as a warning.
+    batch, which is then in it twice; this is reported in `HostBatch.skipped` and as a warning.
 
     Args:
         dataset: what `plan` was made for.
@@ -128,7 +128,7 @@ def batches(
         .map(read)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )
-    counted = skips or Skips()
+    counted = skips or SkipCounter()
     if workers:
         if not flags.FLAGS.is_parsed():  # grain's processes ask for flags of a main() of absl's
             flags.FLAGS.mark_as_parsed()
@@ -204,21 +204,21 @@ class _Read:
         }
 
 
-def _collate(samples: Sequence[dict[str, Any]]) -> Batch:
-    values: dict[str, Any] = {name: [s[name] for s in samples] for name in Batch._fields}
-    for name in Batch._fields:
+def _collate(samples: Sequence[dict[str, Any]]) -> HostBatch:
+    values: dict[str, Any] = {name: [s[name] for s in samples] for name in HostBatch._fields}
+    for name in HostBatch._fields:
         if name not in ("size", "caption", "character", "total", "skipped"):
             values[name] = _stacked(values[name])
     values |= {name: values[name][0] for name in ("size", "total")}
     values["skipped"] = [reason for reasons in values["skipped"] for reason in reasons]
-    return Batch(**values)
+    return HostBatch(**values)
 
 
 def _stacked(rows: list[Any]) -> Any:
     """Stack rows of arrays or of named tuples of arrays; None stays None."""
     if rows[0] is None:
         return None
-    if isinstance(rows[0], Moments | Embeddings):
+    if isinstance(rows[0], LatentPosterior | Embeddings):
         kind: Any = type(rows[0])
         return kind(*map(np.stack, zip(*rows, strict=True)))
     return np.stack(rows)

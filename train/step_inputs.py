@@ -1,0 +1,77 @@
+"""Inputs of a training step on the devices: frozen base, batches, rotary tables, scalars."""
+
+from functools import cache, partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ic_jax import flow
+from ic_jax.models.rope import Rope, rope_table
+from ic_jax.sharding import RULES, global_from_local_rows, local_rows, replicate_to_mesh
+from train.data.loader import HostBatch
+from train.encode import Ids, Reference, StepBatch, StepScalars
+from train.encoded_cache import Cache
+from train.models import Models
+from train.optimizer import learning_rate
+from train.recipe import Recipe, Stage
+
+
+class StepInputs:
+    """Puts the inputs on the devices: rows are sharded over the mesh, the rest is replicated."""
+
+    def __init__(self, recipe: Recipe, models: Models, encoded: Cache | None):
+        self._models, self._recipe = models, recipe
+        self._replicated = NamedSharding(models.mesh, P())
+        self._rows = NamedSharding(models.mesh, P(RULES["batch"]))
+        empty = encoded.empty if encoded else Ids(*(x[0] for x in self._ids([""])))
+        self.frozen, self.empty = models.frozen, self.replicate(empty)
+        self._rope_of = cache(self._rope)
+
+    def replicate(self, tree: Any) -> Any:
+        """Copy arrays to every device."""
+        return replicate_to_mesh(tree, self._replicated)
+
+    def local_rows(self, batch: int) -> list[int]:
+        """Return the rows of a global batch that lie on this process's devices."""
+        return local_rows(self._rows, batch)
+
+    def batch(self, host: HostBatch) -> StepBatch:
+        """Return the global batch; `host` holds at least the rows of this process."""
+        prompt = host.prompt or self._ids([self._recipe.prompted(c) for c in host.caption])
+        reference: Any = None if host.low is None else (host.low, host.high)
+        rows = (host.target, prompt, reference and Reference(*reference), host.focus)
+        if self._rows.is_fully_addressable:
+            return StepBatch(*jax.device_put(rows, self._rows))
+        join = partial(global_from_local_rows, held=host.row, count=host.total, sharding=self._rows)
+        return StepBatch(*jax.tree.map(join, rows))
+
+    def rope(self, host: HostBatch) -> Rope:
+        """Return the rotary table for the batch's size of pictures."""
+        return self._rope_of(*host.size)
+
+    def scalars(self, stage: Stage, step_in_stage: int, host: HostBatch) -> StepScalars:
+        """Return the numbers of a step of a stage."""
+        tokens = len(self.rope(host).cos) - self._recipe.text_length
+        early = step_in_stage < stage.early_steps
+        values = {
+            "learning_rate": learning_rate(stage, step_in_stage),
+            "shift": flow.shift(tokens, self._models.scheduler) if stage.shifted else 1.0,
+            "guidance": stage.guidance,
+            "text_dropout": stage.early_text_dropout if early else stage.text_dropout,
+            "subject_dropout": stage.subject_dropout,
+            "ema": stage.ema,
+            "focus": stage.focus,
+        }
+        return StepScalars(**self.replicate({k: np.float32(v) for k, v in values.items()}))
+
+    def _ids(self, prompts: list[str]) -> Ids:
+        assert self._models.tokenizers
+        return self._models.tokenizers.ids(prompts)
+
+    def _rope(self, height: int, width: int) -> Rope:
+        pixels = self._models.vae.downscale * flow.PATCH
+        ids = flow.position_ids(self._recipe.text_length, height // pixels, width // pixels)
+        return self.replicate(rope_table(ids, self._models.frozen.transformer.config))
