@@ -1,4 +1,4 @@
-"""Sources of pictures for the tests of the data: small, drawn from noise, every kind of case."""
+"""Sources of pictures for the tests of train/data: small pictures of noise in several formats."""
 
 import json
 from pathlib import Path

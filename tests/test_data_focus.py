@@ -1,4 +1,4 @@
-"""Boxes that count most: through preparing and cutting, and as the density of latents."""
+"""Focus boxes: through preparing and cropping, and as the density over latents."""
 
 import json
 import re
@@ -24,35 +24,35 @@ BOX = (40.0, 16.0, 56.0, 40.0)  # red in what is prepared here
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
-    """Grey pictures of 96 x 64 with a red box, made half as large; the last names no box."""
+    """Grey pictures of 96 x 64 with a red box, halved in size; the last without focus box."""
     folder = tmp_path_factory.mktemp("focus")
-    named = []
+    lines = []
     for n in range(4):
         pixels = np.full((64, 96, 3), 128, np.uint8)
         left, top, right, bottom = map(int, BOX)
         pixels[top:bottom, left:right] = (255, 0, 0)
         Image.fromarray(pixels).save(folder / f"{n}.png")
         line = {"file": f"{n}.png", "caption": "x", "character": f"c{n}"}
-        named.append(line | ({"focus": [list(BOX)]} if n < 3 else {}))
-    (folder / "pictures.jsonl").write_text("".join(json.dumps(x) + "\n" for x in named))
+        lines.append(line | ({"focus": [list(BOX)]} if n < 3 else {}))
+    (folder / "pictures.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     prepare(folder / "pictures.jsonl", folder / "out", PrepareOptions((32,)), workers=1)
     return Dataset(folder / "out")
 
 
 def test_density_counts_every_box_alike_and_has_mean_1():
     small, large = (0, 0, 8, 8), (8, 8, 24, 32)
-    found = density([small, large], 32, 48, 8)
-    assert found.shape == (4, 6)
-    assert found.mean() == pytest.approx(1)
-    assert found[0, 0] == pytest.approx(found[1:4, 1:3].sum())
-    assert found.sum() == pytest.approx(found[0, 0] + found[1:4, 1:3].sum())
+    result = density([small, large], 32, 48, 8)
+    assert result.shape == (4, 6)
+    assert result.mean() == pytest.approx(1)
+    assert result[0, 0] == pytest.approx(result[1:4, 1:3].sum())
+    assert result.sum() == pytest.approx(result[0, 0] + result[1:4, 1:3].sum())
 
 
 def test_density_of_parts_of_cells():
-    found = density([(4, 0, 16, 8)], 16, 16, 8)
-    np.testing.assert_allclose(found, [[4 / 3, 8 / 3], [0, 0]], rtol=1e-6)
+    result = density([(4, 0, 16, 8)], 16, 16, 8)
+    np.testing.assert_allclose(result, [[4 / 3, 8 / 3], [0, 0]], rtol=1e-6)
     pixels = density([(4, 0, 16, 8)], 16, 16)
-    np.testing.assert_allclose(pixels.reshape(2, 8, 2, 8).mean((1, 3)), found, rtol=1e-6)
+    np.testing.assert_allclose(pixels.reshape(2, 8, 2, 8).mean((1, 3)), result, rtol=1e-6)
 
 
 def test_what_lies_outside_is_cut_and_nothing_left_is_alike():
@@ -70,8 +70,7 @@ def test_scaled():
 
 def test_the_density_follows_the_targets_cut(dataset):
     plan = BatchPlan(dataset, batch=4, resolution=32, paired=0.0, seed=1)
-    found = list(batches(dataset, plan, Augment(), start=0, stop=8, side=None, cell=8))
-    for batch in found:
+    for batch in batches(dataset, plan, Augment(), start=0, stop=8, side=None, cell=8):
         assert batch.focus.shape[1:] == tuple(side // 8 for side in batch.size)
         for name, focus, pixels in zip(batch.character, batch.focus, batch.target, strict=True):
             if name == "c3":

@@ -1,4 +1,4 @@
-"""Batches: the same wherever a run starts and however many hosts read; pictures prepared right."""
+"""Batches: the same from any start and for any number of processes; preparation of pictures."""
 
 import io
 
@@ -24,7 +24,7 @@ def dataset(tmp_path_factory) -> Dataset:
     return Dataset(prepared(tmp_path_factory.mktemp("loading")))
 
 
-def plan(dataset: Dataset, **changes) -> BatchPlan:
+def make_plan(dataset: Dataset, **changes) -> BatchPlan:
     return BatchPlan(
         dataset, **({"batch": 4, "resolution": 64, "paired": 0.5, "seed": 1} | changes)
     )
@@ -33,8 +33,8 @@ def plan(dataset: Dataset, **changes) -> BatchPlan:
 def read(
     dataset: Dataset, start: int, stop: int, augment: Augment = TRAINING, **how
 ) -> list[HostBatch]:
-    made = plan(dataset)
-    return list(batches(dataset, made, augment, start=start, stop=stop, side=SIDE, **how))
+    plan = make_plan(dataset)
+    return list(batches(dataset, plan, augment, start=start, stop=stop, side=SIDE, **how))
 
 
 def equal(a: HostBatch, b: HostBatch) -> None:
@@ -55,16 +55,16 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def test_resumes_at_any_step(dataset):
-    whole = read(dataset, 0, 20)
-    assert len(whole) == 20
+    expected = read(dataset, 0, 20)
+    assert len(expected) == 20
     for start in (1, 7, 19):
-        for a, b in zip(read(dataset, start, 20, threads=3), whole[start:], strict=True):
+        for a, b in zip(read(dataset, start, 20, threads=3), expected[start:], strict=True):
             equal(a, b)
 
 
 def test_batches_hold_what_the_plan_says(dataset):
     for step, batch in enumerate(read(dataset, 0, 20)):
-        rows = plan(dataset).rows(step)
+        rows = make_plan(dataset).rows(step)
         np.testing.assert_array_equal(batch.record, rows.target)
         np.testing.assert_array_equal(batch.reference, rows.reference)
         np.testing.assert_array_equal(batch.paired, rows.paired)
@@ -79,7 +79,7 @@ def test_batches_hold_what_the_plan_says(dataset):
 
 
 def test_four_hosts_read_what_one_reads_and_no_more(dataset, monkeypatch):
-    whole = read(dataset, 0, 12)
+    expected = read(dataset, 0, 12)
     read_by: dict[int, set[int]] = {}
     original = Dataset.read
 
@@ -92,14 +92,14 @@ def test_four_hosts_read_what_one_reads_and_no_more(dataset, monkeypatch):
     for host in range(4):
         read_by[host] = set()
         parts.append(read(dataset, 0, 12, rows=[host]))
-    for step, batch in enumerate(whole):
+    for step, batch in enumerate(expected):
         joined = [part[step] for part in parts]
         for name in ("target", "low", "high", "record", "mirrored"):
             together = np.concatenate([getattr(part, name) for part in joined])
             np.testing.assert_array_equal(together, getattr(batch, name))
         assert [text for part in joined for text in part.caption] == batch.caption
     for host, numbers in read_by.items():
-        rows = [batch.record[host] for batch in whole] + [b.reference[host] for b in whole]
+        rows = [batch.record[host] for batch in expected] + [b.reference[host] for b in expected]
         assert numbers == {int(number) for number in rows}
 
 
@@ -109,20 +109,20 @@ def test_worker_processes_change_nothing(dataset):
 
 
 def test_damaged_record_is_replaced_by_the_next_row_and_reported(dataset, monkeypatch):
-    whole = read(dataset, 0, 20, CENTRED)
-    broken, after = whole[0].record[1:3]
+    expected = read(dataset, 0, 20, CENTRED)
+    broken, after = expected[0].record[1:3]
     original = Dataset.read
 
     def damaged(self, number):
-        found = original(self, number)
-        return found._replace(image=found.image[:200]) if number == broken else found
+        record = original(self, number)
+        return record._replace(image=record.image[:200]) if number == broken else record
 
     monkeypatch.setattr(Dataset, "read", damaged)
     with pytest.warns(UserWarning, match="skipped: step 0 row 1"):
-        found = read(dataset, 0, 1, CENTRED)
-    assert found[0].record[1] == found[0].record[2] == after != broken
-    assert "damaged" in found[0].skipped[0]
-    np.testing.assert_array_equal(found[0].target[2:], whole[0].target[2:])
+        result = read(dataset, 0, 1, CENTRED)
+    assert result[0].record[1] == result[0].record[2] == after != broken
+    assert "damaged" in result[0].skipped[0]
+    np.testing.assert_array_equal(result[0].target[2:], expected[0].target[2:])
 
 
 @pytest.mark.filterwarnings("ignore:skipped")
@@ -141,11 +141,11 @@ def test_too_many_damaged_records_stop(dataset, monkeypatch):
     monkeypatch.setattr(loader, "FREE", 3)
     with pytest.raises(DataError, match=r"4 of .* samples could not be read"):
         read(dataset, 0, 50)
-    counted = SkipCounter(seen=10_000, skipped=90)  # by the part of the run before this one
-    read(dataset, 0, 10, skips=counted)
-    assert counted.seen == 10_000 + 40
+    counter = SkipCounter(seen=10_000, skipped=90)  # by the part of the run before this one
+    read(dataset, 0, 10, skips=counter)
+    assert counter.seen == 10_000 + 40
     with pytest.raises(DataError, match=r"10\d of 10\d\d\d samples could not be read"):
-        read(dataset, 10, 200, skips=counted)
+        read(dataset, 10, 200, skips=counter)
     damage(range(30))
     with pytest.raises(DataError, match="no sample of a batch can be read; step 0 row 0") as caught:
         read(dataset, 0, 50)
@@ -155,10 +155,10 @@ def test_too_many_damaged_records_stop(dataset, monkeypatch):
 def test_flipped_bit_in_a_shard_never_passes_silently(tmp_path):
     folder = prepared(tmp_path)
     shard = sorted(folder.glob("characters-train*"))[0]
-    whole = shard.read_bytes()
+    data = shard.read_bytes()
     stored = Dataset(folder).read(3)
-    at = whole.index(stored.image) + len(stored.image) // 2
-    shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    at = data.index(stored.image) + len(stored.image) // 2
+    shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     with pytest.raises(DataError, match="record 3 cannot be read"):
         Dataset(folder).read(3)
     assert Dataset(folder).read(4).caption
@@ -168,9 +168,9 @@ def test_target_covers_its_bucket_and_is_cut_at_the_middle():
     pixels = np.zeros((40, 100, 3), np.uint8)
     pixels[:, 30:70] = 200
     wide = record(Image.fromarray(pixels))
-    made = prepare_target(decode_pixels(wide), (40, 40), CENTRED, rng())
-    assert made.shape == (40, 40, 3)
-    assert (made == 200).all()
+    target = prepare_target(decode_pixels(wide), (40, 40), CENTRED, rng())
+    assert target.shape == (40, 40, 3)
+    assert (target == 200).all()
     moved = {
         prepare_target(decode_pixels(wide), (40, 40), Augment(), rng(n)).sum() for n in range(8)
     }

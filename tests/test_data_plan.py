@@ -1,4 +1,4 @@
-"""Plans: every target once per epoch, pairs never alone, the same from any step on."""
+"""Batch plans: every target once per epoch, pairs of two records, the same from any step on."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from train.data.errors import DataError
 
 
 class Index(SimpleNamespace):
-    """A data set's index alone: plans read no record."""
+    """Index of a data set without records, which plans do not read."""
 
     def __len__(self) -> int:
         return len(self.character)
@@ -45,7 +45,7 @@ def index() -> Index:
     return drawn_index()
 
 
-def plan(index: Index, paired: float, **changes) -> BatchPlan:
+def make_plan(index: Index, paired: float, **changes) -> BatchPlan:
     return BatchPlan(
         index, **({"batch": 16, "resolution": 512, "seed": 3} | changes), paired=paired
     )
@@ -58,27 +58,27 @@ def equal(a, b) -> None:
 
 
 def test_same_from_any_step_on_and_in_any_order(index, paired):
-    one, other = plan(index, paired), plan(index, paired)
-    forwards = [one.rows(step) for step in range(60)]
+    first, second = make_plan(index, paired), make_plan(index, paired)
+    forwards = [first.rows(step) for step in range(60)]
     for step in reversed(range(60)):
-        equal(other.rows(step), forwards[step])
-    equal(plan(index, paired).rows(1000), one.rows(1000))
-    different = plan(index, paired, seed=4).rows(0)
+        equal(second.rows(step), forwards[step])
+    equal(make_plan(index, paired).rows(1000), first.rows(1000))
+    different = make_plan(index, paired, seed=4).rows(0)
     assert (different.target != forwards[0].target).any()
 
 
 def test_every_target_once_per_epoch(index, paired):
-    """Never twice in one, and epochs are complete but for the newest, whose rest still waits."""
-    made = plan(index, paired)
+    """No target twice in an epoch; every epoch is complete, except the newest ones."""
+    plan = make_plan(index, paired)
     seen: Counter = Counter()
     for step in range(400):
-        rows = made.rows(step)
+        rows = plan.rows(step)
         assert len(rows.target) == 16
         seen.update(
             zip(rows.paired.tolist(), rows.epoch.tolist(), rows.target.tolist(), strict=True)
         )
     assert max(seen.values()) == 1
-    for kind, targets in ((False, made.targets), (True, made.pairs)):
+    for kind, targets in ((False, plan.targets), (True, plan.pairs)):
         epochs = Counter(epoch for is_pair, epoch, _ in seen if is_pair == kind)
         if not epochs:
             assert paired == (0.0 if kind else 1.0)
@@ -87,18 +87,18 @@ def test_every_target_once_per_epoch(index, paired):
 
 
 def test_nothing_is_left_out_of_the_sequence(index):
-    """The steps up to any one hold all targets dealt so far but an unfinished batch a bucket."""
-    made = plan(index, 0.0)
-    total = sum(len(made.rows(step).target) for step in range(200))
-    newest = max(made.rows(199).epoch)
-    assert total >= newest * made.targets - len(made.sizes) * 16
+    """The steps so far hold every target of the sequence except an unfinished batch per bucket."""
+    plan = make_plan(index, 0.0)
+    total = sum(len(plan.rows(step).target) for step in range(200))
+    newest = max(plan.rows(199).epoch)
+    assert total >= newest * plan.targets - len(plan.sizes) * 16
 
 
 def test_pairs(index):
-    made = plan(index, 1.0)
+    plan = make_plan(index, 1.0)
     drawn = {}
     for step in range(200):
-        rows = made.rows(step)
+        rows = plan.rows(step)
         assert rows.paired.all()
         assert (rows.target != rows.reference).all()
         same = index.character[rows.target] == index.character[rows.reference]
@@ -111,8 +111,8 @@ def test_pairs(index):
 
 
 def test_unpaired_are_their_own_reference_and_shares_hold(index):
-    made = plan(index, 0.3)
-    rows = [made.rows(step) for step in range(300)]
+    plan = make_plan(index, 0.3)
+    rows = [plan.rows(step) for step in range(300)]
     paired = np.concatenate([r.paired for r in rows])
     target = np.concatenate([r.target for r in rows])
     reference = np.concatenate([r.reference for r in rows])
@@ -124,24 +124,24 @@ def test_unpaired_are_their_own_reference_and_shares_hold(index):
 
 
 def test_one_bucket_a_batch_and_few_are_joined(index):
-    made = plan(index, 0.0)
-    sizes = set(made.sizes)
+    plan = make_plan(index, 0.0)
+    sizes = set(plan.sizes)
     assert (512, 512) in sizes
     assert (352, 720) not in sizes  # 1:2, 2% of the pictures: 10, less than a batch
-    own = nearest_bucket(index.width, index.height, made.sizes)
+    bucket = nearest_bucket(index.width, index.height, plan.sizes)
     for step in range(50):
-        rows = made.rows(step)
-        assert {made.sizes[b] for b in own[rows.target]} == {rows.size}
-    assert len(plan(index, 0.0, batch=1000).sizes) == 1
-    assert len(np.unique(plan(index, 0.0, batch=1000).rows(0).target)) == 500
+        rows = plan.rows(step)
+        assert {plan.sizes[b] for b in bucket[rows.target]} == {rows.size}
+    assert len(make_plan(index, 0.0, batch=1000).sizes) == 1
+    assert len(np.unique(make_plan(index, 0.0, batch=1000).rows(0).target)) == 500
 
 
 def test_blocks_of_counts_do_not_show(index, paired, monkeypatch):
-    expected = [plan(index, paired).rows(step) for step in (0, 7, 40, 99)]
+    expected = [make_plan(index, paired).rows(step) for step in (0, 7, 40, 99)]
     monkeypatch.setattr(stream, "_BLOCK", 7)
-    made = plan(index, paired)
+    plan = make_plan(index, paired)
     for step, rows in zip((0, 7, 40, 99), expected, strict=True):
-        equal(made.rows(step), rows)
+        equal(plan.rows(step), rows)
 
 
 def test_buckets():
@@ -170,20 +170,20 @@ def test_held_out_characters_stay_out(index):
     assert 0.1 < held.mean() < 0.3
     again = held_out(drawn_index(seed=9), share=0.2)
     np.testing.assert_array_equal(again, held)  # by the id alone
-    training, evaluation = (plan(index, 0.5, characters=who) for who in (~held, held))
+    training, evaluation = (make_plan(index, 0.5, characters=who) for who in (~held, held))
     for step in range(100):
-        for made, inside in ((training, False), (evaluation, True)):
-            rows = made.rows(step)
+        for plan, inside in ((training, False), (evaluation, True)):
+            rows = plan.rows(step)
             for records in (rows.target, rows.reference):
                 assert (held[index.character[records]] == inside).all()
 
 
 def test_what_cannot_be_planned(index):
     with pytest.raises(DataError, match="no picture is left"):
-        plan(index, 0.0, characters=np.zeros(150, bool))
+        make_plan(index, 0.0, characters=np.zeros(150, bool))
     index.character = np.arange(500, dtype=np.int32)
     with pytest.raises(DataError, match="no pairs"):
-        plan(index, 0.5)
-    for wrong in ({"batch": 0}, {"paired": 1.5}):
+        make_plan(index, 0.5)
+    for settings in ({"batch": 0}, {"paired": 1.5}):
         with pytest.raises(ValueError, match="expected"):
-            plan(index, **({"paired": 0.0} | wrong))
+            make_plan(index, **({"paired": 0.0} | settings))

@@ -1,4 +1,4 @@
-"""python -m train prepare: what it takes, what it refuses, and that it survives a kill."""
+"""python -m train prepare: sources, rejected pictures, options, and resuming after a kill."""
 
 import io
 import json
@@ -43,15 +43,15 @@ def lines(folder: Path, *fields: dict) -> Path:
 
 
 def bad(folder: Path) -> dict[str, str]:
-    found = [json.loads(line) for line in (folder / "bad.jsonl").read_text().splitlines()]
-    return {item["file"]: item["reason"] for item in found}
+    rejected = [json.loads(line) for line in (folder / "bad.jsonl").read_text().splitlines()]
+    return {item["file"]: item["reason"] for item in rejected}
 
 
 def test_original_bytes_captions_and_card(tmp_path):
     out = prepared(tmp_path)
-    named = [json.loads(line) for line in (tmp_path / "source/pictures.jsonl").open()]
-    found = records(out)
-    for line, record in zip(named, found, strict=True):
+    listed = [json.loads(line) for line in (tmp_path / "source/pictures.jsonl").open()]
+    stored = records(out)
+    for line, record in zip(listed, stored, strict=True):
         assert record.image == (tmp_path / "source" / line["file"]).read_bytes()
         assert record.mask == b""
         with Image.open(io.BytesIO(record.image)) as image:
@@ -62,7 +62,7 @@ def test_original_bytes_captions_and_card(tmp_path):
     assert (card["pictures"], card["characters"], card["in_pairs"]) == (30, 12, 27)
     assert [shard["records"] for shard in card["shards"]] == [8, 8, 8, 6]
     dataset = Dataset(out)
-    assert [dataset.characters[n] for n in dataset.character] == [r.character for r in found]
+    assert [dataset.characters[n] for n in dataset.character] == [r.character for r in stored]
 
 
 def test_opens_as_tensorflow_dataset_without_tensorflow(tmp_path):
@@ -74,17 +74,17 @@ def test_opens_as_tensorflow_dataset_without_tensorflow(tmp_path):
 
 
 def test_same_bytes_whatever_the_workers(tmp_path):
-    found = source(tmp_path / "source")
+    pictures = source(tmp_path / "source")
     options = PrepareOptions((64,), shard_size=8)
     for workers in (1, 2):
-        prepare(found, tmp_path / str(workers), options, workers=workers)
+        prepare(pictures, tmp_path / str(workers), options, workers=workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 def test_killed_and_resumed(tmp_path):
-    """SIGKILL when some shards are done; the rest follows and nothing is done twice."""
-    found = source(tmp_path / "source", characters=60, views=6)
-    options = [str(found), "--out", str(tmp_path / "killed"), "--resolution", "64"]
+    """SIGKILL when some shards are finished; the next call writes the rest, and none twice."""
+    pictures = source(tmp_path / "source", characters=60, views=6)
+    options = [str(pictures), "--out", str(tmp_path / "killed"), "--resolution", "64"]
     options += ["--shard-size", "4", "--workers", "2"]
     script = "import sys; from train.commands import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
@@ -117,15 +117,15 @@ def test_killed_and_resumed(tmp_path):
 
 
 def test_interrupted_run_notices_what_changed_since(tmp_path):
-    found = source(tmp_path / "source")
+    pictures = source(tmp_path / "source")
     broken = tmp_path / "source" / "002_0_c.webp"
     good = broken.read_bytes()
     broken.write_bytes(b"no picture")
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"1 of 30 .*002_0_c.webp.*not a picture"):
-        prepare(found, out, PrepareOptions((64,), shard_size=8, max_bad=0), workers=1)
+        prepare(pictures, out, PrepareOptions((64,), shard_size=8, max_bad=0), workers=1)
     broken.write_bytes(good)
-    prepare(found, out, PrepareOptions((64,), shard_size=8, max_bad=0), workers=1)
+    prepare(pictures, out, PrepareOptions((64,), shard_size=8, max_bad=0), workers=1)
     assert contents(out) == contents(prepared(tmp_path / "fresh"))
 
 
@@ -140,12 +140,12 @@ def test_bad_pictures_are_reported_and_left_out(tmp_path, capsys):
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "small_mask.png")
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "no_mask.png")
     names = ["good", "thin", "tiny", "empty", "text", "cut", "missing", "good"]
-    named = [{"file": f"{n}.png", "caption": "x", "character": "c"} for n in names]
-    named += [named[0] | {"file": "odd.png", "mask": "small_mask.png"}]
-    named += [named[0] | {"file": "turned.png", "mask": "no_mask.png"}]
-    named += [{"file": "odd.png", "character": "c"}, named[0] | {"caption": 3}]
-    named += [named[0] | {"caption": "\ud800"}]
-    path = lines(tmp_path, *named)
+    entries = [{"file": f"{n}.png", "caption": "x", "character": "c"} for n in names]
+    entries += [entries[0] | {"file": "odd.png", "mask": "small_mask.png"}]
+    entries += [entries[0] | {"file": "turned.png", "mask": "no_mask.png"}]
+    entries += [{"file": "odd.png", "character": "c"}, entries[0] | {"caption": 3}]
+    entries += [entries[0] | {"caption": "\ud800"}]
+    path = lines(tmp_path, *entries)
     with path.open("a") as file:
         file.write("{not json\n[]\n")
     out = tmp_path / "out"
@@ -186,9 +186,9 @@ def test_odd_and_large_pictures_are_encoded_anew(tmp_path):
     Image.fromarray(mask).save(tmp_path / "mask.png")
     picture(3, (256, 256)).save(tmp_path / "large.jpg", quality=95)
     files = ["cmyk.jpg", "deep.png", "large.png", "large.jpg"]
-    named = [{"file": file, "caption": "x", "character": "c"} for file in files]
+    entries = [{"file": file, "caption": "x", "character": "c"} for file in files]
     (tmp_path / "with_mask.png").write_bytes((tmp_path / "large.png").read_bytes())
-    path = lines(tmp_path, *named, named[2] | {"file": "./with_mask.png", "mask": "mask.png"})
+    path = lines(tmp_path, *entries, entries[2] | {"file": "./with_mask.png", "mask": "mask.png"})
     prepare(path, tmp_path / "out", PrepareOptions((128, 64)), workers=1)
     cmyk, deep_, large, jpeg, masked = records(tmp_path / "out")
     rgb, alpha = decode_image(cmyk.image)
@@ -218,8 +218,8 @@ def test_folder_of_sub_folders(tmp_path):
     lines(folder / "eve", {"file": "deep/x.png", "caption": "eve walks"})
     (folder / "eve" / "pictures.jsonl").rename(folder / "eve" / "metadata.jsonl")
     picture(6).save(folder / "lone.jpg")
-    found = read_source(folder)
-    taken = {(e.file, e.character, e.caption) for e in found.entries}
+    listing = read_source(folder)
+    taken = {(e.file, e.character, e.caption) for e in listing.entries}
     assert taken == {
         ("ann/0.png", "ann", "ann 0"),
         ("ann/1.png", "ann", "ann 1"),
@@ -227,7 +227,7 @@ def test_folder_of_sub_folders(tmp_path):
         ("bob/1.png", "bob", "bob 1"),
         ("eve/deep/x.png", "eve", "eve walks"),
     }
-    reasons = dict(found.rejected)
+    reasons = dict(listing.rejected)
     assert "lone.txt" in reasons["lone.jpg"]
 
 
@@ -243,7 +243,7 @@ def test_out_in_the_way(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "word"),
+    ("options", "word"),
     [
         (["--resolution", "100"], "multiple of 16"),
         (["--shard-size", "0"], "--shard-size"),
@@ -251,9 +251,9 @@ def test_out_in_the_way(tmp_path, capsys):
         (["--max-bad", "2"], "--max-bad"),
     ],
 )
-def test_wrong_options(tmp_path, capsys, wrong, word):
-    found = source(tmp_path / "source", characters=1)
-    assert main([str(found), "--out", str(tmp_path / "out"), *SMALL, *wrong]) == 2
+def test_wrong_options(tmp_path, capsys, options, word):
+    pictures = source(tmp_path / "source", characters=1)
+    assert main([str(pictures), "--out", str(tmp_path / "out"), *SMALL, *options]) == 2
     assert word in capsys.readouterr().err
     assert main([str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
 
@@ -271,8 +271,8 @@ def test_full_disk(tmp_path, capsys, monkeypatch):
         def close(self):
             raise RuntimeError("write() failed: No space left on device")
 
-    found = source(tmp_path / "source")
-    command = [str(found), "--out", str(tmp_path / "out"), *SMALL]
+    pictures = source(tmp_path / "source")
+    command = [str(pictures), "--out", str(tmp_path / "out"), *SMALL]
     with monkeypatch.context() as patch:
         patch.setattr(shards, "ArrayRecordWriter", Full)
         assert main(command) == 74
@@ -285,11 +285,11 @@ def test_full_disk(tmp_path, capsys, monkeypatch):
 def test_damaged_data_set_is_named(tmp_path):
     out = prepared(tmp_path)
     shard = sorted(out.glob("characters-train*"))[1]
-    whole = shard.read_bytes()
+    data = shard.read_bytes()
     os.truncate(shard, 1000)
     with pytest.raises(DataError, match=r"00001-of-00004: has 1000 bytes"):
         Dataset(out)
-    shard.write_bytes(whole)
+    shard.write_bytes(data)
     (out / "index" / "width.npy").unlink()
     with pytest.raises(DataError, match=r"width\.npy: is missing"):
         Dataset(out)
