@@ -155,8 +155,8 @@ def test_whole_runs_have_equal_losses(world, kind, monkeypatch):
         ("text_length=12", "captions: was made with another text_length"),
         ("dtype=bfloat16", "captions: was made with another dtype"),
         ('reporting.preview_prompts=["x"]', "prompts: was made with another preview_prompts"),
-        ("holdout=0.4", "is not cached, or not to its end"),
-        ("cache=elsewhere", "elsewhere/captions: is not cached, or not to its end"),
+        ("holdout=0.4", "is not cached, or only in part"),
+        ("cache=elsewhere", "elsewhere/captions: is not cached, or only in part"),
         ("stage1.resolution=64", "latents-64-"),
     ],
 )
@@ -204,7 +204,7 @@ def test_a_cache_is_gone_on_with(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         rows({"a": 1}).write(lambda chosen: make(chosen, stop=11))
-    with pytest.raises(ValueError, match="is not cached, or not to its end"):
+    with pytest.raises(ValueError, match="is not cached, or only in part"):
         rows({"a": 1}).check()
     rows({"a": 1}).write(make)
     assert made == [[1, 3, 5, 8], [9, 11], [9, 11]]

@@ -1,10 +1,10 @@
-"""What frozen encoders make of a data set, kept on disk: a few arrays for every record.
+"""Store of encoded rows on disk: the outputs of the frozen encoders for the records of a data set.
 
-    FOLDER/facts.json                what it was made of and with; written first
-    FOLDER/shard-00000.safetensors   64 records each, named RECORD/FIELD
+    FOLDER/facts.json                metadata that determines the arrays; written first
+    FOLDER/shard-00000.safetensors   64 records each, tensors named RECORD/FIELD
     FOLDER/manifest.json             every shard's size and SHA-256; written last
 
-The folder appears whole, at the end; until then its work stands in FOLDER.partial.
+The folder appears whole, at the end; until then its files are in FOLDER.partial.
 """
 
 import json
@@ -22,53 +22,55 @@ from ic_jax.weights.tensors import Tensor
 from train.data.errors import DataError
 
 FACTS, MANIFEST = "facts.json", "manifest.json"
-ROWS = 64  # records of a shard; 300 MB of FLUX's text embeddings
+ROWS = 64  # records per shard; 300 MB of FLUX's text embeddings
 OPEN = 256  # shards whose headers are kept in memory
-ON_DISK = {"std": "deviation"}  # fields whose name in the files differs
+ON_DISK = {"std": "deviation"}  # fields that the files call otherwise
 
 
 class Embeddings(NamedTuple):
-    """What the text encoders make of prompts; without b, of one."""
+    """Outputs of the text encoders for b prompts, or for one without b."""
 
     t5: Float[Array, "*b t e"]
     pooled: Float[Array, "*b p"]
 
 
 class LatentPosterior(NamedTuple):
-    """Normal distribution of FLUX's latents of pictures; without b, of one."""
+    """Normal distribution of the latents of b pictures, or of one without b."""
 
     mean: Float[Array, "*b y x c"]
     std: Float[Array, "*b y x c"]
 
 
 class EncodedRows:
-    """A folder with one named tuple of arrays for each of some records."""
+    """Folder with a named tuple of arrays for each record of a set."""
 
     def __init__(
-        self, folder: Path, kind: Any, records: np.ndarray, facts: Mapping[str, Any]
+        self, folder: Path, row_type: Any, records: np.ndarray, metadata: Mapping[str, Any]
     ) -> None:
-        """Nothing is read yet.
+        """Describe the folder without reading it.
 
         Args:
-            kind: `Embeddings` or `LatentPosterior`.
-            records: their numbers, ascending.
-            facts: JSON values that the arrays follow from; a folder with others is refused.
+            folder: place of the folder.
+            row_type: `Embeddings` or `LatentPosterior`.
+            records: record numbers, ascending.
+            metadata: JSON values that determine the arrays; a folder with others is refused.
         """
-        self.folder, self.kind, self.records, self.facts = folder, kind, records, dict(facts)
-        self._shard = lru_cache(maxsize=OPEN)(self._opened)
+        self.folder, self.row_type, self.records = folder, row_type, records
+        self.metadata = dict(metadata)
+        self._shard = lru_cache(maxsize=OPEN)(self._open)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return EncodedRows, (self.folder, self.kind, self.records, self.facts)
+        return EncodedRows, (self.folder, self.row_type, self.records, self.metadata)
 
     def check(self) -> None:
-        """DataError unless the folder is there, whole and made with the same facts."""
+        """Raise DataError unless the folder is complete and has the same metadata."""
         again = "run `python -m train cache` with this recipe"
         try:
-            found = json.loads((self.folder / FACTS).read_text())
+            stored = json.loads((self.folder / FACTS).read_text())
             shards = json.loads((self.folder / MANIFEST).read_text())["shards"]
         except (OSError, ValueError, KeyError):
-            raise DataError(f"{self.folder}: is not cached, or not to its end; {again}") from None
-        if other := self._differing(found):
+            raise DataError(f"{self.folder}: is not cached, or only in part; {again}") from None
+        if other := self._differing(stored):
             raise DataError(f"{self.folder}: was made with another {other}; {again}")
         for shard in shards:
             path = self.folder / shard["file"]
@@ -76,42 +78,40 @@ class EncodedRows:
                 raise DataError(f"{path}: is missing or cut; remove {self.folder} and {again}")
 
     def refuse_replacing(self) -> None:
-        """DataError if the folder holds what was made with other facts."""
+        """Raise DataError if the folder exists with other metadata."""
         if (self.folder / FACTS).exists():
-            found = json.loads((self.folder / FACTS).read_text())
-            if other := self._differing(found):
+            stored = json.loads((self.folder / FACTS).read_text())
+            if other := self._differing(stored):
                 raise DataError(
                     f"{self.folder}: was made with another {other}; give --overwrite to replace "
                     "it, or another cache"
                 )
 
-    def _differing(self, found: Mapping[str, Any]) -> str:
-        return ", ".join(name for name in self.facts if found.get(name) != self.facts[name])
+    def _differing(self, stored: Mapping[str, Any]) -> str:
+        return ", ".join(k for k, value in self.metadata.items() if stored.get(k) != value)
 
     def read(self, record: int) -> Any:
-        """A record's arrays; DataError if its picture could not be read when they were made."""
+        """Read the arrays of a record; DataError if its picture could not be read for encoding."""
         rank = int(np.searchsorted(self.records, record))
         tensors = self._shard(rank // ROWS)
         try:
-            return self.kind(*(tensors[_key(record, name)].array() for name in self.kind._fields))
+            names = self.row_type._fields
+            return self.row_type(*(tensors[_key(record, name)].array() for name in names))
         except KeyError:
             raise DataError(
                 f"{self.folder}: record {record} could not be read when cached"
             ) from None
 
     def write(self, make: Callable[[np.ndarray], Mapping[int, Any]]) -> None:
-        """Make what is missing, shard by shard; another run goes on where this one was stopped.
+        """Write the missing shards; a call that was interrupted is resumed by the next.
 
         Args:
-            make: gives the tuples of some records; those that cannot be read are left out.
+            make: encodes records, by number, to rows; leaves out records that cannot be read.
         """
-        owned = {FACTS, MANIFEST, *(_name(i) for i in range(self._shards))}
-        with atomic_folder(
-            self.folder, overwrite=True, owns=lambda n: n in owned or _is_ours(n), resume=True
-        ) as partial:
-            _start(partial, self.facts)
+        with atomic_folder(self.folder, overwrite=True, owns=_is_ours, resume=True) as partial:
+            _start(partial, self.metadata)
             shards = []
-            for number in range(self._shards):
+            for number in range(-(-len(self.records) // ROWS)):
                 path = partial / _name(number)
                 if not path.exists():
                     records = self.records[number * ROWS : (number + 1) * ROWS]
@@ -120,11 +120,7 @@ class EncodedRows:
                 shards.append({"file": path.name, **entry})
             write_json(partial / MANIFEST, {"shards": shards})
 
-    @property
-    def _shards(self) -> int:
-        return -(-len(self.records) // ROWS)
-
-    def _opened(self, number: int) -> dict[str, Tensor]:
+    def _open(self, number: int) -> dict[str, Tensor]:
         return read_tensors(self.folder / _name(number))
 
 
@@ -136,16 +132,16 @@ def _is_ours(name: str) -> bool:
     return name.removeprefix(".").startswith(("shard-", "facts", "manifest"))
 
 
-def _start(partial: Path, facts: Mapping[str, Any]) -> None:
-    """Keep an interrupted run's shards if they follow from the same facts."""
+def _start(partial: Path, metadata: Mapping[str, Any]) -> None:
+    """Keep the shards of an interrupted call if their metadata is the same."""
     try:
-        same = json.loads((partial / FACTS).read_text()) == facts
+        same = json.loads((partial / FACTS).read_text()) == metadata
     except (OSError, ValueError):
         same = False
     if not same:
         for path in partial.iterdir():
             path.unlink()
-        write_json(partial / FACTS, facts)
+        write_json(partial / FACTS, metadata)
 
 
 def _key(record: int, field: str) -> str:

@@ -1,4 +1,4 @@
-"""Batches from any step on, read ahead in threads or processes."""
+"""Loader of batches from any step on, prefetched by threads or processes."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,12 +27,12 @@ from train.data.pictures import (
     prepare_reference,
 )
 
-# Beyond this share of the samples read by a host the data set is broken, not a picture in it.
+# A process may skip this share of its samples, and always the first FREE, before it stops.
 MAX_SKIPPED, FREE = 0.01, 16
 
 
 class Cached(NamedTuple):
-    """What of a data set is read from a cache: a plan's targets, and captions."""
+    """Encoded rows that replace targets and captions."""
 
     latents: EncodedRows
     captions: EncodedRows
@@ -40,13 +40,13 @@ class Cached(NamedTuple):
 
 @dataclass
 class SkipCounter:
-    """Samples of a run so far that this host prepared, and how many of them were replaced."""
+    """Count of the samples that this process has prepared, and of those that were replaced."""
 
     seen: int = 0
     skipped: int = 0
 
     def count(self, samples: int, reasons: list[str]) -> None:
-        """DataError beyond `MAX_SKIPPED` of all."""
+        """Add samples; raise DataError when more than `MAX_SKIPPED` of all were skipped."""
         self.seen, self.skipped = self.seen + samples, self.skipped + len(reasons)
         if self.skipped > max(FREE, MAX_SKIPPED * self.seen):
             raise DataError(
@@ -56,24 +56,24 @@ class SkipCounter:
 
 
 class HostBatch(NamedTuple):
-    """A host's rows of a global batch; b of them, s the encoders' side (384)."""
+    """The b rows of a global batch that one process prepares; s is the encoders' side (384)."""
 
     size: Size  # height and width of the targets
-    target: UInt8[np.ndarray, "b h w 3"] | LatentPosterior  # cached ones
-    prompt: Embeddings | None  # cached ones of the captions
-    focus: Float[np.ndarray, "b y x"] | None  # density of what counts most, if asked for
-    low: UInt8[np.ndarray, "b s s 3"] | None  # the reference whole, if one is asked for
-    high: UInt8[np.ndarray, "b 4 s s 3"] | None  # and in four tiles
-    caption: list[str]  # the target's
+    target: UInt8[np.ndarray, "b h w 3"] | LatentPosterior  # the latter from a cache
+    prompt: Embeddings | None  # embeddings of the captions, from a cache
+    focus: Float[np.ndarray, "b y x"] | None  # density of the focus boxes, if asked for
+    low: UInt8[np.ndarray, "b s s 3"] | None  # the reference, if asked for
+    high: UInt8[np.ndarray, "b 4 s s 3"] | None  # the reference in four tiles
+    caption: list[str]  # of the target
     character: list[str]
-    record: Int[np.ndarray, "b"]  # of the target
-    reference: Int[np.ndarray, "b"]  # record of the reference
+    record: Int[np.ndarray, "b"]  # record number of the target
+    reference: Int[np.ndarray, "b"]  # record number of the reference
     paired: Bool[np.ndarray, "b"]
-    mirrored: Bool[np.ndarray, "b"]  # the reference; targets never are
+    mirrored: Bool[np.ndarray, "b"]  # whether the reference is; targets never are
     epoch: Int[np.ndarray, "b"]
-    row: Int[np.ndarray, "b"]  # of the global batch
+    row: Int[np.ndarray, "b"]  # index into the global batch
     total: int  # rows of the global batch
-    skipped: list[str]  # why rows were replaced by another of the batch; mostly empty
+    skipped: list[str]  # reasons why rows were replaced by the next; usually empty
 
 
 def batches(
@@ -91,61 +91,61 @@ def batches(
     threads: int = 16,
     workers: int = 0,
 ) -> Iterator[HostBatch]:
-    """The batches of steps `start` to `stop` - 1 in order.
+    """Yield the batches of steps `start` to `stop` - 1 in order.
 
-    They depend on the plan and `augment` alone: not on where a run was interrupted, on threads
-    or workers, and a global batch not on the number of hosts. A host reads the records of its
-    own rows and no others.
+    The batches depend on the plan and `augment` alone, not on the step at which a run was
+    interrupted, the threads, the workers or the number of processes. A process reads only the
+    records of its rows.
 
     A row whose target or reference is damaged is replaced by the next row of the same global
-    batch, which is then in it twice; this is reported in `HostBatch.skipped` and as a warning.
+    batch, which then has it twice; `HostBatch.skipped` and a warning report it.
 
     Args:
-        dataset: what `plan` was made for.
-        plan: which records.
-        augment: how they are prepared.
+        dataset: data set of the plan.
+        plan: records of each batch.
+        augment: augmentation of the pictures.
         start: first step, counted from 0.
-        stop: one beyond the last.
-        side: pixels, of the reference's squares: what the image encoders take; None prepares
-            no reference.
-        cell: pixels, of the cells that the targets' density of focus is given for
-            (`train.data.focus`), a latent's side; None gives none.
-        cached: where targets and captions are read from instead; targets are then cut at the
-            middle, whatever `augment` says.
-        skips: counts what is skipped, on from what an earlier part of the run counted.
-        rows: of every global batch, in order, that this host prepares; None is all of them.
+        stop: step after the last.
+        side: side of the reference squares in pixels, as the image encoders expect; None
+            prepares no reference.
+        cell: side in pixels of the cells of `HostBatch.focus`, such as that of a latent
+            (`train.data.focus`); None computes no focus.
+        cached: encoded rows to read in place of targets and captions; `augment` then does not
+            apply to targets, which were cropped in the middle.
+        skips: counter that continues that of an earlier part of the run.
+        rows: indices into every global batch, in order, that this process prepares; None is all.
         threads: samples prepared at a time, in each worker.
-        workers: processes to prepare in; 0 uses threads of this one. Pillow lets go of
-            Python's lock while it decodes and scales, so that threads fill several cores.
+        workers: processes that prepare samples; 0 uses threads of this process, which fill
+            several cores because Pillow releases the GIL while it decodes and resizes.
 
     Raises:
-        DataError: more than 1% of the samples had to be skipped, or all of one batch.
+        DataError: more than 1% of the samples were skipped, or all rows of a batch are damaged.
     """
-    own = tuple(range(plan.batch) if rows is None else rows)
-    read = _Read(dataset, plan, augment, side, cell, cached, own)
+    indices = tuple(range(plan.batch) if rows is None else rows)
+    read = _ReadSample(dataset, plan, augment, side, cell, cached, indices)
     samples = (
-        grain.MapDataset.range(start * len(own), stop * len(own))
+        grain.MapDataset.range(start * len(indices), stop * len(indices))
         .map(read)
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )
-    counted = skips or SkipCounter()
+    counter = skips or SkipCounter()
     if workers:
-        if not flags.FLAGS.is_parsed():  # grain's processes ask for flags of a main() of absl's
+        if not flags.FLAGS.is_parsed():  # as absl's main() would: grain needs it
             flags.FLAGS.mark_as_parsed()
         samples = samples.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     try:
-        for batch in samples.batch(len(own), batch_fn=_collate):
+        for batch in samples.batch(len(indices), batch_fn=_collate):
             for reason in batch.skipped:
                 warnings.warn(f"skipped: {reason}", stacklevel=2)
-            counted.count(len(own), batch.skipped)
+            counter.count(len(indices), batch.skipped)
             yield batch
-    except DataError as error:  # grain adds lines of its own
+    except DataError as error:  # grain appends lines to the message
         raise DataError(f"{dataset.path}: {str(error).partition(chr(10))[0]}") from None
 
 
 @dataclass(frozen=True)
-class _Read:
-    """One sample: number `sample` of those of this host."""
+class _ReadSample:
+    """Picklable function that prepares a sample by its number in this process."""
 
     dataset: Dataset
     plan: BatchPlan
@@ -153,21 +153,21 @@ class _Read:
     side: int | None
     cell: int | None
     cached: Cached | None
-    own: tuple[int, ...]  # rows of every batch
+    indices: tuple[int, ...]  # rows of every global batch that this process prepares
 
     def __call__(self, sample: int) -> dict[str, Any]:
-        step, at = divmod(int(sample), len(self.own))
-        row, rows = self.own[at], self.plan.rows(step)
+        step, position = divmod(int(sample), len(self.indices))
+        row, rows = self.indices[position], self.plan.rows(step)
         skipped: list[str] = []
         for ahead in range(self.plan.batch):
             try:
-                made = self._prepared(rows, (row + ahead) % self.plan.batch)
-                return made | {"row": row, "skipped": skipped}
+                prepared = self._prepare(rows, (row + ahead) % self.plan.batch)
+                return prepared | {"row": row, "skipped": skipped}
             except (DataError, ImageError) as error:
                 skipped.append(f"step {step} row {row + ahead}: {error}")
         raise DataError(f"no sample of a batch can be read; {skipped[0]}")
 
-    def _prepared(self, rows: BatchRows, row: int) -> dict[str, Any]:
+    def _prepare(self, rows: BatchRows, row: int) -> dict[str, Any]:
         number, reference = int(rows.target[row]), int(rows.reference[row])
         record = self.dataset.read(number)
         decode = cache(lambda n: decode_pixels(record if n == number else self.dataset.read(n)))
@@ -181,7 +181,7 @@ class _Read:
         if self.cached is None:
             target = apply_crop(decode(number), rows.size, crop)
         else:
-            target, prompt = (part.read(number) for part in self.cached)
+            target, prompt = (encoded.read(number) for encoded in self.cached)
         if self.cell is not None:
             scale = (crop.width / record.width, crop.height / record.height)
             boxes = scale_boxes(record.focus, *scale, crop.left, crop.top)
@@ -208,17 +208,17 @@ def _collate(samples: Sequence[dict[str, Any]]) -> HostBatch:
     values: dict[str, Any] = {name: [s[name] for s in samples] for name in HostBatch._fields}
     for name in HostBatch._fields:
         if name not in ("size", "caption", "character", "total", "skipped"):
-            values[name] = _stacked(values[name])
+            values[name] = _stack(values[name])
     values |= {name: values[name][0] for name in ("size", "total")}
     values["skipped"] = [reason for reasons in values["skipped"] for reason in reasons]
     return HostBatch(**values)
 
 
-def _stacked(rows: list[Any]) -> Any:
+def _stack(rows: list[Any]) -> Any:
     """Stack rows of arrays or of named tuples of arrays; None stays None."""
     if rows[0] is None:
         return None
     if isinstance(rows[0], LatentPosterior | Embeddings):
-        kind: Any = type(rows[0])
-        return kind(*map(np.stack, zip(*rows, strict=True)))
+        row_type: Any = type(rows[0])
+        return row_type(*map(np.stack, zip(*rows, strict=True)))
     return np.stack(rows)
