@@ -196,9 +196,9 @@ def add_multiprocess(parser: argparse.ArgumentParser) -> None:
 def run(command: Callable[[], Any], *, debug: bool = False) -> int:
     """Run a command; returns its exit code.
 
-    0 done; 2 bad usage or input; 3 bad weights; 4 bad data set; 5 not a finite number; 69 a host
+    0 done; 2 bad usage or input; 3 bad weights; 4 bad data set; 5 not a finite number; 69 a process
     is missing; 74 input or output failed; 130 interrupted; 141 the output's reader has gone; 1 out
-    of memory. `debug` shows tracebacks. One of several hosts ends together with the others.
+    of memory. `debug` shows tracebacks. One of several processes ends together with the others.
     """
     try:
         with warnings.catch_warnings():
@@ -211,7 +211,7 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
     except BaseException as error:
         code, message = _exit_code(error), _message(error)
         if gone := not _out_of_memory(error) and multihost.failed_process(error):
-            code, message = multihost.HostsError.exit_code, gone
+            code, message = multihost.ProcessError.exit_code, gone
         if code is None and not multihost.is_multiprocess():
             raise
         if debug or code is None:

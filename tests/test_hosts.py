@@ -51,7 +51,7 @@ def test_nothing_happens_alone():
     ],
 )
 def test_what_the_environment_says(environment, kind):
-    assert multihost.cluster(ALONE | environment) == kind
+    assert multihost.detect_cluster(ALONE | environment) == kind
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_flags_are_read():
 
 
 def test_who_is_silent_is_judged_by_the_time_of_its_last_sign():
-    pulses, gone = heartbeat.judged({0: ("", 0.0), 1: ("", 0.0)}, {0: "1", 1: "1"}, 10.0)
+    pulses, gone = heartbeat.update_beats({0: ("", 0.0), 1: ("", 0.0)}, {0: "1", 1: "1"}, 10.0)
     assert not gone
-    pulses, gone = heartbeat.judged(pulses, {0: "2", 1: "1"}, 10.0 + heartbeat.SILENCE)
+    pulses, gone = heartbeat.update_beats(pulses, {0: "2", 1: "1"}, 10.0 + heartbeat.TIMEOUT)
     assert not gone
-    pulses, gone = heartbeat.judged(pulses, {0: "2", 1: "1"}, 10.1 + heartbeat.SILENCE)
+    pulses, gone = heartbeat.update_beats(pulses, {0: "2", 1: "1"}, 10.1 + heartbeat.TIMEOUT)
     assert gone == [1]
-    assert pulses == {0: ("2", 10.0 + heartbeat.SILENCE), 1: ("1", 10.0)}
+    assert pulses == {0: ("2", 10.0 + heartbeat.TIMEOUT), 1: ("1", 10.0)}
 
 
 def test_a_barrier_names_who_is_missing_and_stopping_is_agreed(tmp_path):

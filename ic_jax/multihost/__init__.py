@@ -1,6 +1,6 @@
-"""Several processes that compute together: started, synchronised and ended as one."""
+"""Several processes that compute together: start, synchronise, broadcast, exit."""
 
-from ic_jax.multihost.kv_store import HostsError as HostsError
+from ic_jax.multihost.kv_store import ProcessError as ProcessError
 from ic_jax.multihost.kv_store import client as client
 from ic_jax.multihost.kv_store import is_first as is_first
 from ic_jax.multihost.kv_store import is_multiprocess as is_multiprocess
@@ -10,7 +10,7 @@ from ic_jax.multihost.kv_store import process_name as process_name
 from ic_jax.multihost.processes import barrier as barrier
 from ic_jax.multihost.processes import broadcast_json as broadcast_json
 from ic_jax.multihost.processes import check_flags as check_flags
-from ic_jax.multihost.processes import cluster as cluster
+from ic_jax.multihost.processes import detect_cluster as detect_cluster
 from ic_jax.multihost.processes import exit_together as exit_together
 from ic_jax.multihost.processes import failed_process as failed_process
 from ic_jax.multihost.processes import initialize as initialize

@@ -1,9 +1,9 @@
-"""The way to host 0, through a socket of this process, which sees first where it ends.
+"""Proxy between JAX's client and process 0, which detects that process 0 has died.
 
-JAX's client keeps a connection to host 0 open, and as soon as that breaks it aborts the process,
-with a stack trace. It has a callback for that, which Python cannot be: its argument, a status, has
-no Python type in jaxlib, and the process aborts over that instead. So the client is given a socket
-here, everything is passed on, and the end of host 0 comes to us alone.
+JAX's client keeps a connection to the coordination service in process 0, and aborts this process
+with a stack trace as soon as that breaks. JAX offers a C++ callback for this, but its argument (an
+absl::Status) has no Python binding, so that a Python callback aborts the process too. We therefore
+give the client a local socket, pass everything on, and detect the disconnection ourselves.
 """
 
 import shutil
@@ -16,29 +16,31 @@ from threading import Event, Thread
 
 
 class CoordinatorProxy:
-    """Passes on what is sent to `address` here to host 0, and back."""
+    """Forwards connections from `address`, a local socket, to process 0."""
 
-    def __init__(self, where: str, silence: float, lost: Callable[[], None]):
-        """
+    def __init__(self, coordinator: str, timeout: float, on_disconnect: Callable[[], None]):
+        """Start to listen.
+
         Args:
-            where: HOST:PORT of host 0, which need not listen yet.
-            silence: seconds without an answer of that machine after which it is gone.
-            lost: called in a thread where host 0, or the network, has ended a connection; when it
-                returns JAX is told.
+            coordinator: HOST:PORT of process 0, which need not listen yet.
+            timeout: seconds without an acknowledgement from that machine until it counts as dead.
+            on_disconnect: called in a thread when process 0 or the network has closed a
+                connection; JAX learns of it when this returns.
         """
-        host, _, port = where.rpartition(":")
-        self._where, self._silence, self._lost = (host.strip("[]"), int(port)), silence, lost
-        # A file and no port: it is for its user alone, and no proxy is asked for the way. Its name
-        # may have about a hundred letters, and a job's own folder of temporary files has more.
+        host, _, port = coordinator.rpartition(":")
+        self._coordinator, self._timeout = (host.strip("[]"), int(port)), timeout
+        self._on_disconnect = on_disconnect
+        # A Unix socket, not a port: only this user can open it, and HTTP proxies do not apply. Its
+        # path is limited to about 100 characters, which a job's own TMPDIR may exceed.
         self._folder = Path(tempfile.mkdtemp(prefix="ic_jax-", dir="/tmp"))
-        self.address = f"unix:{self._folder / 'host-0'}"
+        self.address = f"unix:{self._folder / 'process-0'}"
         self._server = socket.socket(socket.AF_UNIX)
-        self._server.bind(str(self._folder / "host-0"))
+        self._server.bind(str(self._folder / "process-0"))
         self._server.listen()
         Thread(target=self._serve, daemon=True).start()
 
-    def joined(self) -> None:
-        """JAX has its connection; there will be no other."""
+    def remove_socket(self) -> None:
+        """Remove the socket's file, once JAX is connected: it opens no further connection."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _serve(self) -> None:
@@ -48,34 +50,34 @@ class CoordinatorProxy:
 
     def _connect(self, near: socket.socket) -> None:
         try:
-            far = socket.create_connection(self._where, self._silence)
+            far = socket.create_connection(self._coordinator, self._timeout)
         except OSError:  # not there yet: JAX tries again
             near.close()
             return
         far.settimeout(None)
         far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-            limit = int(1000 * self._silence)
-            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
+            milliseconds = int(1000 * self._timeout)
+            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         closed_here = Event()
 
         def send() -> None:
-            if _pass_on(near, far):
+            if _forward(near, far):
                 closed_here.set()
             with suppress(OSError):
                 far.shutdown(socket.SHUT_RDWR)
 
         Thread(target=send, daemon=True).start()
-        _pass_on(far, near)
+        _forward(far, near)
         if not closed_here.is_set():
-            self._lost()
+            self._on_disconnect()
         with suppress(OSError):
-            near.shutdown(socket.SHUT_RDWR)  # closing alone tells nobody while `send` reads it
+            near.shutdown(socket.SHUT_RDWR)  # close() alone does not wake `send`, which reads it
         near.close()
 
 
-def _pass_on(source: socket.socket, sink: socket.socket) -> bool:
-    """Until one of them ends; whether the source was closed."""
+def _forward(source: socket.socket, sink: socket.socket) -> bool:
+    """Forward bytes until either socket ends; return whether the source was closed."""
     with suppress(OSError):
         while data := source.recv(1 << 18):
             sink.sendall(data)

@@ -1,8 +1,9 @@
-"""Every host's watch over the others: it ends this process, with a word, when one is gone.
+"""Heartbeat thread: ends this process with a one-line error when another process dies.
 
-When a host dies JAX ends the others after a while with a stack trace. Here every host tells host 0
-every few seconds that it lives and asks it who does not, so that they end sooner, by name. Host 0
-keeps the store: that it ended itself shows in the connection to it (`coordinator_proxy`).
+Left to itself, JAX ends the other processes after a while with a stack trace. Here every process
+writes a heartbeat to the key-value store every few seconds and reads which processes have failed,
+so that all end sooner, with a message that names the failed one. Process 0 holds the store: its own
+death shows in the connection to it (`coordinator_proxy`).
 """
 
 import os
@@ -17,7 +18,7 @@ import jax
 from ic_jax.multihost.kv_store import (
     REMEDY,
     ROOT,
-    HostsError,
+    ProcessError,
     client,
     is_first,
     process_count,
@@ -25,94 +26,99 @@ from ic_jax.multihost.kv_store import (
     process_name,
 )
 
-PULSE = 2.0  # seconds between signs of life
-SILENCE = 40.0  # without one for so long a host is gone; JAX's own limit is 100
-FAREWELL = 10.0  # seconds that those who end with an error wait for each other
+INTERVAL = 2.0  # seconds between heartbeats
+TIMEOUT = 40.0  # seconds without a heartbeat until a process counts as dead; JAX's own limit is 100
+EXIT_TIMEOUT = 10.0  # seconds that processes that end with an error wait for each other
 
-Pulse = tuple[str, float]  # what a host counted, and when that was first seen
+Beat = tuple[str, float]  # a process's last heartbeat, and when it was first seen
 
 
 class Heartbeat(Thread):
-    """Tells host 0 that this host lives, and ends the process when another one is gone."""
+    """Writes this process's heartbeat, and ends the process when another one has failed."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True, name="hosts")
-        self._stopped, self._known, self._ending = Event(), Event(), RLock()
-        self._reason, self._orphaned, self._first = "", False, process_name(0)
-        self._pulses = dict.fromkeys(range(process_count()), ("", time.monotonic()))
+        super().__init__(daemon=True, name="heartbeat")
+        self._stopped, self._failed, self._exiting = Event(), Event(), RLock()
+        self._reason, self._first_failed, self._first = "", False, process_name(0)
+        self._beats = dict.fromkeys(range(process_count()), ("", time.monotonic()))
 
     def run(self) -> None:
-        beat = 0
-        while not self._stopped.wait(PULSE):
-            beat += 1
+        """Write heartbeats until `stop`, or until a process fails."""
+        count = 0
+        while not self._stopped.wait(INTERVAL):
+            count += 1
             try:
-                client().key_value_set(f"{ROOT}/pulses/{process_index()}", str(beat), True)
+                client().key_value_set(f"{ROOT}/heartbeats/{process_index()}", str(count), True)
                 if is_first():
-                    self._judge(client().key_value_dir_get(f"{ROOT}/pulses/"))
-                found = client().key_value_dir_get(f"{ROOT}/lost/")
+                    self._announce_dead(client().key_value_dir_get(f"{ROOT}/heartbeats/"))
+                failures = client().key_value_dir_get(f"{ROOT}/failures/")
             except jax.errors.JaxRuntimeError:
-                found = [("", f"host 0 does not answer{REMEDY}")]
-            if found and not self._stopped.is_set():
-                self._reason = found[0][1]
-                self._known.set()
-                with self._ending:  # unless the main thread is about it already
+                failures = [("", f"process 0 does not answer{REMEDY}")]
+            if failures and not self._stopped.is_set():
+                self._reason = failures[0][1]
+                self._failed.set()
+                with self._exiting:  # unless the main thread is ending the process already
                     print(f"error: {self._reason}", file=sys.stderr, flush=True)
-                    self.leave(HostsError.exit_code)
+                    self.exit(ProcessError.exit_code)
 
-    def first_is_gone(self) -> None:
-        """End the process, since what the hosts tell each other is gone with host 0; unless all
-        have agreed to end."""
+    def first_disconnected(self) -> None:
+        """End this process, since the key-value store died with process 0; unless `stop` came."""
         if self._stopped.is_set():
             return
         self._reason = f"{self._first} ended or cannot be reached{REMEDY}"
-        self._orphaned = True
-        self._known.set()
-        # The main thread may be about to end, or wait for an answer that will not come.
-        self._ending.acquire(timeout=FAREWELL)
+        self._first_failed = True
+        self._failed.set()
+        # The main thread may be ending the process, or wait for an answer that will not come.
+        self._exiting.acquire(timeout=EXIT_TIMEOUT)
         print(f"error: {self._reason}", file=sys.stderr, flush=True)
-        os._exit(HostsError.exit_code)
+        os._exit(ProcessError.exit_code)
 
-    def _judge(self, found: Sequence[tuple[str, str]]) -> None:
-        pulses = {int(key.rpartition("/")[2]): value for key, value in found}
-        self._pulses, gone = judged(self._pulses, pulses, time.monotonic())
-        if gone:
-            names = ", ".join(map(process_name, gone))
-            self.tell(f"{names} gave no sign of life for {SILENCE:g} s{REMEDY}")
+    def _announce_dead(self, entries: Sequence[tuple[str, str]]) -> None:
+        now = {int(key.rpartition("/")[2]): value for key, value in entries}
+        self._beats, dead = update_beats(self._beats, now, time.monotonic())
+        if dead:
+            names = ", ".join(map(process_name, dead))
+            self.announce(f"{names} gave no sign of life for {TIMEOUT:g} s{REMEDY}")
 
-    def tell(self, reason: str) -> None:
-        """Let all hosts know; the first reason stands."""
-        if self._orphaned:
+    def announce(self, reason: str) -> None:
+        """Tell all processes why they must end; the first reason announced stands."""
+        if self._first_failed:
             return
         with suppress(jax.errors.JaxRuntimeError):
-            client().key_value_set(f"{ROOT}/lost/reason", reason)
+            client().key_value_set(f"{ROOT}/failures/reason", reason)
 
-    def verdict(self, timeout: float) -> str | None:
-        self._ending.acquire()  # for good
-        return self._reason if self._known.wait(timeout) else None
+    def wait_for_failure(self, timeout: float) -> str | None:
+        """Return which process failed, or None after `timeout` seconds without a failure.
+
+        From now on only the calling thread ends the process.
+        """
+        self._exiting.acquire()  # never released
+        return self._reason if self._failed.wait(timeout) else None
 
     def stop(self) -> None:
+        """Write no more heartbeats, and take no more notice of other processes."""
         self._stopped.set()
         self.join()
 
-    def leave(self, code: int) -> None:
-        """End this process at once, but host 0 last: without it JAX aborts the others."""
-        self._ending.acquire()
+    def exit(self, code: int) -> None:
+        """End this process at once, process 0 last: without it JAX aborts the others."""
+        self._exiting.acquire()
         sys.stdout.flush()
         sys.stderr.flush()
         with suppress(jax.errors.JaxRuntimeError):
-            if not self._orphaned:
-                client().wait_at_barrier(f"{ROOT}/leave", int(FAREWELL * 1000))
+            if not self._first_failed:
+                client().wait_at_barrier(f"{ROOT}/exit", int(EXIT_TIMEOUT * 1000))
         if is_first():
-            time.sleep(PULSE)
+            time.sleep(INTERVAL)
         os._exit(code)
 
 
-def judged(
-    before: Mapping[int, Pulse], now: Mapping[int, str], at: float
-) -> tuple[dict[int, Pulse], list[int]]:
-    """Each host's last pulse and when it was first seen, and the hosts that are silent too long."""
-    pulses = {
-        host: (now[host], at) if host in now and now[host] != value else (value, since)
-        for host, (value, since) in before.items()
+def update_beats(
+    before: Mapping[int, Beat], now: Mapping[int, str], at: float
+) -> tuple[dict[int, Beat], list[int]]:
+    """Return each process's last heartbeat with its time, and the processes that count as dead."""
+    beats = {
+        process: (now[process], at) if process in now and now[process] != beat else (beat, since)
+        for process, (beat, since) in before.items()
     }
-    return pulses, [host for host, (_, since) in pulses.items() if at - since > SILENCE]
+    return beats, [process for process, (_, since) in beats.items() if at - since > TIMEOUT]

@@ -1,53 +1,53 @@
-"""Who the hosts are, and the store in which they tell each other what is no array.
+"""Process ids and names, and the key-value store of `jax.distributed`.
 
-It is the key-value store that `jax.distributed` keeps on host 0. JAX has no public way to it: its
-`sync_global_devices` knows neither a time limit nor names, so the client in
-`jax._src.distributed` is taken, as Orbax does.
+Process 0 holds the store; the processes exchange everything in it that is not an array. JAX has no
+public API for it: `multihost_utils.sync_global_devices` takes no timeout and names no process. So
+the client is taken from `jax._src.distributed`, as Orbax does.
 """
 
 from typing import Any
 
 import jax
 
-ROOT = "ic_jax"  # of our keys
-REMEDY = "; see what it said last, and run the command on all hosts again"
+ROOT = "ic_jax"  # prefix of all keys
+REMEDY = "; see what it said last, and run the command on all processes again"
 
 
-class HostsError(RuntimeError):
-    """A host did not come, or is gone; one line that names it."""
+class ProcessError(RuntimeError):
+    """A process did not start, missed a barrier or died; the one-line message names it."""
 
     exit_code = 69
 
 
 def is_multiprocess() -> bool:
-    """Whether this process is one of several; asks for no devices."""
+    """Return whether this process is one of several; does not initialise JAX's devices."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def process_index() -> int:
-    """Which host this is."""
+    """Return the id of this process, 0 if it is the only one."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def process_count() -> int:
-    """How many hosts there are."""
+    """Return the number of processes."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this is host 0, which writes what is written once."""
+    """Return whether this is process 0, which writes the files that are written once."""
     return process_index() == 0
 
 
 def client() -> Any:
-    """The client of the coordination service: keys, values and barriers of all hosts."""
-    from jax._src import distributed  # no public way, see above
+    """Return the client of JAX's coordination service: its keys, values and barriers."""
+    from jax._src import distributed  # not public, see above
 
     return distributed.global_state.client
 
 
-def process_name(host: int) -> str:
-    """A host as people know it: "host 2 (node-c)"."""
-    names = dict(client().key_value_dir_get(f"{ROOT}/names/"))
-    name = names.get(f"{ROOT}/names/{host}")
-    return f"host {host} ({name})" if name else f"host {host}"
+def process_name(process_id: int) -> str:
+    """Return the name of a process in messages: "process 2 (node-c)"."""
+    hostnames = dict(client().key_value_dir_get(f"{ROOT}/hostnames/"))
+    hostname = hostnames.get(f"{ROOT}/hostnames/{process_id}")
+    return f"process {process_id} ({hostname})" if hostname else f"process {process_id}"
