@@ -45,7 +45,9 @@ class StepInputs:
         rows = (host.target, prompt, reference and Reference(*reference), host.focus)
         if self._rows.is_fully_addressable:
             return StepBatch(*jax.device_put(rows, self._rows))
-        join = partial(global_from_local_rows, held=host.row, count=host.total, sharding=self._rows)
+        join = partial(
+            global_from_local_rows, numbers=host.row, count=host.total, sharding=self._rows
+        )
         return StepBatch(*jax.tree.map(join, rows))
 
     def rope(self, host: HostBatch) -> Rope:

@@ -1,4 +1,4 @@
-"""`python -m infer` on a prompts file: several hosts, a mesh of them, killed and started again."""
+"""`python -m infer` on a prompts file: several processes, a mesh of all, killed and restarted."""
 
 import itertools
 import os
@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from tests.conftest import GOLDENS
+from tests.multihost_runs import COMPILE_ONCE
 
 ROOT = Path(__file__).parent.parent
-ASKED = [
+ARGUMENTS = [
     f"--model={GOLDENS / 'toy_model'}",
     f"--subject={GOLDENS / 'tiny_instantcharacter' / 'reference.png'}",
     *("--height=32", "--width=32", "--steps=1", "--max-sequence-length=16", "--dtype=float32"),
@@ -27,15 +28,16 @@ NAMES = sorted(f"{p}-seed{s}.png" for p in ("a-girl-000", "a-boy-001") for s in 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Starts the command on two devices; a host's programs are compiled once for all tests."""
+    """Return a function that starts the command on two devices; programs are compiled once."""
     folder = tmp_path_factory.mktemp("prompts")
     (folder / "prompts.txt").write_text("a girl\na boy\n")
     devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    environment = os.environ | devices | {"XDG_CACHE_HOME": str(folder), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | devices | COMPILE_ONCE
+    environment |= {"XDG_CACHE_HOME": str(folder), "PYTHONUNBUFFERED": "1"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
 
-    def begin(*arguments, how=("infer",)):
-        run = [sys.executable, "-m", *how, *ASKED, f"--prompts={folder / 'prompts.txt'}"]
+    def begin(*arguments):
+        run = [sys.executable, "-m", "infer", *ARGUMENTS, f"--prompts={folder / 'prompts.txt'}"]
         return subprocess.Popen(
             [*run, *map(str, arguments)],
             cwd=ROOT,
@@ -93,21 +95,20 @@ def test_a_killed_run_goes_on(start, alone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("hosts", "mesh", "shares"),
+    ("processes", "mesh", "shares"),
     [
         (2, "data=2", [3, 3]),
         (2, "data=2,tensor=2", [6, 0]),
         (4, "data=2,fsdp=2,tensor=2", [6, 0, 0, 0]),
     ],
 )
-def test_hosts_draw_each_picture_once(start, alone, tmp_path, hosts, mesh, shares):
-    """Each a mesh of its own devices and its share of the pictures; or all one mesh together."""
+def test_processes_draw_each_picture_once(start, alone, tmp_path, processes, mesh, shares):
+    """Each its share of the pictures on a mesh of its own devices, or all on one mesh together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = ["--mesh", mesh, "--num-processes", hosts, "--coordinator", f"localhost:{port}"]
-    how = ("infer",) if hosts == 2 else ("tests.host", "infer")  # of four the first compiles
-    started = [start("--out", tmp_path, *flags, "--process-id", i, how=how) for i in range(hosts)]
+    flags = ["--mesh", mesh, "--num-processes", processes, "--coordinator", f"localhost:{port}"]
+    started = [start("--out", tmp_path, *flags, "--process-id", i) for i in range(processes)]
     each = [drawn(process.communicate()[0]) for process in started]
     assert sorted(itertools.chain(*each)) == NAMES
     assert [len(names) for names in each] == shares

@@ -1,4 +1,4 @@
-"""Runs in processes of their own on this machine's loopback: of four hosts, and of one."""
+"""Training runs by four processes on this machine's loopback, and by one."""
 
 import json
 import os
@@ -43,40 +43,46 @@ stage1.remat = "none"
 """
 
 
-class Hosts:
-    """Four processes of two devices each, one program."""
+class Processes:
+    """Four processes of two devices each that run one program."""
 
     def __init__(self, folder, *command):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            where = f"127.0.0.1:{free.getsockname()[1]}"
-        flags = [
-            ["--coordinator", where, "--num-processes", "4", "--process-id", str(i)]
-            for i in range(4)
-        ]
-        self.processes = [start(folder, 2, *command, *own) for own in flags]
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        flags = ["--coordinator", address, "--num-processes", "4", "--process-id"]
+        self.processes = [start(folder, 2, *command, *flags, str(i)) for i in range(4)]
 
-    def wait(self, limit=1200):
-        """Exit code, output and errors of each; none may go on for ever."""
+    def wait(self, timeout=1200):
+        """Return exit code, output and errors of each process; kill what runs longer."""
         try:
-            told = [process.communicate(timeout=limit) for process in self.processes]
-            return [(p.returncode, *x) for p, x in zip(self.processes, told, strict=True)]
+            outputs = [process.communicate(timeout=timeout) for process in self.processes]
+            return [(p.returncode, *x) for p, x in zip(self.processes, outputs, strict=True)]
         finally:
             for process in self.processes:
                 process.kill()
 
 
+# Of four processes the first compiles and the others take its programs: cores are few, and gloo's
+# collectives time out after 30 s while one process still compiles.
+COMPILE_ONCE = {
+    "JAX_SHARE_BINARY_BETWEEN_HOSTS": "true",
+    "JAX_SHARE_BINARY_BETWEEN_HOSTS_TIMEOUT_MS": "900000",
+}
+
+
 def start(folder, devices, *command):
-    """A process of `tests.host` on so many devices; programs are kept in the folder."""
-    environment = os.environ | {
-        "XDG_CACHE_HOME": str(folder / "kept"),
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    """Start `tests.process` on that many devices; compiled programs are kept in the folder."""
+    environment = os.environ | COMPILE_ONCE
+    environment |= {
+        "XDG_CACHE_HOME": str(folder / "compiled"),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.host", *command],
+        [sys.executable, "-m", "tests.process", *command],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -85,12 +91,12 @@ def start(folder, devices, *command):
     )
 
 
-class World:
-    """A model, a data set and its cache, and runs by four processes and by one."""
+class Runs:
+    """A model, a data set and its cache, and training runs by four processes and by one."""
 
-    def __init__(self, folder, own):
-        """`own` are keys of the recipe beside RECIPE's."""
-        self.folder, self._recipe = folder, RECIPE + own
+    def __init__(self, folder, keys):
+        """Make them; `keys` are lines of the recipe besides RECIPE's."""
+        self.folder, self._recipe = folder, RECIPE + keys
         write_model(folder / "model")
         write_data(folder)
         assert main(["cache", str(self.recipe("cached"))]) == 0
@@ -101,29 +107,29 @@ class World:
         return file
 
     def train(self, run, how="train"):
-        """By four processes: exit code, output and errors of each."""
-        return Hosts(self.folder, how, str(self.recipe(run))).wait()
+        """Train by four processes; return exit code, output and errors of each."""
+        return Processes(self.folder, how, str(self.recipe(run))).wait()
 
     def train_alone(self, run):
-        """By one process; what JAX compiled there, by name."""
+        """Train by one process; return the names of the programs that it compiled."""
         process = start(self.folder, 8, "train", str(self.recipe(run)))
         out, err = process.communicate()
         assert process.returncode == 0, err
         return json.loads(out.splitlines()[-1])["compiled"]
 
-    def begun(self, run, of):
-        """A run that has got as far as step 2 of another one."""
+    def copy_of_step_2(self, run, of):
+        """Make a run that is where another one was after step 2."""
         shutil.copytree(self.folder / of, self.folder / run)
         shutil.rmtree(self.folder / run / "checkpoints" / "3")
         (self.folder / run / "manifests" / "3.json").unlink()
 
     def values(self, run, name):
-        """What a run reported of one thing, from step to step."""
+        """Return what a run reported under a name, step by step."""
         text = (self.folder / run / "metrics.jsonl").read_text()
         return [line[name] for line in map(json.loads, text.splitlines()) if name in line]
 
     def saved(self, run, step):
-        """Every array of a checkpoint by its name, read by this process alone."""
+        """Return every array of a checkpoint by name, read by this process alone."""
         reader = Checkpoints(self.folder / run, Saving(), read_only=True)
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         arrays = {}
@@ -136,8 +142,8 @@ class World:
         return ocp.StandardCheckpointer().restore(folder.absolute(), arrays)
 
     def check_same(self, run, of, step):
-        """Every array of a checkpoint is that of another run's to 1e-5."""
-        ours, theirs = (self.saved(one, step) for one in (run, of))
+        """Check that every array of a checkpoint equals another run's to 1e-5."""
+        ours, theirs = (self.saved(name, step) for name in (run, of))
         assert ours.keys() == theirs.keys()
         for name, array in ours.items():
             if np.any(theirs[name]):
@@ -146,6 +152,6 @@ class World:
                 assert not np.any(array), name
 
     def resumed(self, run):
-        """What the hosts of a run had of its state when they had read it: pieces by name."""
+        """Yield the shards of the state that the processes of a run restored: name, index, data."""
         for file in sorted((self.folder / run).glob("resumed-*.pickle")):
             yield from pickle.loads(file.read_bytes())

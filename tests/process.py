@@ -1,4 +1,4 @@
-"""One of the processes of tests that have several hosts: python -m tests.host WHAT ... FLAGS."""
+"""One of the processes of a multi-process test: python -m tests.process WHAT ... FLAGS."""
 
 import argparse
 import json
@@ -11,22 +11,22 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import compiler
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ic_jax import cli, multihost
 from ic_jax.multihost import heartbeat
 from ic_jax.sharding import make_mesh, parse, to_global_array
-from infer.commands import main as infer
 from train import checkpoints
 from train.commands import main as train
 from train.run_folder import StopAgreement
 
-DIES = "die in step 2's save"
+DIE_IN_SAVE = "die in step 2's save"
 
 
 def meet(flags: list[str]) -> int:
-    """Agree on a stop that only host 1 was asked for, then wait for host 3, which comes late."""
+    """Agree on a stop that only process 1 was asked for, then wait for process 3, which is late."""
 
     def command() -> None:
         join(flags)
@@ -44,13 +44,13 @@ def meet(flags: list[str]) -> int:
 
 
 def lose_the_first(flags: list[str]) -> int:
-    """Host 0 is killed; host 1 waits for it, host 2 computes, host 3 is in a collective."""
+    """Kill process 0 while 1 waits for it, 2 computes and 3 is in a collective."""
 
     def command() -> None:
         join(flags)
-        everywhere = NamedSharding(make_mesh(parse("data=8")), P("data"))
-        summed = jax.jit(jnp.sum, out_shardings=NamedSharding(everywhere.mesh, P()))
-        assert int(summed(to_global_array(np.arange(8), everywhere, np.int32))) == 28
+        sharded = NamedSharding(make_mesh(parse("data=8")), P("data"))
+        total = jax.jit(jnp.sum, out_shardings=NamedSharding(sharded.mesh, P()))
+        assert int(total(to_global_array(np.arange(8), sharded, np.int32))) == 28
         multihost.barrier("summed")
         if multihost.process_index() == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -59,56 +59,61 @@ def lose_the_first(flags: list[str]) -> int:
         if multihost.process_index() == 2:
             while True:
                 pass
-        print(int(summed(to_global_array(np.arange(8), everywhere, np.int32))))
+        print(int(total(to_global_array(np.arange(8), sharded, np.int32))))
 
     return cli.run(command)
 
 
 def join(flags: list[str]) -> None:
+    """Join the other processes, as the commands do."""
     parser = argparse.ArgumentParser()
     cli.add_multiprocess(parser)
-    given = parser.parse_args(flags)
-    multihost.initialize(given.coordinator, given.num_processes, given.process_id)
+    args = parser.parse_args(flags)
+    multihost.initialize(args.coordinator, args.num_processes, args.process_id)
 
 
-def note_what_is_resumed() -> None:
-    """Write the pieces of the state that this host has read, before it trains on."""
+def record_resumed_state() -> None:
+    """Write the shards of the state that this process restores, before it trains on."""
     restore = checkpoints.Checkpoints.restore
 
-    def noted(self, abstract, facts, step=None):
-        state = restore(self, abstract, facts, step)
-        pieces = [
-            (jax.tree_util.keystr(path), piece.index, jax.device_get(piece.data))
+    def recorded(self, abstract, run_metadata, step=None):
+        state = restore(self, abstract, run_metadata, step)
+        shards = [
+            (jax.tree_util.keystr(path), shard.index, jax.device_get(shard.data))
             for path, x in jax.tree_util.tree_leaves_with_path(state)
-            for piece in x.addressable_shards
+            for shard in x.addressable_shards
         ]
         run = self._steps.parent
-        (run / f"resumed-{multihost.process_index()}.pickle").write_bytes(pickle.dumps(pieces))
+        (run / f"resumed-{multihost.process_index()}.pickle").write_bytes(pickle.dumps(shards))
         return state
 
-    checkpoints.Checkpoints.restore = noted  # type: ignore[method-assign]
+    checkpoints.Checkpoints.restore = recorded  # type: ignore[method-assign]
 
 
-def note_what_is_compiled() -> list[str]:
-    """The names of programs that JAX compiles from now on."""
+def record_compiled_programs() -> list[str]:
+    """Return a list that receives the name of every program that XLA compiles from now on.
+
+    A program read from the compilation cache is not compiled.
+    """
     names: list[str] = []
+    compile_program = compiler.backend_compile_and_load
 
-    def listen(event: str, seconds: float, *, fun_name: str = "", **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(fun_name)
+    def recorded(backend, module, *args, **kwargs):
+        names.append(module.operation.attributes["sym_name"].value)
+        return compile_program(backend, module, *args, **kwargs)
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
+    compiler.backend_compile_and_load = recorded
     return names
 
 
 def die_in_the_save_of_step_2() -> None:
-    """Host 3 has written its part and has not told the others yet."""
+    """Kill process 3 when it has written its shards and has not told the others yet."""
     from orbax.checkpoint._src.multihost import multihost as orbax_multihost
 
-    before = orbax_multihost.get_barrier_sync_fn
+    get_sync = orbax_multihost.get_barrier_sync_fn
 
-    def mortal(**how):
-        wait = before(**how)
+    def get_mortal_sync(**settings):
+        wait = get_sync(**settings)
 
         def sync(*, key, timeout_ms):
             if (
@@ -121,16 +126,16 @@ def die_in_the_save_of_step_2() -> None:
 
         return sync
 
-    orbax_multihost.get_barrier_sync_fn = mortal
+    orbax_multihost.get_barrier_sync_fn = get_mortal_sync
 
 
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
-    heartbeat.SILENCE, heartbeat.PULSE, heartbeat.FAREWELL = 20.0, 1.0, 3.0
-    note_what_is_resumed()
-    if what == DIES:
+    heartbeat.TIMEOUT, heartbeat.INTERVAL, heartbeat.EXIT_TIMEOUT = 20.0, 1.0, 3.0
+    record_resumed_state()
+    if what == DIE_IN_SAVE:
         die_in_the_save_of_step_2()
-    compiled = note_what_is_compiled()
-    code = {"meet": meet, "lose the first": lose_the_first, "infer": infer}.get(what, train)(rest)
+    compiled = record_compiled_programs()
+    code = {"meet": meet, "lose the first": lose_the_first}.get(what, train)(rest)
     print(json.dumps({"compiled": compiled}))
     sys.exit(code)
