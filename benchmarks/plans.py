@@ -19,8 +19,8 @@ from benchmarks.origin import origin
 
 PLANS = (
     "infer plan --topology v6e:2x2 --mesh tensor=4",
-    "infer plan --topology v6e:2x2 --mesh tensor=4 --phases",
-    "infer plan --topology v6e:2x2 --mesh data=1 --phases",  # one chip
+    "infer plan --topology v6e:2x2 --mesh tensor=4 --split-prepare",
+    "infer plan --topology v6e:2x2 --mesh data=1 --split-prepare",  # one chip
     "infer plan --topology v5e:2x4",
     "train plan --topology v5e:16x16 --resolution 512 --batch 256",
     "train plan --topology v5e:16x16 --resolution 1024 --batch 256",

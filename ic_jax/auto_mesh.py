@@ -33,7 +33,7 @@ PUBLISHED = {  # which config a published component has
 Sizes = dict[str, int]
 
 
-def for_inference(text: str, folder: str | Path, dtype: Any) -> Mesh | None:
+def for_inference(text: str, folder: ModelFolder | Path | str, dtype: Any) -> Mesh | None:
     """The mesh that `text` says ("auto" or "data=2,tensor=4") for a MODEL folder in `dtype`.
 
     Of several hosts each takes a mesh of its own devices where that is enough, and all take one
@@ -68,7 +68,11 @@ def for_inference(text: str, folder: str | Path, dtype: Any) -> Mesh | None:
 
 
 def for_training(
-    text: str, folder: str | Path, dtype: Any, rows: Mapping[str, int], adapter: Any = None
+    text: str,
+    folder: ModelFolder | Path | str,
+    dtype: Any,
+    rows: Mapping[str, int],
+    adapter: Any = None,
 ) -> tuple[Mesh, bool]:
     """The mesh for a recipe, and whether every device has memory for the whole base.
 
@@ -168,7 +172,7 @@ def memory_of(device: Any) -> float | None:
     return float(stats["bytes_limit"]) if stats and "bytes_limit" in stats else None
 
 
-def shapes_of(folder: str | Path, dtype: Any) -> dict[str, Any]:
+def shapes_of(folder: ModelFolder | Path | str, dtype: Any) -> dict[str, Any]:
     """The components of a MODEL folder, shapes in place of arrays."""
     opened = ModelFolder.open(folder)
     configs = {k: read_config(opened, k) for k in opened.components if k in COMPONENTS}

@@ -155,7 +155,7 @@ def add_renamed(parser: Arguments, **names: str) -> None:
         )
 
 
-def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
+def add_overwrite(parser: Arguments, what: str) -> None:
     """Add `--overwrite`; `what` says what it replaces."""
     parser.add_argument("--overwrite", action="store_true", help=f"replace {what}")
 
@@ -261,4 +261,5 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _one_line_warning(message: Warning | str, *_: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    text = compilation_cache.repair(" ".join(str(message).split()))
+    print(f"warning: {text}", file=sys.stderr)

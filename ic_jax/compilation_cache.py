@@ -1,58 +1,88 @@
-"""JAX's persistent compilation cache: switched on for every command, in a folder of the user's own.
+"""JAX's persistent compilation cache, in a folder of the user's own.
 
-Entries are machine code, so the folder must belong to the user alone, and its name says what the
-processor's code may use: a home directory may be shared by machines that differ.
+An entry is machine code. The folder must therefore belong to the user alone, and its name tells
+which instructions the processor has: machines that share a home directory may differ.
 """
 
+import errno
 import hashlib
 import os
 import platform
+import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import jax
 
+from ic_jax import multihost
+
+_UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
+
 
 def enable() -> None:
     """Keep every program that is compiled from now on in ~/.cache/ic_jax/xla-PROCESSOR.
 
     `XDG_CACHE_HOME` names another place than ~/.cache. Where `JAX_COMPILATION_CACHE_DIR` names a
-    folder, that one is used. Where the folder cannot be made or is not the user's own, a warning
-    says so and nothing is kept.
+    folder, that one is used. Where the folder cannot be made or others can write there, a warning
+    says so and nothing is kept. Of several processes the first writes, and all read.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = root / "ic_jax" / f"xla-{_processor()}"
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            warnings.warn(f"{folder}: no compilation cache ({error.strerror})", stacklevel=2)
-            return
-        if not _is_private(folder):
-            warnings.warn(
-                f"{folder}: no compilation cache, since others can write there; make it yours "
-                "alone (chmod 700), or remove it",
-                stacklevel=2,
-            )
+            folder = _private_folder()
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            warnings.warn(f"compiled programs are not kept: {reason}", stacklevel=2)
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _is_private(folder: Path) -> bool:
-    """Return whether nobody else can write there."""
-    if not hasattr(os, "getuid"):  # Windows: a home is its user's own
-        return True
-    status = folder.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+def repair(warning: str) -> str:
+    """Remove the entry that JAX warns it cannot read, and return a warning that says so.
+
+    JAX compiles the program, but does not write it where a file of its name is. Any other warning
+    is returned as it is.
+    """
+    match = _UNREADABLE.match(warning)
+    if match is None:
+        return warning
+    folder = Path(jax.config.values["jax_compilation_cache_dir"])
+    if multihost.is_first():  # others do not write
+        with suppress(OSError):
+            for entry in folder.glob(f"{match[1]}-*-cache"):
+                entry.unlink(missing_ok=True)
+    return f"{folder}: the entry of {match[1]} was damaged; it is compiled and written anew"
 
 
-def _processor() -> str:
+def _private_folder() -> Path:
+    """Return the cache's folder, which is made if it is missing.
+
+    Raises:
+        OSError: it cannot be made, or others can write there.
+        RuntimeError: the user has no home directory.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "ic_jax" / f"xla-{_processor()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"{folder}: {error.strerror}") from None
+    if hasattr(os, "getuid"):  # elsewhere a home is its user's own
+        status = folder.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise PermissionError(
+                errno.EPERM,
+                f"others can write to {folder}; make it yours alone (chmod 700), or remove it",
+            )
+    return folder
+
+
+def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return a digest of the instructions that code for this CPU may use."""
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in cpuinfo.read_text().splitlines():
             if line.startswith(("flags", "Features")):
                 return hashlib.sha256(line.encode()).hexdigest()[:16]
     text = f"{platform.machine()} {platform.processor()}"

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 
 from ic_jax import cli
 from ic_jax.cli import Command
-from infer import options, plan_command
-from infer.generate import generate
+from infer import generate, options, plan_command
 
 COMMANDS = (
     Command(
         "draw",
         "Draw a character from one picture of it in the scene that a prompt describes.",
         options.add_arguments,
-        generate,
+        generate.run,
         description="Draw a character from one picture of it in the scene that a prompt describes. "
         "Without --model, the small model that comes with ic_jax draws.",
     ),

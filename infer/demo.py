@@ -1,28 +1,14 @@
-"""What `python -m infer` draws when no model is named: a held-out character, with the small model
-that comes with ic_jax."""
+"""Reference picture and prompt of `python -m infer` without arguments."""
 
-import argparse
 from pathlib import Path
 
-from ic_jax.cli import say
-from ic_jax.weights.model_folder import SMALL_MODEL
-
-SUBJECT = Path(__file__).with_suffix(".png")
+SUBJECT = Path(__file__).with_suffix(".png")  # of a person who is not in the training data
 PROMPT = (
     "A portrait of a person shrugging with both palms up, in a black V-neck over yellow sleeves, "
     "with a calm smile, on a teal background."
 )
-
-NOTICE = (
-    "No --model given: drawing with the small model, which knows one world of drawn people. "
-    'README.md, "The small model", says what it can be told.'
+NO_MODEL = (
+    "No --model given: using the small model that comes with ic_jax, which knows drawn people only "
+    "(docs/small-model.md)."
 )
-
-
-def fill(o: argparse.Namespace) -> None:
-    """Name the small model, and what it is to draw where nothing is said."""
-    say(NOTICE)
-    o.model = SMALL_MODEL
-    if o.subject is None and not o.prompt and not o.prompts:
-        o.subject, o.prompt = str(SUBJECT), [PROMPT]
-        say(f"It has never seen the character of {SUBJECT.name}; it is told: {PROMPT}")
+NO_PROMPT = f"Reference: infer/{SUBJECT.name} (not in the training data). Prompt: {PROMPT}"

@@ -1,155 +1,163 @@
-"""`python -m infer`: draw pictures and say what was drawn and how long it took."""
+"""Work of `python -m infer draw`: load a model, draw the pictures that are missing, save them."""
 
 import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array
 from PIL import Image
 from tqdm import tqdm
 
-from ic_jax import InstantCharacterPipeline, auto_mesh, multihost
+from ic_jax import InstantCharacterPipeline, multihost
 from ic_jax.cli import say
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.pipeline import StepCallback
-from ic_jax.version import __version__
-from infer import demo, options, output
+from infer import output
 from infer.output import Job
+from infer.request import GenerateRequest, read_request
 from infer.timing import Stopwatch
 
-DEFAULT_OUT = Path("out.png")
-NEGATIVE = None  # among prompts
-Ahead = dict[str | None, tuple[Array, Array]]
+NEGATIVE = None  # key of the negative prompt among the prompts
+Embeddings = dict[str | None, tuple[Array, Array]]  # of T5 and CLIP, by prompt
 
 
-def generate(o: argparse.Namespace) -> None:
-    if o.model is None:
-        demo.fill(o)
-    loras = options.loras(o)
-    asked = output.jobs(o.out or DEFAULT_OUT, options.prompts(o), options.seeds(o))
-    options.check(o)
-    mesh = auto_mesh.for_inference(o.mesh, o.model, o.dtype)
-    todo = _todo(o, asked, mesh)
-    if todo:
-        _generate(o, mesh, todo, loras)
+def run(args: argparse.Namespace) -> None:
+    """Draw what the parsed options ask for."""
+    request = read_request(args)
+    jobs = _missing_jobs(request)
+    if jobs:
+        generate(request, jobs)
 
 
-def _todo(o: argparse.Namespace, asked: list[Job], mesh: Mesh | None) -> list[Job]:
-    """What is drawn here: all hosts draw together on a mesh of all, otherwise each its share.
-
-    A host's share does not depend on what is there, since hosts see that at different times.
-    """
-    together = _spans_hosts(mesh)
-    own = asked if together else asked[multihost.process_index() :: multihost.process_count()]
-
-    def left() -> list[int]:
-        if not own:
-            return []
-        output.prepare(own)
-        every = o.overwrite or o.out is None
-        found = set(own if every else output.missing(own, partial(_metadata, o)))
-        if len(found) < len(own):
-            say(f"{len(own) - len(found)} of {len(own)} pictures are there already")
-        return [i for i, job in enumerate(own) if job in found]
-
-    return [own[i] for i in (multihost.broadcast_json("pictures", left) if together else left())]
-
-
-def _spans_hosts(mesh: Mesh | None) -> bool:
-    return mesh is not None and mesh.is_multi_process
-
-
-def _generate(
-    o: argparse.Namespace,
-    mesh: Mesh | None,
-    todo: list[Job],
-    loras: list[tuple[Path, float, str | None]],
-) -> None:
+def generate(request: GenerateRequest, jobs: list[Job]) -> None:
+    """Draw and save the pictures of `jobs`, printing what was done and how long it took."""
     watch = Stopwatch()
     pipe = InstantCharacterPipeline.from_pretrained(
-        o.model, o.dtype, verify=not o.no_verify, mesh=mesh, encoders=o.encoders
+        request.model.path,
+        request.dtype,
+        verify=request.verify,
+        mesh=request.mesh,
+        encoders="free" if request.offload_encoders else "keep",
     )
-    for file, weight, trigger in loras:
-        pipe.load_lora(file, weight, trigger)
-    say(f"loaded {o.model}: {watch.lap()}")
+    for lora in request.loras:
+        pipe.load_lora(*lora)
+    say(f"loaded {request.model.path}: {watch.lap()}")
     subject = None
-    if o.subject is not None:
-        subject = jax.block_until_ready(pipe.encode_subject(o.subject, o.subject_fit))
-        say(f"encoded {o.subject}: {watch.lap()}")
-    ahead = _ahead(pipe, o, todo)
-    # One picture for each part of the batch's axes.
-    rows = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    for first in range(0, len(todo), rows):
-        some = todo[first : first + rows]
-        # Rows that nobody asked for keep the shape, so that nothing is compiled for the last ones.
-        images = _draw(pipe, o, [*some, *some[-1:] * (rows - len(some))], subject, ahead)
-        if _spans_hosts(mesh) and not multihost.is_first():
+    if request.subject is not None:
+        fit = request.sampling["subject_fit"]
+        subject = jax.block_until_ready(pipe.encode_subject(request.subject, fit))
+        say(f"encoded {request.subject}: {watch.lap()}")
+    encoded = _encode_prompts(pipe, request, jobs) if request.offload_encoders else None
+    mesh = request.mesh
+    # One picture for each shard of the batch.
+    size = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    for first in range(0, len(jobs), size):
+        batch = jobs[first : first + size]
+        # The last batch is padded to the same shape, so that nothing is compiled for it.
+        padded = [*batch, *batch[-1:] * (size - len(batch))]
+        images = _draw(pipe, request, padded, subject, encoded)
+        if _spans_processes(request) and not multihost.is_first():
             continue
-        for job, image in zip(some, images[: len(some)], strict=True):
-            output.save(image, job.file, _metadata(o, job))
+        for job, image in zip(batch, images[: len(batch)], strict=True):
+            output.save(image, job.file, request.metadata(job))
             say(f"drew {job.file}: {watch.lap()}")
 
 
-def _ahead(pipe: InstantCharacterPipeline, o: argparse.Namespace, todo: list[Job]) -> Ahead | None:
-    """Embeddings of every prompt where the encoders are freed, so that T5 is read once."""
-    if o.encoders == "keep":
-        return None
-    length = o.max_sequence_length
-    made: Ahead = {}
-    for prompt in dict.fromkeys(job.prompt for job in todo):
-        made[prompt] = pipe.encode_prompt(prompt, o.prompt_2, length)
-    if o.true_cfg_scale != 1.0:
-        made[NEGATIVE] = pipe.encode_prompt(o.negative_prompt or "", None, length, triggers=False)
-    return made
+def _missing_jobs(request: GenerateRequest) -> list[Job]:
+    """Return the pictures that this process draws: all on a mesh of all processes, or its share.
+
+    A process's share does not depend on which pictures exist, since the processes see that at
+    different times.
+    """
+    together = _spans_processes(request)
+    count = multihost.process_count()
+    jobs = list(request.jobs if together else request.jobs[multihost.process_index() :: count])
+
+    def missing() -> list[int]:
+        if not jobs:
+            return []
+        output.prepare(jobs)
+        if request.overwrite:
+            return list(range(len(jobs)))
+        indices = output.missing(jobs, request.metadata)
+        if len(indices) < len(jobs):
+            say(f"{len(jobs) - len(indices)} of {len(jobs)} pictures are there already")
+        return indices
+
+    indices = multihost.broadcast_json("pictures", missing) if together else missing()
+    return [jobs[i] for i in indices]
 
 
-def _texts(o: argparse.Namespace, some: list[Job], ahead: Ahead | None) -> dict[str, Any]:
-    """What the pipeline takes as the prompts of some pictures."""
-    if ahead is None:
-        own = {"prompt_2": o.prompt_2, "negative_prompt": o.negative_prompt}
-        return {"prompt": [job.prompt for job in some], **own}
-    pairs = zip(*(ahead[job.prompt] for job in some), strict=True)
+def _spans_processes(request: GenerateRequest) -> bool:
+    return request.mesh is not None and request.mesh.is_multi_process
+
+
+def _encode_prompts(
+    pipe: InstantCharacterPipeline, request: GenerateRequest, jobs: list[Job]
+) -> Embeddings:
+    """Encode every prompt at once, so that T5 is loaded once only."""
+    length = request.sampling["max_sequence_length"]
+    embeddings: Embeddings = {}
+    for prompt in dict.fromkeys(job.prompt for job in jobs):
+        embeddings[prompt] = pipe.encode_prompt(prompt, request.prompt_2, length)
+    if request.sampling["true_cfg_scale"] != 1.0:
+        embeddings[NEGATIVE] = pipe.encode_prompt(
+            request.negative_prompt or "", request.negative_prompt_2, length, triggers=False
+        )
+    return embeddings
+
+
+def _prompt_arguments(
+    request: GenerateRequest, jobs: list[Job], encoded: Embeddings | None
+) -> dict[str, Any]:
+    """Return the pipeline's arguments that say the prompts, as text or as embeddings."""
+    if encoded is None:
+        others = {
+            "prompt_2": request.prompt_2,
+            "negative_prompt": request.negative_prompt,
+            "negative_prompt_2": request.negative_prompt_2,
+        }
+        others = {name: text for name, text in others.items() if text is not None}
+        return {"prompt": [job.prompt for job in jobs], **others}
+    pairs = zip(*(encoded[job.prompt] for job in jobs), strict=True)
     embeds, pooled = (x[0] if len(x) == 1 else jnp.concatenate(x) for x in pairs)
-    given = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-    if NEGATIVE in ahead:
-        embeds, pooled = ahead[NEGATIVE]
-        given |= {"negative_prompt_embeds": embeds, "negative_pooled_prompt_embeds": pooled}
-    return given
+    arguments = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    if NEGATIVE in encoded:
+        embeds, pooled = encoded[NEGATIVE]
+        arguments |= {"negative_prompt_embeds": embeds, "negative_pooled_prompt_embeds": pooled}
+    return arguments
 
 
 def _draw(
     pipe: InstantCharacterPipeline,
-    o: argparse.Namespace,
-    some: list[Job],
+    request: GenerateRequest,
+    jobs: list[Job],
     subject: SubjectFeatures | None,
-    ahead: Ahead | None,
+    encoded: Embeddings | None,
 ) -> list[Image.Image]:
-    with _progress(o, some[0].prompt) as callback:
+    with _progress(request, jobs[0].prompt) as callback:
         result = pipe(
             subject_image=subject,
-            seed=[job.seed for job in some],
+            seed=[job.seed for job in jobs],
             callback_on_step_end=callback,
-            **_texts(o, some, ahead),
-            **{name: getattr(o, name) for name in options.SETTINGS},
+            **_prompt_arguments(request, jobs, encoded),
+            **request.sampling,
         )
     assert isinstance(result.images, list)  # output_type is "pil"
     return result.images
 
 
 @contextmanager
-def _progress(o: argparse.Namespace, prompt: str) -> Iterator[StepCallback | None]:
-    """A bar over the steps, where somebody looks at it; otherwise the loop stays one program."""
-    if o.no_progress or multihost.is_multiprocess() or not sys.stderr.isatty():
+def _progress(request: GenerateRequest, prompt: str) -> Iterator[StepCallback | None]:
+    """Show a bar over the steps on a terminal; elsewhere the loop stays one program."""
+    if not request.progress or multihost.is_multiprocess() or not sys.stderr.isatty():
         yield None
         return
-    steps = len(o.sigmas) if o.sigmas else o.num_inference_steps
+    steps = len(request.sampling["sigmas"] or ()) or request.sampling["num_inference_steps"]
     with tqdm(total=steps, desc=prompt[:40] or "drawing", unit="step", leave=False) as bar:
 
         def advance(_pipe: Any, _step: int, _timestep: float, values: dict[str, Any]) -> None:
@@ -157,24 +165,3 @@ def _progress(o: argparse.Namespace, prompt: str) -> Iterator[StepCallback | Non
             bar.update()
 
         yield advance
-
-
-def _metadata(o: argparse.Namespace, job: Job) -> dict[str, Any]:
-    arguments = {name: getattr(o, name) for name in options.PASSED_ON}
-    files = {
-        name: None if v is None else str(v)
-        for name, v in {"model": o.model, "subject": o.subject}.items()
-    }
-    return {
-        "ic_jax": __version__,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "prompt": job.prompt,
-        "seed": job.seed,
-        **files,
-        **arguments,
-        "subject_fit": o.subject_fit,
-        "dtype": o.dtype,
-        "lora": o.lora,
-        "trigger": o.trigger,
-    }

@@ -1,10 +1,10 @@
-"""Pictures to disk: names, PNG metadata, whole files or none."""
+"""Pictures on disk: their names, their PNG metadata, and atomic writing."""
 
 import errno
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ ELSEWHERE = ("jax", "device")  # may differ between pictures of the same argumen
 
 
 class Job(NamedTuple):
-    """A picture to be drawn."""
+    """A picture to draw."""
 
     prompt: str
     seed: int
@@ -26,7 +26,7 @@ class Job(NamedTuple):
 
 
 def jobs(out: Path, prompts: list[str], seeds: list[int]) -> list[Job]:
-    """Every prompt with every seed; the file is `out` itself if there is only one.
+    """Return a job for every prompt and seed; a single one has `out` itself as file.
 
     `out` without the ending .png is a folder.
     """
@@ -43,35 +43,45 @@ def jobs(out: Path, prompts: list[str], seeds: list[int]) -> list[Job]:
     return [Job(p, seed, name(i, seed)) for i, p in enumerate(prompts) for seed in seeds]
 
 
-def missing(asked: list[Job], metadata: Callable[[Job], dict[str, Any]]) -> list[Job]:
-    """Those that are not there yet, drawn with the same arguments; ValueError if others are."""
-    found = [job for job in asked if not _same(job, metadata(job))]
-    existing = [str(job.file) for job in found if job.file.exists()]
-    if existing:
+def missing(jobs: Sequence[Job], metadata: Callable[[Job], dict[str, Any]]) -> list[int]:
+    """Return the indices of the pictures that do not exist.
+
+    Raises:
+        ValueError: a picture exists that was made with other settings than its `metadata`.
+    """
+    indices = [i for i, job in enumerate(jobs) if not _exists(job, metadata(job))]
+    others = [str(jobs[i].file) for i in indices if jobs[i].file.exists()]
+    if others:
+        more = len(others) - 1
+        which = f"and {more} more exist but were" if more else "exists but was"
         raise ValueError(
-            f"{existing[0]} exists{f' and {len(existing) - 1} more' if existing[1:] else ''}, "
-            "drawn otherwise; give --overwrite to replace, or another --out"
+            f"{others[0]} {which} made with other settings; give --overwrite or another --out"
         )
-    return found
+    return indices
 
 
-def _same(job: Job, metadata: dict[str, Any]) -> bool:
+def _exists(job: Job, metadata: dict[str, Any]) -> bool:
+    """Return whether the picture exists and was made with these settings."""
     try:
         with Image.open(job.file) as picture:
-            found = json.loads(picture.info[METADATA_KEY])
+            written = json.loads(picture.info[METADATA_KEY])
     except (OSError, KeyError, ValueError):
         return False
     expected = json.loads(json.dumps(metadata))
-    return all(found.get(k) == v for k, v in expected.items() if k not in ELSEWHERE)
+    return all(written.get(k) == v for k, v in expected.items() if k not in ELSEWHERE)
 
 
-def prepare(asked: list[Job]) -> None:
-    """Make the folder, rid of what a killed process left of these pictures; ValueError or OSError
-    if they could not be written in the end."""
-    wrong = next((job.file for job in asked if job.file.is_dir()), None)
+def prepare(jobs: Sequence[Job]) -> None:
+    """Create the folder, and remove what a killed process left of these pictures there.
+
+    Raises:
+        ValueError: a picture's name is that of a folder.
+        OSError: the folder cannot be created or written to.
+    """
+    wrong = next((job.file for job in jobs if job.file.is_dir()), None)
     if wrong is not None:
         raise ValueError(f"{wrong} is a folder; name a file, or leave out the ending .png")
-    folder, names = asked[0].file.parent, {job.file.name for job in asked}
+    folder, names = jobs[0].file.parent, {job.file.name for job in jobs}
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryFile(dir=folder):

@@ -1,4 +1,4 @@
-"""`python -m infer plan`: what drawing needs on devices that need not be there."""
+"""Work of `python -m infer plan`: compile the sampler at full size and report what it needs."""
 
 import argparse
 from pathlib import Path
@@ -8,130 +8,141 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ic_jax import auto_mesh, sampler
+from ic_jax import auto_mesh, cli, sampler
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.rope import Rope
 from ic_jax.planning import compile_plan
+from ic_jax.planning.compile_plan import CompileReport, compile_report, replicated_shapes
 from ic_jax.sharding import ShardingError, describe, make_mesh, parse, stored_bytes
 
+COMPUTED = ("transformer", "adapter")  # components that take part in sampling
+SETTINGS = ("height", "width", "steps", "batch", "text_length")
 
-def add_arguments(p: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plan`."""
-    p.add_argument("--topology", help="such as v5e:2x4 or v6e:2x2 (default: this machine)")
-    p.add_argument("--mesh", default="auto", help="such as data=2,tensor=4")
-    p.add_argument("--model", type=Path, help="model folder (default: the published sizes)")
-    p.add_argument("--height", type=int, default=1024, help="pixels")
-    p.add_argument("--width", type=int, default=1024, help="pixels")
-    p.add_argument("--steps", type=int, default=28, help="denoising steps")
-    p.add_argument("--batch", type=int, default=1, help="pictures at a time")
-    p.add_argument("--text-length", type=int, default=512, help="T5 tokens")
-    p.add_argument(
-        "--phases",
+    add = parser.add_argument
+    add("--topology", help="devices, such as v5e:2x4 or v6e:2x2 (default: this machine)")
+    add("--mesh", default="auto", help="mesh axes, such as data=2,tensor=4")
+    add("--model", type=Path, help="MODEL folder (default: the published sizes)")
+    add("--height", type=int, default=1024, metavar="PIXELS", help="of a picture")
+    add("--width", type=int, default=1024, metavar="PIXELS", help="of a picture")
+    add("--steps", type=int, default=28, metavar="N", help="number of denoising steps")
+    add("--batch", type=int, default=1, metavar="N", help="pictures that are drawn together")
+    add("--text-length", type=int, default=512, metavar="N", help="T5 tokens")
+    add(
+        "--split-prepare",
         action="store_true",
-        help="what does not depend on the noise as a program of its own, its weights put away "
-        "before the steps, as are the encoders",
+        help="compile what does not depend on the noise as a separate program, as if its weights "
+        "and the encoders could be freed before sampling",
     )
-    p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    add("--json", type=Path, metavar="FILE", help="also write the figures to a file")
+    cli.add_renamed(parser, phases="--split-prepare")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the report, and write it as JSON if asked."""
-    compile_plan.show(plans(args), args.json)
+    """Print the reports, and write them as JSON if asked."""
+    compile_plan.show(reports(args), args.json)
 
 
-def plans(o: argparse.Namespace) -> list[dict[str, Any]]:
-    """The plans that the options ask for, as JSON values."""
-    devices = compile_plan.devices_of(o.topology)
+def reports(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a report of each program that the options ask for, as JSON values."""
+    devices = compile_plan.topology_devices(args.topology)
     shapes = (
-        auto_mesh.shapes_of(o.model, jnp.bfloat16) if o.model else auto_mesh.published(jnp.bfloat16)
+        auto_mesh.shapes_of(args.model, jnp.bfloat16)
+        if args.model
+        else auto_mesh.published(jnp.bfloat16)
     )
-    mesh = make_mesh(_sizes(o.mesh, shapes, devices), devices)
-    flux, adapter = (compile_plan.placed(shapes[kind], mesh) for kind in ("transformer", "adapter"))
-    asked = request(o, flux.config, shapes, mesh)
-    weights = ("transformer", "adapter")
-    if o.phases:
-        conditioning = jax.eval_shape(sampler.prepare, flux, adapter, asked)
-        conditioning = compile_plan.everywhere(conditioning, mesh)
-        step = (flux, adapter, conditioning, asked.latents, _whole(mesh, (), jnp.int32))
-        found = [
-            compile_plan.compile_plan(
-                "prepare", sampler.prepare, (flux, adapter, asked), (*weights, "request"), mesh
-            ),
-            compile_plan.compile_plan(
-                "one step", sampler.step, step, (*weights, *["request"] * 3), mesh
-            ),
-        ]
-        resident = 0
-    else:
-        arguments = (flux, adapter, asked)
-        found = [
-            compile_plan.compile_plan(
-                "sample", sampler.sample, arguments, (*weights, "request"), mesh
-            )
-        ]
-        others = {k: v for k, v in shapes.items() if k not in weights}
-        resident = stored_bytes(others, mesh)
-    settings = {k: getattr(o, k) for k in ("height", "width", "steps", "batch", "text_length")}
+    mesh = make_mesh(_mesh_sizes(args.mesh, shapes, devices), devices)
+    programs = _two_programs if args.split_prepare else _one_program
+    # The encoders and the VAE stay in memory unless the programs are split.
+    others = {k: v for k, v in shapes.items() if k not in COMPUTED}
+    resident = 0 if args.split_prepare else stored_bytes(others, mesh)
+    settings = {name: getattr(args, name) for name in SETTINGS}
     return [
-        _finished(compile_plan.report(one, mesh), resident, shapes, devices)
-        | {"settings": settings}
-        for one in found
+        _with_verdict(report.to_dict(), resident, shapes, devices) | {"settings": settings}
+        for report in programs(args, shapes, mesh)
     ]
 
 
-def request(o: argparse.Namespace, flux: Any, shapes: Any, mesh: Mesh) -> sampler.SamplingRequest:
-    """A request of one subject, as shapes."""
-    adapter, siglip, vae = (shapes[k].config for k in ("adapter", "siglip", "vae"))
-    side = 2 * vae.downscale
-    tokens, b = o.height // side * (o.width // side), o.batch
-    patches = (siglip.image_size // siglip.patch_size) ** 2
-    every = tokens + o.text_length, flux.attention_head_dim // 2
+def _one_program(args: argparse.Namespace, shapes: Any, mesh: Mesh) -> list[CompileReport]:
+    flux, adapter = (compile_plan.sharded_shapes(shapes[k], mesh) for k in COMPUTED)
+    arguments = (flux, adapter, request_shapes(args, shapes, mesh))
+    return [compile_report("sample", sampler.sample, arguments, (*COMPUTED, "request"), mesh)]
 
-    def half(*shape: int) -> Any:
+
+def _two_programs(args: argparse.Namespace, shapes: Any, mesh: Mesh) -> list[CompileReport]:
+    flux, adapter = (compile_plan.sharded_shapes(shapes[k], mesh) for k in COMPUTED)
+    request = request_shapes(args, shapes, mesh)
+    conditioning = jax.eval_shape(sampler.prepare, flux, adapter, request)
+    conditioning = replicated_shapes(conditioning, mesh)
+    prepare = (flux, adapter, request)
+    step = (flux, adapter, conditioning, request.latents, _replicated(mesh, (), jnp.int32))
+    labels = (*COMPUTED, "request")
+    return [
+        compile_report("prepare", sampler.prepare, prepare, labels, mesh),
+        compile_report("one step", sampler.step, step, (*labels, "request", "request"), mesh),
+    ]
+
+
+def request_shapes(args: argparse.Namespace, shapes: Any, mesh: Mesh) -> sampler.SamplingRequest:
+    """Return a request with one subject, shapes in place of arrays."""
+    flux, adapter, siglip, vae = (
+        shapes[k].config for k in ("transformer", "adapter", "siglip", "vae")
+    )
+    side = 2 * vae.downscale
+    tokens, b = args.height // side * (args.width // side), args.batch
+    patches = (siglip.image_size // siglip.patch_size) ** 2
+    rope = tokens + args.text_length, flux.attention_head_dim // 2
+
+    def bfloat16(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
 
-    def full(*shape: int) -> Any:
+    def float32(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     parts = (1, len(adapter.siglip_layers), 4)
-    features = SubjectFeatures(*(half(1, n * patches, adapter.inner_dim) for n in parts))
+    features = SubjectFeatures(*(bfloat16(1, n * patches, adapter.inner_dim) for n in parts))
     prompt = sampler.TextEmbeddings(
-        half(b, o.text_length, flux.joint_attention_dim), half(b, flux.pooled_projection_dim)
+        bfloat16(b, args.text_length, flux.joint_attention_dim),
+        bfloat16(b, flux.pooled_projection_dim),
     )
-    later: Any = None
-    latents = full(b, tokens, flux.in_channels)
-    return compile_plan.rows(
-        sampler.SamplingRequest(latents, prompt, full(b), later, later), mesh
+    later: Any = None  # replaced below
+    latents = float32(b, tokens, flux.in_channels)
+    return compile_plan.batch_shapes(
+        sampler.SamplingRequest(latents, prompt, float32(b), later, later), mesh
     )._replace(
-        sigmas=_whole(mesh, (o.steps + 1,)),
-        rope=Rope(_whole(mesh, every), _whole(mesh, every)),
-        subject=compile_plan.rows(sampler.Subject(features, full(b)), mesh),
+        sigmas=_replicated(mesh, (args.steps + 1,)),
+        rope=Rope(_replicated(mesh, rope), _replicated(mesh, rope)),
+        subject=compile_plan.batch_shapes(sampler.Subject(features, float32(b)), mesh),
     )
 
 
-def _whole(mesh: Mesh, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
-    return compile_plan.everywhere(jax.ShapeDtypeStruct(shape, dtype), mesh)
+def _replicated(mesh: Mesh, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+    return replicated_shapes(jax.ShapeDtypeStruct(shape, dtype), mesh)
 
 
-def _sizes(text: str, shapes: Any, devices: Any) -> dict[str, int]:
+def _mesh_sizes(text: str, shapes: Any, devices: Any) -> dict[str, int]:
     memory = auto_mesh.memory_of(devices[0])
     if text != "auto" or memory is None:
         return parse("data=1" if text == "auto" else text)
     return auto_mesh.inference_sizes(shapes, len(devices), memory)
 
 
-def _finished(found: dict[str, Any], resident: int, shapes: Any, devices: Any) -> dict[str, Any]:
-    """With what lies beside the program on a device, and what would fit if this does not."""
-    sizes = found["bytes per device"]
+def _with_verdict(
+    report: dict[str, Any], resident: int, shapes: Any, devices: Any
+) -> dict[str, Any]:
+    """Add the weights that stay beside the program, and a mesh that fits if this one does not."""
+    sizes = report["bytes per device"]
     memory = sizes["memory"]
     if resident:
         sizes["encoders and VAE, kept"] = resident
         sizes["needed"] += resident
-        found["fits"] = found["fits"] and sizes["needed"] <= memory
-    if found["fits"] is False:
+        report["fits"] = report["fits"] and sizes["needed"] <= memory
+    if report["fits"] is False:
         try:
             better = make_mesh(auto_mesh.inference_sizes(shapes, len(devices), memory), devices)
-            found["suggestion"] = f"try --mesh {describe(better)}"
+            report["suggestion"] = f"try --mesh {describe(better)}"
         except ShardingError:
-            found["suggestion"] = "no mesh of these devices; take more of them, or --phases"
-    return found
+            report["suggestion"] = "no mesh of these devices; take more of them, or --split-prepare"
+    return report

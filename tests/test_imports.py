@@ -24,9 +24,9 @@ ORACLES = {"diffusers", "tensorflow", "torch", "transformers"}
 # Rooms of ic_jax, files and packages, from the ground up. An import from one room to another goes
 # to a lower floor.
 FLOORS = (
-    {"compilation_cache", "devices", "files", "from_dict", "sharding", "version"},
+    {"devices", "files", "from_dict", "sharding", "version"},
     {"config", "multihost"},
-    {"flow", "models", "preprocessing"},
+    {"compilation_cache", "flow", "models", "preprocessing"},
     {"sampler", "weights"},
     {"auto_mesh", "cli"},
     {"planning", "runner"},

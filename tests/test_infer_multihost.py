@@ -37,7 +37,13 @@ def start(tmp_path_factory):
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
 
     def begin(*arguments):
-        run = [sys.executable, "-m", "infer", *ARGUMENTS, f"--prompts={folder / 'prompts.txt'}"]
+        run = [
+            sys.executable,
+            "-m",
+            "infer",
+            *ARGUMENTS,
+            f"--prompts-file={folder / 'prompts.txt'}",
+        ]
         return subprocess.Popen(
             [*run, *map(str, arguments)],
             cwd=ROOT,
@@ -91,7 +97,7 @@ def test_a_killed_run_goes_on(start, alone, tmp_path):
     again, error = start("--out", tmp_path).communicate()
     assert ("6 of 6 pictures are there already" in again, "loaded" in again) == (True, False)
     _, error = start("--out", tmp_path, "--guidance-scale=2").communicate()
-    assert re.search(r"\.png exists and 5 more, drawn otherwise; give --overwrite", error)
+    assert re.search(r"\.png and 5 more exist but were made with other settings", error)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def blocks(x, kernels):
 
 
 @pytest.fixture(scope="module")
-def found():
+def report():
     mesh = make_mesh(parse("fsdp=4"))
 
     def shaped(*shape, spec):
@@ -31,13 +31,11 @@ def found():
 
     x = shaped(ROWS, WIDTH, spec=P("fsdp"))
     kernels = shaped(BLOCKS, WIDTH, WIDTH, spec=P(None, "fsdp"))
-    return compile_plan.compile_plan(
-        "blocks", blocks, (x, kernels), ("batch", "weights"), mesh
-    ), mesh
+    return compile_plan.compile_report("blocks", blocks, (x, kernels), ("batch", "weights"), mesh)
 
 
-def test_a_loop_counts_as_often_as_it_runs(found):
-    work = found[0].work
+def test_a_loop_counts_as_often_as_it_runs(report):
+    work = report.work
     assert work.flops == 2 * ROWS * WIDTH * WIDTH * BLOCKS / 4
     (gather,) = work.collectives
     assert (gather.kind, gather.bytes, gather.devices, gather.count) == (
@@ -50,13 +48,12 @@ def test_a_loop_counts_as_often_as_it_runs(found):
     assert least < work.bytes < 6 * least
 
 
-def test_bytes_by_kind(found):
-    one, mesh = found
-    assert one.arguments == {
+def test_bytes_by_label(report):
+    assert report.arguments == {
         "batch": 4 * ROWS * WIDTH / 4,
         "weights": 4 * BLOCKS * WIDTH * WIDTH / 4,
     }
-    values = compile_plan.report(one, mesh)
+    values = report.to_dict()
     assert values["fits"] is None  # nothing is known of a CPU
     assert values["mesh"] == "fsdp=4"
     assert values["collectives"]["all-gather"]["count"] == BLOCKS
@@ -96,13 +93,13 @@ def test_what_a_program_needs_that_a_chip_cannot_hold():
         "temporaries (16.12G) exceeds available HBM (15.75G)."
     )
     unit = 2**30
-    assert compile_plan._wanted(every, unit) == (17.5 * unit, None, 15.75 * unit)
-    assert compile_plan._wanted(beside, unit) == (
+    assert compile_plan._required(every, unit) == (17.5 * unit, None, 15.75 * unit)
+    assert compile_plan._required(beside, unit) == (
         int(17.12 * unit),
         int(16.12 * unit),
         15.75 * unit,
     )
-    assert compile_plan._wanted("INTERNAL: something else", unit) == (0, None, None)
+    assert compile_plan._required("INTERNAL: something else", unit) == (0, None, None)
 
 
 def test_the_text_of_a_tpu_program():

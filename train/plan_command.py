@@ -31,7 +31,7 @@ KINDS = (
 
 def step_plan(o: argparse.Namespace) -> dict[str, Any]:
     """The plan that the options ask for, as JSON values."""
-    devices = compile_plan.devices_of(o.topology)
+    devices = compile_plan.topology_devices(o.topology)
     memory = auto_mesh.memory_of(devices[0])
     base = auto_mesh.published(jnp.bfloat16)
     adapter = base.pop("adapter")
@@ -50,7 +50,7 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
     given = {k: getattr(o, k) for k in ("batch", "resolution", "accumulate", "remat")}
     stage = Stage(steps=1, **given)
     rule = optimizer(stage)
-    state = compile_plan.placed(
+    state = compile_plan.sharded_shapes(
         jax.eval_shape(partial(TrainState.start, optimizer=rule, ema=True), adapter), mesh
     )
     step = partial(
@@ -61,8 +61,8 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
         remat=stage.remat,
         dtype=jnp.bfloat16,
     )
-    frozen = compile_plan.placed(Frozen(**base), mesh, replicate=whole)
-    found = compile_plan.compile_plan(
+    frozen = compile_plan.sharded_shapes(Frozen(**base), mesh, replicate=whole)
+    found = compile_plan.compile_report(
         "training step",
         step,
         (state, frozen, *_rest(o, base, mesh)),
@@ -71,7 +71,7 @@ def step_plan(o: argparse.Namespace) -> dict[str, Any]:
         donate=(0,),
         out_shardings=(shardings(state, mesh), None),
     )
-    values = compile_plan.report(found, mesh) | {
+    values = found.to_dict() | {
         "base": "replicated" if whole else "sharded",
         "model TFLOP per sample": round(_model_flops(o, base, adapter.config) / 1e12, 1),
         "settings": given,
@@ -108,7 +108,7 @@ def _rest(o: argparse.Namespace, base: dict[str, Any], mesh: Any) -> tuple[Any, 
         StepScalars(*[number] * len(fields(StepScalars))),
         ids(),
     )
-    return compile_plan.rows(batch, mesh), *compile_plan.everywhere(others, mesh)
+    return compile_plan.batch_shapes(batch, mesh), *compile_plan.replicated_shapes(others, mesh)
 
 
 def _model_flops(o: argparse.Namespace, base: dict[str, Any], adapter: Any) -> float:

@@ -61,13 +61,15 @@ class ModelFolder:
     components: dict[str, dict[str, FileEntry]]  # kind -> file name -> entry
 
     @classmethod
-    def open(cls, path: str | Path) -> "ModelFolder":
-        """Read the manifest and compare the sizes of the files.
+    def open(cls, path: "str | Path | ModelFolder") -> "ModelFolder":
+        """Read the manifest and compare the sizes of the files; an opened folder stays as it is.
 
         Raises:
             FileNotFoundError: no such folder.
             WeightsError: not a MODEL folder, or a file of it is missing or cut.
         """
+        if isinstance(path, ModelFolder):
+            return path
         path = Path(path)
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder")

@@ -1,0 +1,183 @@
+"""Request of `python -m infer draw`: its options, parsed and checked before any weights load."""
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from ic_jax import auto_mesh
+from ic_jax.cli import say
+from ic_jax.config import SamplingConfig
+from ic_jax.flow import PATCH
+from ic_jax.preprocessing import arguments
+from ic_jax.preprocessing.arguments import Settings
+from ic_jax.preprocessing.images import read_rgb
+from ic_jax.version import __version__
+from ic_jax.weights.loading import read_config
+from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
+from infer import demo, output
+from infer.output import Job
+
+DEFAULT_OUT = Path("out.png")
+# Settings that the pipeline takes under the same name.
+SAMPLING = (
+    "true_cfg_scale",
+    "height",
+    "width",
+    "num_inference_steps",
+    "sigmas",
+    "guidance_scale",
+    "subject_scale",
+    "negative_subject_scale",
+    "subject_fit",
+    "max_sequence_length",
+)
+
+
+class LoraOption(NamedTuple):
+    """A `--lora` with its `--trigger`."""
+
+    file: Path
+    weight: float
+    trigger: str | None
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Pictures that one command asks for, and how to draw them."""
+
+    jobs: tuple[Job, ...]
+    model: ModelFolder
+    subject: str | None  # file of the reference picture
+    prompt_2: str | None
+    negative_prompt: str | None
+    negative_prompt_2: str | None
+    sampling: dict[str, Any]  # the pipeline's arguments in SAMPLING
+    loras: tuple[LoraOption, ...]
+    dtype: str
+    mesh: Mesh | None
+    offload_encoders: bool
+    verify: bool  # the checksums of the model
+    progress: bool
+    overwrite: bool
+
+    def metadata(self, job: Job) -> dict[str, Any]:
+        """Return what a picture's PNG tells about how it was made, as JSON values."""
+        loras = [(f"{lora.file}={lora.weight:g}", lora.trigger) for lora in self.loras]
+        return {
+            "ic_jax": __version__,
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            "prompt": job.prompt,
+            "seed": job.seed,
+            "model": str(self.model.path),
+            "subject": self.subject,
+            "prompt_2": self.prompt_2,
+            "negative_prompt": self.negative_prompt,
+            "negative_prompt_2": self.negative_prompt_2,
+            **self.sampling,
+            "dtype": self.dtype,
+            "lora": [name for name, _ in loras],
+            "trigger": [trigger for _, trigger in loras],
+        }
+
+
+def read_request(args: argparse.Namespace) -> GenerateRequest:
+    """Return the request that the parsed options make.
+
+    Everything that can be wrong without loading weights is refused here.
+
+    Raises:
+        ValueError: an option that cannot be used.
+        FileNotFoundError: no such model, picture or prompts file.
+        WeightsError: the model is no MODEL folder, or incomplete.
+        ShardingError: the model cannot be laid out on the mesh.
+    """
+    subject, prompts = args.subject, _prompts(args.prompt, args.prompts_file)
+    if args.model is None:
+        say(demo.NO_MODEL)
+        if subject is None and not prompts:
+            subject, prompts = str(demo.SUBJECT), [demo.PROMPT]
+            say(demo.NO_PROMPT)
+    loras = _loras(args.lora or [], args.trigger or [])
+    seeds = _seeds(args.seed, args.num_images_per_prompt)
+    jobs = output.jobs(args.out or DEFAULT_OUT, prompts or [""], seeds)
+    model = ModelFolder.open(args.model or SMALL_MODEL)
+    settings = _settings(args, model)
+    if subject is not None:
+        read_rgb(subject)
+    # XLA widens every bfloat16 weight on a CPU, at every step.
+    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return GenerateRequest(
+        jobs=tuple(jobs),
+        model=model,
+        subject=subject,
+        prompt_2=args.prompt_2,
+        negative_prompt=args.negative_prompt,
+        negative_prompt_2=args.negative_prompt_2,
+        sampling={name: value for name, value in asdict(settings).items() if name in SAMPLING},
+        loras=loras,
+        dtype=dtype,
+        mesh=auto_mesh.for_inference(args.mesh, model, dtype),
+        offload_encoders=args.offload_encoders,
+        verify=not args.no_verify,
+        progress=not args.no_progress,
+        overwrite=args.overwrite or args.out is None,
+    )
+
+
+def _settings(args: argparse.Namespace, model: ModelFolder) -> Settings:
+    """Return the sampling settings: those of the options, and the model's own otherwise."""
+    has_own = "sampling" in model.components
+    settings = arguments.settings(
+        read_config(model, "sampling") if has_own else SamplingConfig(),
+        num_images_per_prompt=1,
+        output_type="pil",
+        **{name: getattr(args, name) for name in SAMPLING},
+    )
+    if settings.true_cfg_scale == 1.0:
+        for name in ("negative_prompt", "negative_prompt_2", "negative_subject_scale"):
+            if getattr(args, name) is not None:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} does nothing at --true-cfg-scale 1; give more, say 2")
+    settings.check_size(read_config(model, "vae").downscale * PATCH)
+    return settings
+
+
+def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
+    """Return all prompts, those of the file last."""
+    if file is None:
+        return prompts or []
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: byte {error.start} is not UTF-8") from None
+    written = [line.strip() for line in lines if line.strip()]
+    if not written:
+        raise ValueError(f"{file} holds no prompt; write one a line")
+    return (prompts or []) + written
+
+
+def _seeds(seeds: list[int], num_images_per_prompt: int) -> list[int]:
+    """Return every seed once, in order."""
+    count = arguments.check_count("num_images_per_prompt", num_images_per_prompt)
+    counted = list(dict.fromkeys(seed + i for seed in seeds for i in range(count)))
+    return arguments.seeds(counted, prompts=1, images_each=len(counted))
+
+
+def _loras(specs: list[str], triggers: list[str]) -> tuple[LoraOption, ...]:
+    if len(triggers) > len(specs):
+        raise ValueError(f"{len(triggers)} --trigger for {len(specs)} --lora; one each at most")
+    padded = triggers + [None] * (len(specs) - len(triggers))
+    return tuple(_lora(spec, trigger) for spec, trigger in zip(specs, padded, strict=True))
+
+
+def _lora(spec: str, trigger: str | None) -> LoraOption:
+    file, _, weight = spec.rpartition("=") if "=" in spec else (spec, "", "1")
+    try:
+        return LoraOption(Path(file), float(weight), trigger)
+    except ValueError:
+        raise ValueError(f"--lora {spec}: {weight!r} is no number; write FILE=0.8") from None
