@@ -42,8 +42,9 @@ def enable() -> None:
 def repair(warning: str) -> str:
     """Remove the entry that JAX warns it cannot read, and return a warning that says so.
 
-    JAX compiles the program, but does not write it where a file of its name is. Any other warning
-    is returned as it is.
+    JAX compiles the program, but writes no entry where there is one. The warning tells the
+    function's name alone, so entries for other shapes go as well. Any other warning is returned as
+    it is.
     """
     match = _UNREADABLE.match(warning)
     if match is None:
@@ -53,7 +54,7 @@ def repair(warning: str) -> str:
         with suppress(OSError):
             for entry in folder.glob(f"{match[1]}-*-cache"):
                 entry.unlink(missing_ok=True)
-    return f"{folder}: the entry of {match[1]} was damaged; it is compiled and written anew"
+    return f"{folder}: an entry of {match[1]} was damaged; it is compiled and written anew"
 
 
 def _private_folder() -> Path:

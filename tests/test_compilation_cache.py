@@ -24,8 +24,8 @@ jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.s
 
 def command():
     compilation_cache.enable()
-    x = jax.jit(lambda: jnp.arange(4.0))()
-    print(float(jax.jit(lambda x: jnp.sin(x).sum())(x)), float(jax.jit(jnp.prod)(x)))
+    x = jnp.arange(1.0, 5.0)
+    print(*(float(jax.jit(reduce)(x)) for reduce in (jnp.sum, jnp.prod, jnp.max)))
 
 code = cli.run(command)
 print(json.dumps([counts[e] for e in ("compile_requests_use_cache", "cache_hits")]))
