@@ -10,6 +10,8 @@ from ic_jax.config import AdapterConfig, ConfigError
 from ic_jax.weights.loading import config_class
 from ic_jax.weights.tensors import WeightsError
 
+ORIGINAL = "published.json"  # in a MODEL's component: the config that it was converted from
+
 
 def refuse(path: Path, name: str) -> WeightsError:
     return WeightsError(f"{path}: is {name}; give FLUX.1-dev (or FLUX.1-schnell) instead")
@@ -43,6 +45,12 @@ def from_published(kind: str, values: dict[str, Any], path: Path) -> Any:
     return build(cls, ours, path)
 
 
+def as_published(kind: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return what the component's own class writes: of several towers' config, this one's."""
+    published = PUBLISHED[kind]
+    return values.get(published.inside, values) | published.names
+
+
 def build(cls: Any, values: dict[str, Any], path: Path) -> Any:
     """cls.from_dict with the file's name in its errors."""
     try:
@@ -63,11 +71,22 @@ def _check_class(kind: str, values: dict[str, Any], path: Path) -> None:
         raise refuse(path, OTHER_CHANNELS[values["in_channels"]])
 
 
-def to_published(kind: str, config: Any) -> dict[str, Any]:
-    """A published config that says the same."""
+def to_published(
+    kind: str, config: Any, original: dict[str, Any] | None = None, path: Path = Path()
+) -> dict[str, Any]:
+    """Return the published form of a config.
+
+    Args:
+        original: the published config that the model was converted from. Every value of it is
+            kept but those that `config` has changed.
+        path: the file that holds `original`, for error messages.
+    """
     published = PUBLISHED[kind]
+    if original is not None:
+        before = from_published(kind, original, path).to_dict()
+        return original | {k: v for k, v in config.to_dict().items() if v != before[k]}
     values = published.names | {name: value for name, (_, value) in published.fixed.items()}
-    values |= config.to_dict()
+    values |= published.assumed | config.to_dict()
     if kind == "vae":
         for name in ("down_block_types", "up_block_types"):
             values[name] = values[name] * len(config.block_out_channels)

@@ -4,6 +4,7 @@ import errno
 import shutil
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from convert import sources
 from convert.engine import match, write_components
 from convert.sources import SUBFOLDERS, TOKENIZERS, Source, locate
+from convert.tokenizers import FILES, read_tokenizer
 from ic_jax.weights.model_folder import create
 from ic_jax.weights.tensors import FLOATS
 
@@ -29,13 +31,17 @@ def run(args: Namespace) -> None:
         matched = [match(part, flux) for part in parts.values()]
         for note in (note for m in matched for note in m.notes):
             print(f"note: {note}", file=sys.stderr)
+        folders = find_tokenizers(args, root, parts)
+        tokenizers = {name: read_tokenizer(name, folder) for name, folder in folders}
         _check_room(writer.folder, parts, dtype)
         write_components(matched, writer, dtype)
         if flux:
-            schedule = sources.read_scheduler(root, flux.guidance_embeds)
+            schedule, files = sources.read_scheduler(root, flux.guidance_embeds)
             writer.add_config("scheduler", schedule.to_dict())
-        for name, folder in tokenizers(args, root, parts).items():
-            for file, content in sources.read_tokenizer(folder).items():
+            for file, content in files.items():
+                writer.add_file("scheduler", file, content)
+        for name, contents in tokenizers.items():
+            for file, content in contents.items():
                 writer.add_file(name, file, content)
 
 
@@ -75,28 +81,28 @@ def collect(args: Namespace) -> tuple[Path | None, dict[str, Source]]:
     return root, parts
 
 
-def tokenizers(args: Namespace, root: Path | None, parts: dict[str, Source]) -> dict[str, Path]:
-    """Where each tokenizer's files are: as told, beside its encoder, in it, in the pipeline."""
-    found = {}
-    for name, kind in TOKENIZERS.items():
+def find_tokenizers(
+    args: Namespace, root: Path | None, parts: dict[str, Source]
+) -> Iterator[tuple[str, Path]]:
+    """Yield each tokenizer's component and folder: the option's, or beside its encoder, in the
+    encoder's own folder, or in the pipeline.
+    """
+    for name, encoder in TOKENIZERS.items():
         candidates = []
-        if kind in parts:
-            encoder = parts[kind].path
-            candidates = [encoder.parent / name, encoder]
+        if encoder in parts:
+            path = parts[encoder].path
+            candidates = [path.parent / name, path]
         if root:
             candidates.append(root / name)
-        if told := getattr(args, name):
-            found[name] = Path(told)
-            continue
-        for folder in candidates:
-            if any((folder / file).is_file() for file in sources.TOKENIZER_FILES):
-                found[name] = folder
-                break
-        else:
-            if kind in parts:
-                option = name.replace("_", "-")
-                print(f"note: no tokenizer for {kind}; give --{option}", file=sys.stderr)
-    return found
+        if folder := getattr(args, name):
+            yield name, Path(folder)
+        elif folders := [f for f in candidates if any((f / x).is_file() for x in FILES)]:
+            yield name, folders[0]
+        elif encoder in parts:
+            print(
+                f"note: no tokenizer for {encoder}; give --{name.replace('_', '-')}",
+                file=sys.stderr,
+            )
 
 
 def _check_room(folder: Path, parts: dict[str, Source], dtype: np.dtype | None) -> None:

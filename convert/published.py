@@ -1,6 +1,6 @@
 """What published config files say, class by class, as data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -11,12 +11,15 @@ class Published:
     names: what names the class in a file, as written; a file may also have `also`.
     defaults: the class's own value of fields that a file may leave out.
     fixed: attribute -> (the class's own value, the only one that our module computes).
+    assumed: FLUX.1-dev's values of fields that our config lacks, for models that no published
+        file came with (BFL's single files, models trained here).
     inside: where a checkpoint of several towers keeps this one's config.
     """
 
     names: dict[str, Any]
     defaults: dict[str, Any]
     fixed: dict[str, tuple[Any, Any]]
+    assumed: dict[str, Any] = field(default_factory=dict)
     inside: str = ""
     also: tuple[str, ...] = ()
 
@@ -60,6 +63,7 @@ PUBLISHED: dict[str, Published] = {
             "latents_mean": (None, None),
             "latents_std": (None, None),
         },
+        assumed={"sample_size": 1024},  # pixels; tiled decoding takes its tiles from it
     ),
     "t5": Published(
         names={"architectures": ["T5EncoderModel"], "model_type": "t5"},
@@ -90,6 +94,7 @@ PUBLISHED: dict[str, Published] = {
             "eos_token_id": 49407,
         },
         fixed={},
+        assumed={"bos_token_id": 0, "pad_token_id": 1, "projection_dim": 768},
         inside="text_config",
         also=("clip",),
     ),

@@ -7,6 +7,8 @@ from typing import Any
 
 from convert import bfl
 from convert.configs import (
+    ORIGINAL,
+    as_published,
     build,
     config_class,
     from_published,
@@ -17,6 +19,7 @@ from convert.configs import (
 from convert.published import OTHER_CHANNELS, OTHER_CLASSES
 from convert.torch_read import read_torch
 from ic_jax.config import CONFIGS, SchedulerConfig
+from ic_jax.files import as_json
 from ic_jax.weights import hub
 from ic_jax.weights.safetensors_io import read_tensors
 from ic_jax.weights.tensors import Tensor, WeightsError
@@ -29,10 +32,6 @@ SUBFOLDERS = {
     "t5": "text_encoder_2",
 }
 TOKENIZERS = {"tokenizer": "clip", "tokenizer_2": "t5"}
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "spiece.model"),
-)
 STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' file names
 ONE_MODEL = ("*.json", "*.safetensors", "*.txt", "spiece.model")
 PIPELINE = (
@@ -93,10 +92,18 @@ def open_component(kind: str, path: Path) -> Source:
     if not (folder / "config.json").is_file():
         has = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
         raise WeightsError(f"{path}: has no config.json of a {kind}; it holds {has}")
-    config = from_published(kind, read_json(folder / "config.json"), folder / "config.json")
+    config, files = read_config(kind, folder / "config.json")
     preprocessor = folder / "preprocessor_config.json"
-    files = {preprocessor.name: preprocessor.read_bytes()} if preprocessor.is_file() else {}
+    if preprocessor.is_file():
+        files[preprocessor.name] = preprocessor.read_bytes()
     return Source(kind, folder, config, read_folder(folder), files=files)
+
+
+def read_config(component: str, path: Path) -> tuple[Any, dict[str, bytes]]:
+    """Return our config of a published file, and the file that keeps what it does not use."""
+    values = read_json(path)
+    config = from_published(component, values, path)
+    return config, {ORIGINAL: as_json(as_published(component, values))}
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
@@ -147,12 +154,15 @@ def _open_single_file(kind: str, path: Path) -> Source:
     if kind == "transformer" and "kontext" in path.name.lower():
         raise refuse(path, "FLUX.1 Kontext")
     beside = path.with_suffix(".json")
+    files: dict[str, bytes] = {}
     try:
         if kind == "transformer" and tensors["img_in.weight"].shape[1:] in [
             (channels,) for channels in OTHER_CHANNELS
         ]:
             raise refuse(path, OTHER_CHANNELS[tensors["img_in.weight"].shape[1]])
-        if beside.is_file():
+        if beside.is_file() and "_class_name" in read_json(beside):
+            config, files = read_config(kind, beside)
+        elif beside.is_file():  # written before published values were kept
             config = build(config_class(kind), read_json(beside), beside)
         else:
             config = (bfl.flux_config if kind == "transformer" else bfl.vae_config)(tensors)
@@ -164,7 +174,7 @@ def _open_single_file(kind: str, path: Path) -> Source:
             f"{path}: is no single file of a {kind} in BFL's names: {what}; of diffusers' files "
             "give the folder"
         ) from None
-    return Source(kind, path, config, tensors, bfl=True)
+    return Source(kind, path, config, tensors, bfl=True, files=files)
 
 
 def open_adapter(path: Path, config: Path | None) -> Source:
@@ -198,17 +208,11 @@ def check_pipeline(folder: Path) -> None:
         raise refuse(index, OTHER_CLASSES[name])
 
 
-def read_scheduler(folder: Path | None, guidance: bool) -> SchedulerConfig:
-    """The pipeline's schedule; without one, FLUX.1-dev's or -schnell's as published."""
+def read_scheduler(folder: Path | None, guidance: bool) -> tuple[Any, dict[str, bytes]]:
+    """Return the pipeline's schedule as `read_config` does; without one, the published one of
+    FLUX.1-dev, or of FLUX.1-schnell where the transformer takes no guidance.
+    """
     path = folder and folder / "scheduler" / "scheduler_config.json"
     if path and path.is_file():
-        return from_published("scheduler", read_json(path), path)
-    return SchedulerConfig() if guidance else SchedulerConfig(False, shift=1.0)
-
-
-def read_tokenizer(folder: Path) -> dict[str, bytes]:
-    """A tokenizer's files, as they are."""
-    found = {n: (folder / n).read_bytes() for n in TOKENIZER_FILES if (folder / n).is_file()}
-    if not found:
-        raise WeightsError(f"{folder}: holds no tokenizer ({', '.join(TOKENIZER_FILES)})")
-    return found
+        return read_config("scheduler", path)
+    return SchedulerConfig() if guidance else SchedulerConfig(False, shift=1.0), {}

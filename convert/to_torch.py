@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from convert import bfl
-from convert.configs import to_published
+from convert.configs import ORIGINAL, to_published
 from convert.engine import export
 from convert.names import published_shapes, slots
 from convert.progress import Advance, progress
@@ -56,13 +56,13 @@ def run(args: Namespace) -> None:
         progress(total) as advance,
     ):
         for kind, tensors in published.items():
-            config = read_config(model, kind)
             if kind == "adapter":
-                _write_adapter(folder, config, tensors, advance)
+                _write_adapter(folder, read_config(model, kind), tensors, advance)
             elif args.bfl and kind in BFL_STEMS:
-                _write_bfl(folder, kind, config, tensors, advance)
+                _write_bfl(folder, model, kind, tensors, advance)
             else:
                 target = folder / _place(kind)
+                config = _published_config(model, kind, tensors)
                 _write_folder(target, kind, config, tensors, advance)
                 _copy(model, kind, target)
         _write_rest(folder, model, [k for k in kinds if not (args.bfl and k in BFL_STEMS)])
@@ -82,6 +82,24 @@ def read_published(model: ModelFolder, kind: str) -> dict[str, Tensor]:
     return export(tensors, parts, model.unused(kind))
 
 
+def _published_config(
+    model: ModelFolder, component: str, tensors: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Return a component's published config, with every value that it was converted from."""
+    has_original = ORIGINAL in model.components[component]
+    values = to_published(
+        component,
+        read_config(model, component),
+        model.json(component, ORIGINAL) if has_original else None,
+        model.path / component / ORIGINAL,
+    )
+    dtypes = {str(tensor.dtype) for tensor in tensors.values()}
+    for name in ("dtype", "torch_dtype"):
+        if name in values and len(dtypes) == 1:  # perhaps another than the original's: --dtype
+            (values[name],) = dtypes
+    return values
+
+
 def _place(kind: str) -> str:
     return f"flux/{SUBFOLDERS[kind]}" if kind in SUBFOLDERS else kind
 
@@ -99,7 +117,7 @@ def _chunks(tensors: dict[str, Tensor], advance: Advance) -> Any:
 
 
 def _write_folder(
-    folder: Path, kind: str, config: Any, tensors: dict[str, Tensor], advance: Advance
+    folder: Path, kind: str, config: dict, tensors: dict[str, Tensor], advance: Advance
 ) -> None:
     """As diffusers or transformers save it, with an index if there are several shards."""
     folder.mkdir(parents=True)
@@ -111,21 +129,21 @@ def _write_folder(
             "weight_map": {name: shard.path.name for shard in shards for name in shard.names},
         }
         (folder / f"{stem}.safetensors.index.json").write_bytes(as_json(index))
-    (folder / "config.json").write_bytes(as_json(to_published(kind, config)))
+    (folder / "config.json").write_bytes(as_json(config))
 
 
 def _write_bfl(
-    folder: Path, kind: str, config: Any, tensors: dict[str, Tensor], advance: Advance
+    folder: Path, model: ModelFolder, kind: str, tensors: dict[str, Tensor], advance: Advance
 ) -> None:
-    """BFL's single file, and beside it our config, for what its shapes do not tell."""
-    stem = BFL_STEMS[kind]
+    """BFL's single file, and diffusers' config beside it, for what its shapes do not tell."""
+    stem, config = BFL_STEMS[kind], read_config(model, kind)
     if kind == "transformer" and not config.guidance_embeds:
         stem = "flux1-schnell"
     parts = bfl.layout(kind, published_shapes(slots(kind, config)))
     fused = {name: part.join(tensors) for name, part in parts.items()}
     whole = sum(t.nbytes for t in fused.values())
     write_tensors(folder, stem, _specs(fused), _chunks(fused, advance), shard_bytes=whole)
-    (folder / f"{stem}.json").write_bytes(as_json(config.to_dict()))
+    (folder / f"{stem}.json").write_bytes(as_json(_published_config(model, kind, tensors)))
 
 
 def _write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], advance: Advance) -> None:
@@ -149,7 +167,7 @@ def _copy(model: ModelFolder, kind: str, target: Path) -> None:
     """Files that were kept as they are."""
     target.mkdir(parents=True, exist_ok=True)
     for name in model.components[kind]:
-        if name not in (CONFIG, UNUSED) and not name.endswith(".safetensors"):
+        if name not in (CONFIG, ORIGINAL, UNUSED) and not name.endswith(".safetensors"):
             (target / name).write_bytes((model.path / kind / name).read_bytes())
 
 
@@ -169,7 +187,7 @@ def _write_rest(folder: Path, model: ModelFolder, written: list[str]) -> None:
     if "scheduler" in model.components:
         target = flux / "scheduler"
         target.mkdir(parents=True)
-        config = to_published("scheduler", read_config(model, "scheduler"))
+        config = _published_config(model, "scheduler", {})
         (target / "scheduler_config.json").write_bytes(as_json(config))
     kinds = [kind for kind in model.components if kind in written or kind not in COMPONENTS]
     index: dict[str, Any] = {"_class_name": "FluxPipeline"}

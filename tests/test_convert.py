@@ -23,8 +23,9 @@ from huggingface_hub.utils import filter_repo_objects
 
 from convert import bfl
 from convert.__main__ import main
-from convert.configs import to_published
+from convert.configs import from_published, to_published
 from convert.names import published_shapes, slots
+from convert.published import PUBLISHED
 from convert.torch_read import read_torch
 from ic_jax.config import CONFIGS, AdapterConfig, FluxConfig, VaeConfig
 from ic_jax.weights import hub, loading
@@ -42,6 +43,8 @@ FOLDERS = {
     "siglip": "model",
     "dinov2": "model",
 }
+
+TOWERS = ("siglip", "dinov2")
 
 # Heads as published, one of them: what a BFL file's shapes tell.
 SMALL_DEV = FluxConfig(2, 2, 1, 128, 8, 6, (16, 56, 56), in_channels=4)
@@ -69,6 +72,10 @@ def raw(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     for group, tensors in torch.load(folder / f"{ADAPTER}.bin", weights_only=True).items():
         found[f"adapter {group}"] = dict(tensors)
     return found
+
+
+def read_json(path):
+    return json.loads(path.read_text())
 
 
 def assert_bit_equal(found, expected):
@@ -144,6 +151,46 @@ def test_what_comes_back_converts_to_the_same_model(model, exported, tmp_path):
     assert files(tmp_path / "MODEL") == files(model)
 
 
+CONFIG_FILES = (
+    *("flux/transformer/config.json", "flux/vae/config.json", "flux/text_encoder/config.json"),
+    *("flux/text_encoder_2/config.json", "flux/scheduler/scheduler_config.json"),
+    *(f"{tower}/{name}.json" for tower in TOWERS for name in ("config", "preprocessor_config")),
+)
+
+
+@pytest.mark.parametrize("file", CONFIG_FILES)
+def test_every_config_comes_back_as_it_was(exported, file):
+    assert read_json(exported / file) == read_json(TINY / file)
+
+
+def test_the_adapters_config_comes_back(exported):
+    theirs = read_json(TINY / f"{ADAPTER}.json")
+    assert theirs.items() <= read_json(exported / f"{ADAPTER}.json").items()
+
+
+def test_a_changed_config_is_written_back_changed():
+    original = read_json(TINY / "flux" / "vae" / "config.json")
+    config = from_published("vae", original, TINY)
+    assert to_published("vae", config, original) == original
+    changed = to_published("vae", replace(config, scaling_factor=0.5), original)
+    assert changed == original | {"scaling_factor": 0.5}
+
+
+def test_a_model_without_published_configs_is_exported_with_those_of_flux(model, tmp_path):
+    """Models converted before published configs were kept, and models trained here."""
+    older = Path(shutil.copytree(model, tmp_path / "older"))
+    manifest = read_json(older / "manifest.json")
+    for component, entries in manifest["components"].items():
+        if entries.pop("published.json", None):
+            (older / component / "published.json").unlink()
+    (older / "manifest.json").write_text(json.dumps(manifest))
+    convert("to-torch", older, "--out", tmp_path / "torch")
+    vae = AutoencoderKL.from_pretrained(tmp_path / "torch" / "flux" / "vae")
+    assert vae.tile_sample_min_size == 1024
+    clip = read_json(tmp_path / "torch" / "flux" / "text_encoder" / "config.json")
+    assert (clip["bos_token_id"], clip["pad_token_id"], clip["projection_dim"]) == (0, 1, 768)
+
+
 def test_the_published_libraries_load_what_comes_back(exported):
     flux = exported / "flux"
     for cls, folder in [
@@ -157,6 +204,8 @@ def test_the_published_libraries_load_what_comes_back(exported):
         loaded, info = cls.from_pretrained(folder, output_loading_info=True)
         assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         original = cls.from_pretrained(TINY / folder.relative_to(exported))
+        if cls is AutoencoderKL:
+            assert loaded.tile_sample_min_size == original.tile_sample_min_size == 64
         x = dict(original.named_parameters())
         assert all(torch.equal(x[k], v) for k, v in loaded.named_parameters())
 
@@ -167,7 +216,10 @@ def test_the_pipeline_index_names_what_is_there(exported):
     for name in ("scheduler", "transformer", "vae", "text_encoder", "text_encoder_2"):
         assert ours[name] == theirs[name]
     for name in ("tokenizer", "tokenizer_2"):
-        assert files(exported / "flux" / name) == files(TINY / "flux" / name)
+        theirs = files(TINY / "flux" / name)
+        ours = files(exported / "flux" / name)
+        assert ours.keys() == theirs.keys() | {"tokenizer.json"}
+        assert theirs.items() <= ours.items()
 
 
 def test_bfl_files_there_and_back_give_the_same_model(model, tmp_path):
@@ -180,7 +232,11 @@ def test_bfl_files_there_and_back_give_the_same_model(model, tmp_path):
         *("--siglip", out / "siglip", "--dinov2", out / "dinov2"),
         *("--adapter", out / f"{ADAPTER}.safetensors", "--out", tmp_path / "MODEL"),
     )
-    assert files(tmp_path / "MODEL") == files(model)
+    expected = files(model)
+    del expected["scheduler/published.json"]  # a single file comes without one
+    found = files(tmp_path / "MODEL")
+    assert found.pop("manifest.json") != expected.pop("manifest.json")
+    assert found == expected
 
 
 def joined(kind, shapes):
@@ -312,6 +368,11 @@ def test_checkpoints_with_more_than_one_tower(tmp_path):
         theirs = whole[kind].state_dict()[name.replace("*", "1")]
         ours = loading.parameters(getattr(loaded, kind))[name].get_value()[1]
         np.testing.assert_array_equal(np.asarray(ours), theirs)
+    convert("to-torch", tmp_path / "MODEL", "--out", tmp_path / "back")
+    for kind, folder in {"clip": "flux/text_encoder", "siglip": "siglip"}.items():
+        tower = read_json(tmp_path / kind / "config.json")[PUBLISHED[kind].inside]
+        back = read_json(tmp_path / "back" / folder / "config.json")
+        assert tower.items() <= back.items() | {("dtype", tower.get("dtype"))}
 
 
 def test_torch_bin_forms(tmp_path):

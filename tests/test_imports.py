@@ -1,6 +1,9 @@
 """The law of imports: between packages one direction, inside ic_jax only towards lower floors."""
 
 import ast
+import re
+import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -110,3 +113,11 @@ def test_modules_of_the_library_have_no_cycle():
         for module, file in names.items()
     }
     assert len(list(TopologicalSorter(graph).static_order())) == len(names)
+
+
+def test_the_wheel_depends_on_exactly_what_the_library_imports():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    names = {name.split(".")[0] for file in modules().values() for name in imports(file)}
+    names -= sys.stdlib_module_names | {"ic_jax"}
+    assert {{"PIL": "pillow"}.get(name, name) for name in names} == declared

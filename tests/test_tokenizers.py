@@ -3,19 +3,23 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import transformers
 
+from convert.tokenizers import MissingPackageError, read_tokenizer
 from ic_jax.config import ConfigError
-from ic_jax.preprocessing.tokenizers import PromptError, PromptTokenizer, load_clip, load_t5
-from tests.conftest import GOLDENS
+from ic_jax.preprocessing.tokenizers import PromptError, PromptTokenizer, load_tokenizer
+from ic_jax.weights.tensors import WeightsError
+from tests.conftest import GOLDENS, TINY
 
-CLIP = GOLDENS / "tiny_instantcharacter" / "flux" / "tokenizer"
-T5 = GOLDENS / "tiny_instantcharacter" / "flux" / "tokenizer_2"
+CLIP, T5 = TINY / "flux" / "tokenizer", TINY / "flux" / "tokenizer_2"  # as published
 
 PROMPTS = [
     "",
@@ -44,9 +48,24 @@ def more_prompts(count):
     ]
 
 
+def converted(component: str, folder: Path, out: Path) -> Path:
+    """What a MODEL folder holds of a published tokenizer."""
+    out.mkdir()
+    for name, content in read_tokenizer(component, folder).items():
+        (out / name).write_bytes(content)
+    return out
+
+
 @pytest.fixture(scope="module")
-def tokenizer():
-    return PromptTokenizer.from_folders(CLIP, T5)
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    clip = converted("tokenizer", CLIP, folder / "tokenizer")
+    return clip, converted("tokenizer_2", T5, folder / "tokenizer_2")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folders):
+    return PromptTokenizer.from_folders(*folders)
 
 
 def test_as_transformers(tokenizer):
@@ -61,12 +80,57 @@ def test_as_transformers(tokenizer):
     assert clip_ids.dtype == t5_ids.dtype == np.int32
 
 
-def test_clip_from_tokenizer_json(tokenizer, tmp_path):
-    transformers.CLIPTokenizer.from_pretrained(CLIP).save_pretrained(tmp_path)
-    assert (tmp_path / "tokenizer.json").exists()
-    saved = load_clip(tmp_path)
-    for prompt in PROMPTS:
-        assert saved.encode(prompt, 77) == tokenizer.clip.encode(prompt, 77)
+@pytest.mark.parametrize(
+    ("component", "names"),
+    [
+        ("tokenizer", ("vocab.json", "merges.txt")),
+        ("tokenizer_2", ("spiece.model",)),
+        ("tokenizer_2", ("spiece.model", "tokenizer_config.json")),
+    ],
+)
+def test_what_the_publisher_left_out_is_made(tmp_path, component, names):
+    published = tmp_path / "published"
+    published.mkdir()
+    for name in names:
+        shutil.copy(TINY / "flux" / component / name, published)
+    made = converted(component, published, tmp_path / "MODEL")
+    assert {file.name for file in made.iterdir()} == {"tokenizer.json", *names}
+    clip = component == "tokenizer"
+    ours = load_tokenizer(made, "<|endoftext|>" if clip else "<pad>")
+    theirs = (transformers.CLIPTokenizer if clip else transformers.T5TokenizerFast).from_pretrained(
+        published, model_max_length=64
+    )
+    for prompt in [*PROMPTS, *more_prompts(100), "<extra_id_99> x <extra_id_0>"]:
+        ids = theirs(prompt, padding="max_length", truncation=True).input_ids
+        assert ours.encode(prompt, 64).ids == ids
+
+
+def test_a_shipped_tokenizer_json_stays_as_it_is(folders):
+    assert (folders[1] / "tokenizer.json").read_bytes() == (T5 / "tokenizer.json").read_bytes()
+
+
+def test_conversion_says_which_package_is_missing(tmp_path, monkeypatch):
+    shutil.copy(T5 / "spiece.model", tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingPackageError, match=r"needs transformers; run .pip install"):
+        read_tokenizer("tokenizer", CLIP)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(MissingPackageError, match="needs transformers and sentencepiece"):
+        read_tokenizer("tokenizer_2", tmp_path)
+    assert read_tokenizer("tokenizer_2", T5)  # which ships tokenizer.json
+
+
+def test_drawing_never_imports_transformers(tmp_path):
+    options = [f"--model={GOLDENS / 'toy_model'}", f"--subject={TINY / 'reference.png'}"]
+    options += ["--prompt=a cat", "--steps=1", "--height=64", "--width=64", "--dtype=float32"]
+    options += ["--max-sequence-length=32", f"--out={tmp_path / 'out.png'}"]
+    script = (
+        "import sys\n"
+        "from infer.commands import main\n"
+        f"assert main({options!r}) == 0\n"
+        "assert not {'transformers', 'torch'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=GOLDENS.parent.parent)
 
 
 def test_too_long_is_cut_with_one_warning(tokenizer):
@@ -119,27 +183,33 @@ def test_a_million_characters_take_seconds(tokenizer, prompt):
     assert time.monotonic() - start < 20
 
 
-def test_bad_folders(tmp_path):
-    with pytest.raises(ConfigError, match=r"expected CLIP's tokenizer.json, or vocab.json"):
-        load_clip(tmp_path)
-    with pytest.raises(ConfigError, match="found no tokenizer"):
-        load_t5(tmp_path)
-    shutil.copy(T5 / "spiece.model", tmp_path)
-    with pytest.raises(ConfigError, match=r"found only spiece.model; take tokenizer.json from"):
-        load_t5(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("<html>")
-    with pytest.raises(ConfigError, match="not a tokenizer"):
-        load_t5(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(ConfigError, match="not a JSON object"):
-        load_t5(tmp_path)
+def test_a_model_without_tokenizer_json_is_to_be_converted_again():
+    """Older conversions copied vocab.json and merges.txt alone."""
+    with pytest.raises(
+        ConfigError, match=r"has no tokenizer.json; convert the model again"
+    ) as told:
+        load_tokenizer(CLIP, "<|endoftext|>")
+    assert "\n" not in str(told.value)
 
 
-def test_damaged_clip_folder(tmp_path):
-    folder = shutil.copytree(CLIP, tmp_path / "clip")
+def test_bad_folders(folders, tmp_path):
+    folder = Path(shutil.copytree(folders[0], tmp_path / "clip"))
     (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<none>"}))
     with pytest.raises(ConfigError, match="padding token '<none>' is not in the vocabulary"):
-        load_clip(folder)
+        load_tokenizer(folder, "<|endoftext|>")
+    (folder / "special_tokens_map.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="not a JSON object"):
+        load_tokenizer(folder, "<|endoftext|>")
+    (folder / "tokenizer.json").write_text("<html>")
+    with pytest.raises(ConfigError, match="not a tokenizer"):
+        load_tokenizer(folder, "<|endoftext|>")
+
+
+def test_published_files_that_are_no_tokenizer(tmp_path):
+    with pytest.raises(WeightsError, match="holds no tokenizer"):
+        read_tokenizer("tokenizer", tmp_path)
+    folder = Path(shutil.copytree(CLIP, tmp_path / "clip"))
     (folder / "merges.txt").write_text("nonsense")
-    with pytest.raises(ConfigError, match=r"vocab.json or merges.txt is damaged"):
-        load_clip(folder)
+    with pytest.raises(WeightsError, match=r"transformers cannot read this tokenizer") as told:
+        read_tokenizer("tokenizer", folder)
+    assert "\n" not in str(told.value)

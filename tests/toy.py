@@ -20,7 +20,7 @@ from ic_jax.config import (
     VaeConfig,
 )
 from ic_jax.weights import loading, model_folder
-from tests.conftest import TINY
+from tests.conftest import GOLDENS
 from train.data.prepare import PrepareOptions, prepare
 
 FLUX = FluxConfig(
@@ -75,7 +75,7 @@ def write_model(out: Path) -> Path:
             module = jax.jit(lambda n, make=make: make(rngs=nnx.Rngs(jax.random.key(n))))(number)
             loading.write_component(writer, kind, module)
         for kind in ("tokenizer", "tokenizer_2"):
-            for file in sorted((TINY / "flux" / kind).iterdir()):
+            for file in sorted((GOLDENS / "toy_model" / kind).iterdir()):
                 writer.add_file(kind, file.name, file.read_bytes())
     return out
 

@@ -1,4 +1,4 @@
-"""Prompts to token ids, for CLIP and T5, from the tokenizer files that come with FLUX.1-dev."""
+"""Tokenizers of CLIP and T5: prompts to token ids, by a MODEL folder's tokenizer.json files."""
 
 import json
 import re
@@ -9,40 +9,36 @@ from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Int
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE
+from tokenizers import Tokenizer
 
 from ic_jax.config import ConfigError
 
 CLIP_LENGTH = 77
-# CLIP's words (openai/CLIP, simple_tokenizer.py): contractions, runs of letters, single digits,
-# runs of anything else.
-CLIP_WORDS = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
-# Neither encoder has seen them in training; tab, line feed and their like are white space.
+# Neither encoder has seen control characters in training, except white space such as tabs.
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 
 class PromptError(ValueError):
-    """A prompt that cannot be read."""
+    """A prompt that cannot be tokenized."""
 
 
 @dataclass(frozen=True)
 class Encoded:
+    """Token ids of one prompt, and the end of the prompt that did not fit."""
+
     ids: list[int]
-    dropped: str  # the end of the prompt for which there was no room
+    dropped: str
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """One encoder's tokenizer; it ends every prompt with its end token."""
+    """The tokenizer of one text encoder; it ends every prompt with its end token."""
 
     tokenizer: Tokenizer
     pad_id: int
 
     def encode(self, prompt: str, length: int) -> Encoded:
-        """`length` ids: the prompt's, cut before the end token or padded after it."""
+        """Return `length` ids: the prompt's, truncated before the end token or padded after it."""
         encoding = self.tokenizer.encode(prompt)
         ids = encoding.ids
         if len(ids) <= length:
@@ -53,15 +49,19 @@ class TextTokenizer:
 
 @dataclass(frozen=True)
 class PromptTokenizer:
-    """Prompts -> the ids that FLUX's two text encoders read."""
+    """The tokenizers of FLUX's two text encoders."""
 
     clip: TextTokenizer
     t5: TextTokenizer
 
     @classmethod
     def from_folders(cls, clip: Path, t5: Path) -> Self:
-        """From FLUX's `tokenizer` and `tokenizer_2`; ConfigError if missing or damaged."""
-        return cls(load_clip(clip), load_t5(t5))
+        """Load both from the `tokenizer` and `tokenizer_2` of a MODEL folder.
+
+        Raises:
+            ConfigError: a file is missing or damaged.
+        """
+        return cls(load_tokenizer(clip, "<|endoftext|>"), load_tokenizer(t5, "<pad>"))
 
     def __call__(
         self,
@@ -70,11 +70,16 @@ class PromptTokenizer:
         *,
         max_sequence_length: int = 512,
     ) -> tuple[Int[np.ndarray, "b n"], Int[np.ndarray, "b m"]]:
-        """CLIP's ids, 77 per prompt, and T5's, `max_sequence_length` per prompt, as int32.
+        """Return CLIP's ids, 77 per prompt, and T5's, `max_sequence_length` per prompt, as int32.
 
-        T5 reads `prompts_2`, as many, where they are given. A prompt that is too long is cut,
-        with one warning that quotes what each encoder does not see. Control characters are left
-        out. PromptError for what is not text.
+        A prompt that is too long is truncated, with one warning that quotes what each encoder does
+        not see. Control characters are removed.
+
+        Args:
+            prompts_2: prompts for T5, one for each of `prompts`; None gives T5 the same prompts.
+
+        Raises:
+            PromptError: a prompt is no text.
         """
         prompts = prompts if isinstance(prompts, list) else [prompts]
         prompts_2 = prompts if prompts_2 is None else prompts_2
@@ -90,7 +95,7 @@ class PromptTokenizer:
 
 
 def check_prompt(prompt: Any) -> str:
-    """The prompt without control characters; PromptError if it is not text."""
+    """Return the prompt without control characters; raise PromptError if it is no text."""
     if not isinstance(prompt, str):
         raise PromptError(f"prompt: expected text, got {type(prompt).__name__}")
     surrogate = re.search("[\ud800-\udfff]", prompt)
@@ -117,101 +122,44 @@ def _quote(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
-def load_clip(folder: Path) -> TextTokenizer:
-    """From tokenizer.json, or vocab.json and merges.txt (FLUX.1-dev's `tokenizer` folder)."""
-    specials = _special_tokens(folder)
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = _read_tokenizer(folder)
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        tokenizer = _build_clip(folder, specials)
-    else:
+def load_tokenizer(folder: Path, pad: str) -> TextTokenizer:
+    """Load a tokenizer from its tokenizer.json.
+
+    Args:
+        pad: the padding token, if neither tokenizer_config.json nor special_tokens_map.json
+            names one.
+
+    Raises:
+        ConfigError: a file is missing or damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
         raise ConfigError(
-            f"{folder}: expected CLIP's tokenizer.json, or vocab.json and merges.txt; give the "
-            "folder 'tokenizer' of FLUX.1-dev"
+            f"{folder}: has no tokenizer.json; convert the model again with "
+            "`python -m convert from-torch`, from a checkout of ic_jax"
         )
-    return _with_padding(tokenizer, specials.get("pad_token", "<|endoftext|>"), folder)
-
-
-def load_t5(folder: Path) -> TextTokenizer:
-    """From tokenizer.json (FLUX.1-dev's `tokenizer_2` folder)."""
-    if not (folder / "tokenizer.json").is_file():
-        found = "only spiece.model" if (folder / "spiece.model").is_file() else "no tokenizer"
-        raise ConfigError(
-            f"{folder}: expected T5's tokenizer.json, found {found}; take tokenizer.json from the "
-            "folder 'tokenizer_2' of FLUX.1-dev"
-        )
-    pad = _special_tokens(folder).get("pad_token", "<pad>")
-    return _with_padding(_read_tokenizer(folder), pad, folder)
-
-
-def _build_clip(folder: Path, specials: dict[str, Any]) -> Tokenizer:
-    """What a tokenizer.json of CLIP would hold: lower-cased, byte-level, words ending in </w>."""
-    start, end = (
-        _added_token(specials.get(name, default))
-        for name, default in (("bos_token", "<|startoftext|>"), ("eos_token", "<|endoftext|>"))
-    )
     try:
-        model = BPE.from_file(
-            str(folder / "vocab.json"),
-            str(folder / "merges.txt"),
-            unk_token=end.content,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-        )
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises no narrower class
-        raise ConfigError(f"{folder}: vocab.json or merges.txt is damaged: {error}") from None
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.add_special_tokens([start, end])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start.content} $A {end.content}",
-        special_tokens=[(t.content, tokenizer.token_to_id(t.content)) for t in (start, end)],
-    )
-    return tokenizer
-
-
-def _read_tokenizer(folder: Path) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the package raises no narrower class
-        raise ConfigError(f"{folder / 'tokenizer.json'}: not a tokenizer: {error}") from None
+        raise ConfigError(f"{path}: not a tokenizer: {error}") from None
     tokenizer.no_truncation()  # the file may hold either; lengths are the caller's
     tokenizer.no_padding()
-    return tokenizer
-
-
-def _special_tokens(folder: Path) -> dict[str, Any]:
-    """Special tokens by role; special_tokens_map.json is the fuller source where both exist."""
-    tokens: dict[str, Any] = {}
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = folder / name
-        if path.is_file():
-            try:
-                values = dict(json.loads(path.read_text(encoding="utf-8")))
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"{path}: not a JSON object: {error}") from None
-            tokens |= {role: value for role, value in values.items() if value is not None}
-    return tokens
-
-
-def _added_token(value: str | dict[str, Any]) -> AddedToken:
-    if isinstance(value, str):
-        return AddedToken(value, special=True)
-    flags = {k: v for k, v in value.items() if k in ("lstrip", "rstrip", "normalized")}
-    return AddedToken(value["content"], special=True, **flags)
-
-
-def _with_padding(tokenizer: Tokenizer, pad: str | dict[str, Any], folder: Path) -> TextTokenizer:
-    content = _added_token(pad).content
-    pad_id = tokenizer.token_to_id(content)
+    pad = _padding_token(folder) or pad
+    pad_id = tokenizer.token_to_id(pad)
     if pad_id is None:
-        raise ConfigError(f"{folder}: the padding token {content!r} is not in the vocabulary")
+        raise ConfigError(f"{folder}: the padding token {pad!r} is not in the vocabulary")
     return TextTokenizer(tokenizer, pad_id)
+
+
+def _padding_token(folder: Path) -> str | None:
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            token: Any = dict(json.loads(path.read_text(encoding="utf-8"))).get("pad_token")
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: not a JSON object: {error}") from None
+        if token is not None:
+            return token["content"] if isinstance(token, dict) else token
+    return None

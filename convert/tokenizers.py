@@ -1,0 +1,57 @@
+"""Tokenizers as published, with a tokenizer.json for ic_jax where the publisher ships none."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from ic_jax.weights.tensors import WeightsError
+
+MADE = "tokenizer.json"
+FILES = (
+    *(MADE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "spiece.model"),
+)
+TYPES = {"tokenizer": "clip", "tokenizer_2": "t5"}  # transformers' names of the two kinds
+
+
+class MissingPackageError(ValueError):
+    """A package that a command needs is not installed."""
+
+
+def read_tokenizer(component: str, folder: Path) -> dict[str, bytes]:
+    """Return a tokenizer's files by name; transformers makes tokenizer.json if it is missing.
+
+    Raises:
+        MissingPackageError: transformers, or what it reads spiece.model with, is not installed.
+        WeightsError: no tokenizer, or a damaged one.
+    """
+    files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+    if not files:
+        raise WeightsError(f"{folder}: holds no tokenizer ({', '.join(FILES)})")
+    if MADE in files:
+        return files
+    return {MADE: _make(component, folder), **files}
+
+
+def _make(component: str, folder: Path) -> bytes:
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of torch, which it lacks
+    packages = ["transformers"]
+    if not (folder / "vocab.json").is_file():
+        packages.append("sentencepiece")
+    if missing := [name for name in packages if not importlib.util.find_spec(name)]:
+        raise MissingPackageError(
+            f"{folder}: has no {MADE}, and making one needs {' and '.join(missing)}; "
+            "run `pip install -e '.[convert]'`"
+        )
+    import transformers  # takes seconds
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, tokenizer_type=TYPES[component], local_files_only=True, trust_remote_code=False
+        )
+        return tokenizer.backend_tokenizer.to_str(pretty=True).encode()
+    except Exception as error:  # a dozen kinds, from several packages
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"{folder}: transformers cannot read this tokenizer ({reason}); download it again"
+        ) from None
