@@ -1,4 +1,4 @@
-"""Where and when a figure was measured: every result file says it the same way."""
+"""Origin of a figure: machine, versions, date and commit, as every result file states them."""
 
 import os
 import platform
@@ -10,17 +10,10 @@ from typing import Any
 
 
 def origin(*packages: str) -> dict[str, Any]:
-    """Machine, versions, date and commit."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Return the machine, the versions of `packages`, the date and the commit."""
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
+        "commit": commit_of(Path(__file__).parent),
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
         "load_average": round(os.getloadavg()[0], 1),
         "versions": {
@@ -28,6 +21,13 @@ def origin(*packages: str) -> dict[str, Any]:
             **{name: version(name) for name in packages},
         },
     }
+
+
+def commit_of(folder: Path) -> str:
+    """Return the commit that is checked out in a folder; "" where git knows none."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return run.stdout.strip()
 
 
 def _processor() -> str:

@@ -1,100 +1,155 @@
-"""What a second `python -m infer` takes, with JAX's compilation cache and with programs as files.
+"""Second starts of drawing and of training: this checkout beside an earlier one.
 
-    python -m benchmarks.second_start [--repeats 5]
+    git worktree add EARLIER aeefb4e
+    python -m benchmarks.second_start EARLIER [--repeats 5]
 
-Draws the small model's picture in fresh processes, both ways in turn, after a first one of each
-that compiles. Cores may be shared with whatever else runs: beside the wall clock, the processor
-time of the process is measured, and what JAX says it spent tracing, lowering, and compiling or
-reading from its cache. Medians; writes second_start.json beside this script.
+Every start is a fresh process. `infer` draws the picture of the small model; `train` resumes a run
+of the tests' toy model, which was stopped, for two steps. One start compiles everything
+(--no-compile-cache) and one keeps what it compiles; those after it find the programs: in JAX's
+compilation cache here, at aeefb4e in program files of its own. The two checkouts take turns. Cores
+may be shared with other work, so the processor time of each process stands beside the wall time.
+Writes second_start.json beside this script.
 """
 
 import argparse
 import json
 import os
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from benchmarks.origin import origin
+from benchmarks.origin import commit_of, origin
 
-ROOT = Path(__file__).parent.parent
-CHILD = """
-import json, sys, time
-start = time.perf_counter()
-import jax
-spent = {}
-def listen(event, seconds, **_):
-    spent[event] = spent.get(event, 0.0) + seconds
-jax.monitoring.register_event_duration_secs_listener(listen)
-from infer.commands import main
-imported = time.perf_counter()
-assert main(sys.argv[1:]) == 0
-done = time.perf_counter()
-compile = "/jax/core/compile/"
-print(json.dumps({
-    "importing": imported - start,
-    "drawing, all of it": done - imported,
-    "tracing": spent.get(compile + "jaxpr_trace_duration", 0.0),
-    "lowering": spent.get(compile + "jaxpr_to_mlir_module_duration", 0.0),
-    "compiling, or reading JAX's cache": spent.get(compile + "backend_compile_duration", 0.0),
-    "processor": time.process_time(),
-}))
+HERE = Path(__file__).parent.parent
+SETUP = """
+import sys
+from pathlib import Path
+from tests.toy import write_data, write_model
+
+write_model(Path(sys.argv[1]) / "model")
+write_data(Path(sys.argv[1]))
+"""
+RECIPE = """
+model = "{folder}/model"
+data = "{folder}/data"
+out = "{folder}/run"
+dtype = "float32"
+text_length = 16
+saving.every = 1
+reporting.every = 1
+reporting.preview_every = 0
+reporting.effect_every = 0
+stage1.steps = 1000
+stage1.batch = 8
+stage1.resolution = 32
 """
 
 
-def once(way: str, folder: Path) -> dict[str, float]:
-    """One start; seconds."""
-    jax_keeps = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+class Checkout:
+    """A checkout with a compilation cache of its own, and a stopped training run."""
+
+    def __init__(self, root: Path, folder: Path):
+        self.root, self.folder = root, folder
+        folder.mkdir()
+        # Both checkouts may be installed as ic_jax; the folder that they run in comes first.
+        self.environment = os.environ | {"XDG_CACHE_HOME": str(folder), "PYTHONPATH": str(root)}
+        self.environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        self.recipe = folder / "recipe.toml"
+        self.recipe.write_text(RECIPE.format(folder=folder))
+
+    def python(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def infer(self, *options: str) -> dict[str, float]:
+        """Draw the small model's picture; return seconds of wall and processor time."""
+        out = ("--out", self.folder / "out.png", "--overwrite")
+        return self._timed("-m", "infer", *out, *options)
+
+    def start_run(self) -> None:
+        """Train from the first step, and stop after the second as Ctrl-C does."""
+        if self.python("-c", SETUP, self.folder).wait():
+            sys.exit(f"error: the toy model of {self.root} cannot be written")
+        process = self.python("-m", "train", self.recipe)
+        metrics = self.folder / "run" / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and _last_step(metrics) >= 2):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        self.stopped_at = _last_step(metrics)
+
+    def train(self, *options: str) -> dict[str, float]:
+        """Resume the stopped run for two steps; return seconds of wall and processor time."""
+        run = self.folder / "resumed"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(self.folder / "run", run)
+        settings = ("--set", f"out={run}", "--set", f"stage1.steps={self.stopped_at + 2}")
+        return self._timed("-m", "train", self.recipe, *settings, *options)
+
+    def _timed(self, *arguments: str | Path) -> dict[str, float]:
+        start = time.perf_counter()
+        process = self.python(*arguments)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            sys.exit(f"error: {arguments} of {self.root} ended with {process.returncode}")
+        wall = time.perf_counter() - start
+        return {"wall": wall, "processor": usage.ru_utime + usage.ru_stime}
+
+
+def _last_step(metrics: Path) -> int:
+    lines = metrics.read_text().splitlines()
+    return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
+
+
+def measure(checkouts: dict[str, Checkout], command: str, repeats: int) -> dict[str, dict]:
+    """Return the seconds of starts that compile and of starts that do not, by checkout."""
+    first, seconds = {}, {}
+    for name, checkout in checkouts.items():
+        first[name] = getattr(checkout, command)("--no-compile-cache")
+        getattr(checkout, command)()
+        seconds[name] = list[dict[str, float]]()
+    for _ in range(repeats):
+        for name, checkout in checkouts.items():
+            seconds[name].append(getattr(checkout, command)())
+    return {
+        name: {
+            "compiling": {kind: round(value, 2) for kind, value in first[name].items()},
+            "second, median": {
+                kind: round(statistics.median(run[kind] for run in runs), 2) for kind in runs[0]
+            },
+            "second, least": {kind: round(min(run[kind] for run in runs), 2) for kind in runs[0]},
+        }
+        for name, runs in seconds.items()
     }
-    by_jax = way == "JAX's compilation cache"
-    environment = os.environ | {"XDG_CACHE_HOME": str(folder)} | (jax_keeps if by_jax else {})
-    arguments = ["--out", str(folder / "out.png"), "--overwrite"]
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, *arguments, *(["--no-compile-cache"] if by_jax else [])],
-        cwd=ROOT,
-        env=environment,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
-    ways = ("JAX's compilation cache", "programs as files")
-    found: dict[str, list] = {way: [] for way in ways}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        first = {way: once(way, folder) for way in ways}
-        for _ in range(repeats):
-            for way in ways:
-                found[way].append(once(way, folder))
-
-    def rounded(run: dict[str, float]) -> dict[str, float]:
-        return {k: round(v, 2) for k, v in run.items()}
-
+    parser.add_argument("earlier", type=Path, help="folder of the earlier checkout")
+    parser.add_argument("--repeats", type=int, default=5, help="second starts of each")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        roots = {"earlier": args.earlier.resolve(), "here": HERE}
+        checkouts = {name: Checkout(root, Path(folder) / name) for name, root in roots.items()}
+        results = {"infer": measure(checkouts, "infer", args.repeats)}
+        for checkout in checkouts.values():
+            checkout.start_run()
+        results["train"] = measure(checkouts, "train", args.repeats)
     report = {
-        "seconds": {
-            way: {
-                "first start": rounded(first[way]),
-                "second start, median": rounded(
-                    {k: statistics.median(run[k] for run in runs) for k in runs[0]}
-                ),
-                "second start, from to": {
-                    k: [round(f(run[k] for run in runs), 2) for f in (min, max)]
-                    for k in ("drawing, all of it", "processor")
-                },
-            }
-            for way, runs in found.items()
-        },
-        "repeats": repeats,
+        "seconds": results,
+        "repeats": args.repeats,
+        "earlier": commit_of(args.earlier),
         **origin("jax", "jaxlib", "flax"),
     }
     Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
