@@ -1,4 +1,4 @@
-"""The InstantCharacter adapter: the projector, and the attention that its tokens feed."""
+"""InstantCharacter adapter: the projector and the image-prompt attention."""
 
 from flax import nnx
 
@@ -8,7 +8,7 @@ from ic_jax.models.projector import Projector
 
 
 class Adapter(nnx.Module):
-    """Everything that InstantCharacter adds to FLUX; 2.8 B parameters at published sizes."""
+    """All that InstantCharacter adds to FLUX; 2.8 B parameters at the published sizes."""
 
     def __init__(self, config: AdapterConfig, flux: FluxConfig, *, rngs: nnx.Rngs):
         self.config = config

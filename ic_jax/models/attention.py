@@ -1,7 +1,7 @@
-"""Attention without a mask, in one function with named backends, alone or on a mesh.
+"""Attention without mask: one function with named backends, for one device or a mesh.
 
-No mask or bias ever reaches it: FLUX and the adapter need none, and a mask would shut out
-the fast kernels. The text encoders, which need one, keep a few lines of their own.
+FLUX and the adapter need no mask or bias, which would exclude the fast kernels. The text encoders
+need one and use `ic_jax.models.text_attention`.
 """
 
 import math
@@ -23,7 +23,7 @@ Split = Literal["none", "queries", "both"]
 Shaped = Array | jax.ShapeDtypeStruct
 
 BLOCK = 4096  # queries
-MAX_SCORES = 4 * 2**30  # bytes that scores may take at once off the CPU
+MAX_SCORES = 4 * 2**30  # bytes that the scores may take on an accelerator
 
 
 def attention(
@@ -34,23 +34,23 @@ def attention(
     *,
     split: Split = "none",
 ) -> Float[Array, "b n h d"]:
-    """softmax(q k^T / sqrt(d)) v per head, the softmax in float32.
+    """Compute softmax(q k^T / sqrt(d)) v per head, the softmax in float32.
 
-    On a mesh, rows lie over the batch's axes and heads over `tensor`, and every device computes
-    its own: no backend has to know of the mesh.
+    On a mesh, rows are sharded over the axes of the batch and heads over `tensor`; every device
+    calls the backend for its own shard.
 
     Args:
         q: queries; n may differ from m.
         k: keys.
         v: values.
-        backend: "cudnn" (NVIDIA, bfloat16 or float16), "splash" (TPU), "xla" (anywhere; holds
-            all scores), "blocked" (a head and 4096 queries at a time: little memory, fastest on a
-            CPU). By default the best one for the platform that JAX runs on and for the size.
-        split: whether tokens lie over a mesh's context axis: no tokens, those of the queries, or
-            those of keys and values too.
+        backend: "cudnn" (NVIDIA, bfloat16 or float16), "splash" (TPU), "xla" (any
+            platform; materialises all scores), "blocked" (a head and 4096 queries at a time: little
+            memory, fastest on a CPU). By default the best one for the platform and the size.
+        split: tokens that are sharded over the context axis of the mesh: none, those of the
+            queries, or those of keys and values as well.
 
     Raises:
-        ShardingError: the heads do not divide by the mesh's axes.
+        ShardingError: heads or tokens are not divisible by the axes of the mesh.
     """
     mesh = current()
     if mesh is None:
@@ -67,7 +67,7 @@ def _on_mesh(
     def local(q: Array, k: Array, v: Array) -> Array:
         if not across:
             return _on_one_device(q, k, v, backend)
-        # All tokens of a share of the heads, instead of all heads of a share of the tokens.
+        # From all heads of a share of the tokens to all tokens of a share of the heads.
         q, k, v = (jax.lax.all_to_all(x, "context", 2, 1, tiled=True) for x in (q, k, v))
         out = _on_one_device(q, k, v, backend)
         return jax.lax.all_to_all(out, "context", 1, 2, tiled=True)
@@ -82,7 +82,7 @@ def _on_mesh(
             f"{mesh.shape['tensor']} and context={parts}; take another mesh"
         )
     specs = (q_spec, k_spec, k_spec)
-    # Pallas kernels do not say over which axes their results vary.
+    # Pallas kernels do not declare over which axes their results vary.
     return jax.shard_map(local, in_specs=specs, out_specs=q_spec, check_vma=False)(q, k, v)
 
 
@@ -105,7 +105,7 @@ _target: ContextVar[str | None] = ContextVar("target", default=None)
 
 @contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Choose backends for "tpu", "gpu" or "cpu" though JAX runs on another one here."""
+    """Choose backends for "tpu", "gpu" or "cpu" instead of the platform that JAX runs on."""
     token = _target.set(platform)
     try:
         yield
@@ -128,7 +128,7 @@ def _default_backend(q: Shaped, k: Shaped) -> Backend:
 
 
 def _cudnn_takes(q: Shaped) -> bool:
-    """NVIDIA from Ampere on, half precision, head sizes that are multiples of 8 up to 128."""
+    """Return whether cuDNN applies: Ampere or newer, half precision, head size 8, 16, ... 128."""
     head_dim = q.shape[-1]
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
     if not fits or _platform() != "gpu":
@@ -150,7 +150,7 @@ def _blocked(q: Array, k: Array, v: Array) -> Array:
     def one_head(qkv: tuple[Array, Array, Array]) -> Array:
         q, k, v = qkv  # n d, m d, m d
 
-        def rows(q: Array) -> Array:  # one row of queries, or a matrix of them
+        def rows(q: Array) -> Array:  # one row of queries, or a matrix
             scores = jnp.dot(q, k.T, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(scores / math.sqrt(d), axis=-1).astype(v.dtype)
             return weights @ v
@@ -165,8 +165,10 @@ def _blocked(q: Array, k: Array, v: Array) -> Array:
 
 
 def split_heads(x: Float[Array, "b n hd"], head_dim: int) -> Float[Array, "b n h d"]:
+    """Split the channels into heads."""
     return x.reshape(*x.shape[:-1], x.shape[-1] // head_dim, head_dim)
 
 
 def merge_heads(x: Float[Array, "b n h d"]) -> Float[Array, "b n hd"]:
+    """Merge the heads into channels."""
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])

@@ -1,8 +1,8 @@
-"""Bicubic resizing as torch does it.
+"""Bicubic resizing, equal to torch's.
 
-`torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` uses Keys' kernel with
-a = -0.75, repeats the border and never widens the kernel when it shrinks. jax.image.resize
-has a = -0.5 and drops taps outside the border, so it gives other numbers.
+`torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` uses the kernel of Keys with
+a = -0.75, repeats the border and does not widen the kernel when it shrinks. jax.image.resize uses
+a = -0.5 and drops taps beyond the border, so its results differ.
 """
 
 import jax
@@ -14,9 +14,9 @@ A = -0.75
 
 
 def resize(table: Float[Array, "h w d"], height: int, width: int) -> Float[Array, "h2 w2 d"]:
-    """`table` resampled to [height, width, d], in float32."""
+    """Resample `table` to [height, width, d], in float32."""
     rows, columns = weights(table.shape[0], height), weights(table.shape[1], width)
-    # By default a TPU multiplies float32 in bfloat16 passes.
+    # By default a TPU multiplies float32 in bfloat16.
     return jnp.einsum(
         "yh,xw,hwd->yxd",
         rows,
@@ -27,7 +27,7 @@ def resize(table: Float[Array, "h w d"], height: int, width: int) -> Float[Array
 
 
 def weights(size: int, new_size: int) -> Float[np.ndarray, "{new_size} {size}"]:
-    """Row i holds what each of the `size` samples gives to sample i of `new_size`."""
+    """Return the matrix that resamples `size` samples to `new_size`."""
     matrix = np.zeros((new_size, size), np.float32)
     centre = (np.arange(new_size) + 0.5) * size / new_size - 0.5
     first = np.floor(centre).astype(int)
@@ -38,7 +38,7 @@ def weights(size: int, new_size: int) -> Float[np.ndarray, "{new_size} {size}"]:
 
 
 def _kernel(distance: np.ndarray) -> np.ndarray:
-    """Keys' cubic convolution kernel (1981), 0 beyond a distance of 2."""
+    """Evaluate the cubic convolution kernel of Keys (1981), 0 beyond a distance of 2."""
     x = np.abs(distance)
     near = (A + 2) * x**3 - (A + 3) * x**2 + 1
     far = A * (x**3 - 5 * x**2 + 8 * x - 4)

@@ -1,7 +1,4 @@
-"""CLIP's text transformer, FLUX's source of the pooled prompt embedding.
-
-Computes what transformers' CLIPTextModel does, and bears its names on disk.
-"""
+"""CLIP text encoder: the pooled prompt embedding of FLUX (transformers' CLIPTextModel)."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,16 +12,16 @@ from ic_jax.sharding import shard_batch
 
 
 class ClipText(nnx.Module):
-    """Prompt ids -> pooled embedding, the final-normed state at the end token."""
+    """Prompt ids -> pooled embedding: the normalised last hidden state at the end token."""
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.text_model = TextModel(config, rngs=rngs)
 
     def __call__(self, ids: Int[Array, "b n"]) -> Float[Array, "b d"]:
-        """Args: ids: start token, prompt, end token, padding; n at most the position table's."""
+        """Encode start token, prompt, end token and padding; n is at most the position table's."""
         x = self.text_model(ids)
-        # Both argmax take the first of equals: CLIP pads with its end token.
+        # argmax returns the first of equal values: CLIP pads with its end token.
         is_end = ids if self.config.eos_token_id == 2 else ids == self.config.eos_token_id
         return x[jnp.arange(ids.shape[0]), jnp.argmax(is_end, axis=-1)]
 

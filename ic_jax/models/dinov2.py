@@ -1,4 +1,4 @@
-"""DINOv2 (arXiv 2304.07193; transformers' Dinov2Model), without the mask token of its training."""
+"""DINOv2 vision encoder (arXiv 2304.07193; transformers' Dinov2Model), without mask token."""
 
 import math
 from functools import partial
@@ -45,7 +45,7 @@ class LayerScale(nnx.Module):
 
 
 class SwiGlu(nnx.Module):
-    """Two thirds of the MLP's hidden width, rounded up to a multiple of 8; the gate comes first."""
+    """SwiGLU with 2/3 of the MLP width, rounded up to a multiple of 8; the gate comes first."""
 
     def __init__(self, features: int, mlp_width: int, *, rngs: nnx.Rngs):
         hidden = (int(mlp_width * 2 / 3) + 7) // 8 * 8
@@ -77,7 +77,7 @@ class Block(nnx.Module):
 
 
 class Embeddings(nnx.Module):
-    """CLS token and patches plus positions; pixels beyond the last whole patch are cut."""
+    """CLS token and patches plus positions; pixels beyond the last full patch are dropped."""
 
     def __init__(self, config: Dinov2Config, *, rngs: nnx.Rngs):
         d, patch = config.hidden_size, config.patch_size
@@ -105,7 +105,7 @@ class Embeddings(nnx.Module):
         return jnp.concatenate([cls, x.reshape(b, -1, d)], axis=1) + positions[None]
 
     def _positions(self, height: int, width: int) -> Float[Array, "n d"]:
-        """The table for CLS and a grid of patches: resampled where the trained grid differs."""
+        """Return the positions of CLS and of a grid, resampled where the trained grid differs."""
         table = self.position_embeddings[0]
         side = math.isqrt(table.shape[0] - 1)
         if (height, width) == (side, side):
@@ -117,6 +117,8 @@ class Embeddings(nnx.Module):
 
 
 class Dinov2(nnx.Module):
+    """DINOv2 vision encoder for pictures of any size."""
+
     def __init__(self, config: Dinov2Config, *, rngs: nnx.Rngs):
         self.embeddings = Embeddings(config, rngs=rngs)
         layers = Stack(partial(Block, config), config.num_hidden_layers, rngs=rngs)
@@ -130,17 +132,17 @@ class Dinov2(nnx.Module):
         """Encode pictures of any size.
 
         Args:
-            pixels: normalised by ImageNet's mean and std, in the dtype to compute in.
-            layers: numbers of the hidden states wanted; 0 is the embeddings.
+            pixels: normalised by the mean and std of ImageNet, in the dtype of the computation.
+            layers: numbers of the hidden states to return; 0 is the embeddings.
 
         Returns:
-            The last hidden state after the final LayerNorm, and the hidden states asked for,
-            which are not normalised. The CLS token first, then one token per patch.
+            The last hidden state after the final LayerNorm, and the hidden states `layers`, which
+            are not normalised. The CLS token first, then one token per patch.
         """
-        x, kept = run_blocks(
+        x, hidden_states = run_blocks(
             self.encoder["layer"],
             self.config.num_hidden_layers,
             self.embeddings(pixels),
             layers,
         )
-        return self.layernorm(x), kept
+        return self.layernorm(x), hidden_states

@@ -1,9 +1,9 @@
 """FLUX.1 transformer (black-forest-labs/flux; diffusers `FluxTransformer2DModel`).
 
 Text and image tokens pass through double blocks (two streams, joint attention) and then
-through single blocks (one stream, attention and MLP side by side). What depends on the
-noise is `denoise` alone; a sampler computes the text embedding, the rotary table and the
-modulation of all its steps beforehand.
+through single blocks (one stream, attention and MLP in parallel). Only `denoise` depends on the
+noise; a sampler computes the text embedding, the rotary table and the modulation of all its steps
+beforehand.
 """
 
 from typing import Any, NamedTuple
@@ -40,19 +40,19 @@ LAYER_NORM_EPS = 1e-6
 
 
 class Modulation(NamedTuple):
-    """Every block's shift, scale and gate vectors at one timestep.
+    """Shift, scale and gate vectors of every block at one timestep.
 
-    The leading axis runs over blocks, for the scan; `k` counts vectors of the hidden size.
+    The leading axis is that of the scan over blocks; `k` is the number of vectors per block.
     """
 
-    img: Float[Array, "blocks b k d"]  # k = 6: attention's three, then the MLP's
+    img: Float[Array, "blocks b k d"]  # k = 6: three of attention, then three of the MLP
     txt: Float[Array, "blocks b k d"]
     single: Float[Array, "singles b 3 d"]
-    out: Float[Array, "b 2 d"]  # scale, shift: diffusers' order, BFL's is the other
+    out: Float[Array, "b 2 d"]  # scale, shift: the order of diffusers; BFL has shift, scale
 
 
 class ModulationLinear(nnx.Module):
-    """The linear map from a conditioning vector to `count` modulation vectors."""
+    """Linear map from a conditioning vector to `count` modulation vectors."""
 
     def __init__(self, features: int, count: int, *, rngs: nnx.Rngs):
         self.linear = Linear(features, count * features, axes=("embed", "mlp"), rngs=rngs)
@@ -64,7 +64,7 @@ class ModulationLinear(nnx.Module):
 def modulate(
     x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
 ) -> Float[Array, "b n d"]:
-    """LayerNorm without parameters, then (1 + scale) x + shift; computed in float32."""
+    """Apply LayerNorm without parameters, then (1 + scale) x + shift; computed in float32."""
     shift, scale = shift[:, None].astype(jnp.float32), scale[:, None].astype(jnp.float32)
     return (normalize(x, LAYER_NORM_EPS) * (1 + scale) + shift).astype(x.dtype)
 
@@ -105,11 +105,11 @@ class JointAttention(nnx.Module):
             self.to_add_out = output()
 
     def qkv(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
-        """Queries (before their norm), keys, values of the image or joint stream."""
+        """Return queries (before their norm), keys and values of the image or joint stream."""
         return self._heads(self.to_q(x), self.to_k(x), self.to_v(x))
 
     def added_qkv(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
-        """The same of a double block's text stream."""
+        """Return queries (before their norm), keys and values of a double block's text stream."""
         return self._heads(self.add_q_proj(x), self.add_k_proj(x), self.add_v_proj(x))
 
     def _heads(self, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
@@ -205,7 +205,7 @@ class TimeTextEmbed(nnx.Module):
 
 
 class Flux(nnx.Module):
-    """The transformer. Computes in the dtype of its inputs; t and guidance are float32."""
+    """FLUX.1 transformer; computes in the dtype of its inputs, but t and guidance are float32."""
 
     def __init__(self, config: FluxConfig, *, rngs: nnx.Rngs):
         d = config.hidden_size
@@ -227,13 +227,13 @@ class Flux(nnx.Module):
     def modulation(
         self, t: Float[Array, "b"], guidance: Float[Array, "b"], pooled: Float[Array, "b p"]
     ) -> Modulation:
-        """All modulation vectors.
+        """Compute the modulation vectors of all blocks.
 
         Args:
             t: time in 0..1 (1 is pure noise), float32.
-            guidance: guidance scale (3.5 is FLUX.1-dev's default), float32; without a
-                guidance embedding (FLUX.1-schnell) it has no effect.
-            pooled: CLIP's pooled text embedding.
+            guidance: guidance scale (3.5 is the default of FLUX.1-dev), float32; unused by a
+                model without guidance embedding (FLUX.1-schnell).
+            pooled: pooled text embedding of CLIP.
         """
         vec = self.time_text_embed(t, guidance, pooled)
         double, single = self.transformer_blocks.blocks, self.single_transformer_blocks.blocks
@@ -251,7 +251,7 @@ class Flux(nnx.Module):
         )
 
     def embed_text(self, prompt_embeds: Float[Array, "b t c"]) -> Float[Array, "b t d"]:
-        """T5's embedding at the transformer's width; the same at every step."""
+        """Project the T5 embeddings to the width of the transformer; the same at every step."""
         return self.context_embedder(prompt_embeds)
 
     def denoise(
@@ -264,9 +264,9 @@ class Flux(nnx.Module):
         *,
         remat: Remat = "none",
     ) -> Float[Array, "b n c"]:
-        """Velocity of packed `latents`, given what the other methods computed.
+        """Predict the velocity of packed `latents` from the results of the other methods.
 
-        `remat` says what differentiating it keeps of each block (`ic_jax.models.layers.Remat`).
+        `remat` chooses what the backward pass recomputes (`ic_jax.models.layers.Remat`).
         """
         img, txt, t = shard_tokens(self.x_embedder(latents)), shard_tokens(txt), txt.shape[1]
         rope = Rope(*(to_stream_order(jnp.asarray(x), t) for x in rope))
@@ -312,7 +312,7 @@ class Flux(nnx.Module):
         *,
         remat: Remat = "none",
     ) -> Float[Array, "b n c"]:
-        """Velocity noise - image at time t, as one call (training; parity)."""
+        """Predict the velocity noise - image at time t in one call, for training."""
         modulation = self.modulation(t, guidance, pooled)
         txt = self.embed_text(prompt_embeds)
         return self.denoise(latents, txt, modulation, rope, image_prompt, remat=remat)

@@ -1,4 +1,4 @@
-"""Running an encoder's blocks while keeping some of the hidden states between them."""
+"""Run of an encoder's blocks that returns chosen hidden states."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -13,21 +13,21 @@ def run_blocks(
     """Apply all `count` blocks of `stack`; also return the hidden states numbered `layers`.
 
     Number 0 is `x` itself, number i the output of the i-th block (transformers'
-    `hidden_states[i]`). Only those asked for are held, not all `count` of them.
+    `hidden_states[i]`). Only the chosen hidden states take memory, not all `count`.
 
     Raises:
         ValueError: a number below 0 or above `count`.
     """
     if any(not 0 <= i <= count for i in layers):
         raise ValueError(f"hidden states {layers} asked of an encoder that has 0 to {count}")
-    wanted = jnp.array(layers, jnp.int32)[:, None, None, None]
+    numbers_out = jnp.array(layers, jnp.int32)[:, None, None, None]
 
     def step(block, carry, number):
-        x, kept = carry
+        x, states = carry
         x = shard_batch(block(shard_batch(x)))
-        return (x, jnp.where(wanted == number, x, kept)), None
+        return (x, jnp.where(numbers_out == number, x, states)), None
 
-    kept = jnp.broadcast_to(x, (len(layers), *x.shape))  # already right for number 0
+    states = jnp.broadcast_to(x, (len(layers), *x.shape))  # already correct for number 0
     numbers = jnp.arange(1, count + 1, dtype=jnp.int32)
-    (x, kept), _ = stack.scan(step, (x, kept), numbers)
-    return x, tuple(kept)
+    (x, states), _ = stack.scan(step, (x, states), numbers)
+    return x, tuple(states)

@@ -1,7 +1,7 @@
-"""Image-prompt attention: how the subject's tokens enter every block of FLUX.
+"""Image-prompt attention: cross-attention from every block of FLUX to the subject tokens.
 
-Published as `ip_adapter`. FLUX knows of it only as one optional argument, an `ImagePrompt`:
-each block hands over its image queries and adds what comes back to its attention's output.
+Published as `ip_adapter`. FLUX takes it as one optional argument, an `ImagePrompt`: each block
+passes its image queries and adds the result to the output of its own attention.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from ic_jax.sharding import current
 
 
 class RootMeanSquareNorm(nnx.Module):
-    """x / (rms(x) + eps) * scale: eps stands outside the root, unlike in FLUX's own norm."""
+    """x / (rms(x) + eps) * scale: eps is outside the root, unlike in the norm of FLUX."""
 
     eps = 1e-6
 
@@ -28,7 +28,7 @@ class RootMeanSquareNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         y = x.astype(jnp.float32)
         mean_square = jnp.square(y).mean(-1, keepdims=True)
-        # The root's slope is infinite at zero: a row of zeros must not make gradients NaN.
+        # The derivative of the root is infinite at 0: a row of zeros must not give NaN gradients.
         zero = mean_square == 0
         rms = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, mean_square)))
         scale = per_channel(self.scale[...].astype(jnp.float32), x)
@@ -38,8 +38,8 @@ class RootMeanSquareNorm(nnx.Module):
 class ImagePromptAttention(nnx.Module):
     """Cross-attention of one block's image queries to the subject tokens.
 
-    Only the values start at zero, so training starts at plain FLUX: zero keys would put a
-    zero vector under the norm, whose gradient explodes.
+    Only the values start at zero, so training starts at plain FLUX. Zero keys would be
+    normalised as zero vectors, where the gradient of the norm explodes.
     """
 
     def __init__(self, config: AdapterConfig, flux: FluxConfig, *, rngs: nnx.Rngs):
@@ -53,23 +53,25 @@ class ImagePromptAttention(nnx.Module):
     def __call__(
         self, q: Float[Array, "b n h d"], tokens: Float[Array, "u m c"]
     ) -> Float[Array, "b n h d"]:
-        """Rows of q belong to the u subjects in order, b / u to each."""
+        """Attend from b rows of queries, b / u consecutive rows per subject, to u subjects."""
         head_dim = q.shape[-1]
         k = self.norm_ip_k(split_heads(self.to_k_ip(tokens), head_dim))
         v = split_heads(self.to_v_ip(tokens), head_dim)
         q = self.norm_ip_q(q)
-        if current() is not None:  # rows stay where they are: each gets its subject's keys
+        if current() is not None:  # rows stay on their device: each gets the keys of its subject
             each = q.shape[0] // tokens.shape[0]
             k, v = (jnp.repeat(x, each, axis=0) for x in (k, v))
             return attention(q, k, v, split="queries")
-        # Without a mask, pictures of one subject are one long row of queries.
+        # There is no mask, so the pictures of one subject can be one long row of queries.
         grouped = q.reshape(tokens.shape[0], -1, *q.shape[2:])
         return attention(grouped, k, v).reshape(q.shape)
 
 
 class ImagePromptStacks(nnx.Module):
-    """The attention of every block; published as ip_adapter.N, N = 0 the first double block
-    and on through the single ones."""
+    """Image-prompt attention of every block.
+
+    Published as ip_adapter.N, where N counts the double blocks and then the single blocks.
+    """
 
     def __init__(self, config: AdapterConfig, flux: FluxConfig, *, rngs: nnx.Rngs):
         def make(rngs: nnx.Rngs) -> ImagePromptAttention:
@@ -83,12 +85,13 @@ BlockPrompt = Callable[[Float[Array, "b n h d"]], Float[Array, "b n h d"]]
 
 
 class ImagePrompt(NamedTuple):
-    """What FLUX needs to draw a subject at one timestep.
+    """Image prompt of FLUX at one timestep.
 
-    attention: one image-prompt attention per block.
-    tokens: the resampler's subject tokens at this timestep; u subjects for b pictures, where
-        u divides b and the pictures of one subject are neighbours.
-    scale: subject scale per picture; 0 drops the subject.
+    Attributes:
+        attention: one image-prompt attention per block.
+        tokens: subject tokens of the resampler at this timestep; u subjects for b pictures,
+            where u divides b and the pictures of one subject are consecutive.
+        scale: subject scale per picture; 0 drops the subject.
     """
 
     attention: ImagePromptStacks
@@ -96,7 +99,7 @@ class ImagePrompt(NamedTuple):
     scale: Float[Array, "b"]
 
     def block(self, attention: ImagePromptAttention) -> BlockPrompt:
-        """One block's share: image queries in (before norm and RoPE), scaled output out."""
+        """Return a function from image queries (before norm and RoPE) to the scaled output."""
 
         def prompt(q: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
             return self.scale[:, None, None, None].astype(q.dtype) * attention(q, self.tokens)

@@ -1,12 +1,12 @@
-"""Layers that several models share: linear maps, norms, embeddings, stacked blocks.
+"""Shared layers: linear maps, norms, embeddings, stacked blocks.
 
-Conventions that the whole library rests on:
+Conventions of the library:
 
 - A parameter's path is its published tensor name. Only a transposed weight is renamed:
   a `kernel` here is a `weight` there, [out, in] -> [in, out] or [o, i, h, w] -> [h, w, i, o].
 - Every parameter carries its logical axis names (metadata `axes`), one per dimension.
-- A layer computes in the dtype of its input and casts its parameters to that; norms,
-  softmax and sinusoids compute in float32 whatever it is.
+- A layer computes in the dtype of its input and casts its parameters to it; norms, softmax and
+  sinusoids always compute in float32.
 """
 
 import math
@@ -27,10 +27,10 @@ _kernel_init = jax.nn.initializers.lecun_normal()
 
 
 def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
-    """x @ kernel, in the precision that JAX is told to use by default.
+    """Return x @ kernel in the precision of jax_default_matmul_precision.
 
-    With jax_default_matmul_precision=bfloat16, float32 operands are rounded to bfloat16 and summed
-    in float32: what a TPU does unasked, and what XLA's CPU compiler would pass over.
+    With "bfloat16", float32 operands are rounded to bfloat16 and the products summed in float32.
+    A TPU does so by default; XLA's CPU backend would ignore the setting.
     """
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     if precision == "bfloat16" and x.dtype == jnp.float32:
@@ -48,8 +48,8 @@ def _rounded_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
     return _rounded_product(x, kernel), (x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
 
 
-def _rounded_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = kept
+def _rounded_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
     rows = gradient.reshape(-1, gradient.shape[-1])
     x = x.reshape(-1, x.shape[-1])
     return _rounded_product(gradient, kernel.T), _rounded_product(x.T, rows)
@@ -61,13 +61,13 @@ _rounded_product.defvjp(_rounded_forward, _rounded_backward)
 def per_channel(vector: Float[Array, "d"], x: Array) -> Array:
     """Return `vector` with leading axes of size 1, so that it applies to the last axis of `x`.
 
-    What JAX does by itself unless jax_numpy_rank_promotion is "raise".
+    JAX does so implicitly unless jax_numpy_rank_promotion is "raise".
     """
     return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
 
 
 class LowRankMap(nnx.Module):
-    """What a LoRA adds to a linear map: scale * (x @ a) @ b (arXiv 2106.09685).
+    """LoRA of a linear map: scale * (x @ a) @ b, added to its output (arXiv 2106.09685).
 
     Published `lora_A.weight` and `lora_B.weight` are the transposes.
     """
@@ -75,7 +75,7 @@ class LowRankMap(nnx.Module):
     def __init__(
         self, a: Float[Array, "*l i r"], b: Float[Array, "*l r o"], *, axes: Axes, scale: float
     ):
-        """`axes` are those of the kernel that it is added to; `scale` is alpha / rank."""
+        """Create the map; `axes` are those of the kernel, and `scale` is alpha / rank."""
         self.a = nnx.Param(a, axes=(*axes[:-1], None))
         self.b = nnx.Param(b, axes=(*axes[:-2], None, axes[-1]))
         self.scale = scale
@@ -87,9 +87,9 @@ class LowRankMap(nnx.Module):
 class Linear(nnx.Module):
     """x @ kernel + bias over the last dimension.
 
-    `axes` names (in, out); `heads` says how many make up the axis of that name. `low_rank` is set
-    while a LoRA is trained on a frozen kernel: their sum would need a gradient of the kernel's
-    size.
+    `axes` names (in, out); `heads` is the number of heads in the axis of that name. `low_rank` is
+    set while a LoRA is trained on a frozen kernel, because merging the two would need a gradient of
+    the size of the kernel.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """2-D convolution, channels last, symmetric zero padding unless `padding` says otherwise."""
+    """2-D convolution, channels last, with symmetric zero padding by default."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Conv(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table of rows looked up by integer id."""
+    """Table of rows, looked up by integer id."""
 
     def __init__(self, rows: int, features: int, *, axes: Axes, rngs: nnx.Rngs):
         table = 0.02 * jax.random.normal(rngs.params(), (rows, features))
@@ -160,7 +160,7 @@ class Embedding(nnx.Module):
 
 
 def normalize(x: Float[Array, "*b d"], eps: float) -> Float[Array, "*b d"]:
-    """LayerNorm without parameters, computed and returned in float32."""
+    """Apply LayerNorm without parameters, computed and returned in float32."""
     x = x.astype(jnp.float32)
     x = x - x.mean(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
@@ -178,7 +178,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (T5's, and FLUX's norm of queries and keys)."""
+    """x / sqrt(mean(x^2) + eps) * weight (used by T5, and by FLUX for queries and keys)."""
 
     def __init__(self, features: int, *, eps: float):
         self.weight = nnx.Param(jnp.ones(features), axes=(None,))
@@ -222,11 +222,11 @@ def quick_gelu(x: Array) -> Array:
 
 
 def sinusoid(t: Float[Array, "*b"], channels: int) -> Float[Array, "*b c"]:
-    """Sinusoidal embedding of `t`, cosines first, periods from 2 pi to 10000 x 2 pi.
+    """Return the sinusoidal embedding of `t`, cosines first, periods from 2 pi to 10000 x 2 pi.
 
-    Always float32: in bfloat16 a timestep of 437.5 is off by up to two. The frequencies come from
-    the host, their exponents rounded as the published code has them: how a device rounds exp would
-    be multiplied by a thousand here.
+    Always float32: in bfloat16 a timestep of 437.5 is off by up to two. NumPy computes the
+    frequencies, with exponents rounded as in the published code, because a timestep of up to 1000
+    would multiply the rounding error of a device's exp.
     """
     half = channels // 2
     exponents = np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / half
@@ -237,7 +237,7 @@ def sinusoid(t: Float[Array, "*b"], channels: int) -> Float[Array, "*b c"]:
 
 
 class EmbedMlp(nnx.Module):
-    """linear_2(silu(linear_1(x))): how time, guidance and pooled text enter a model."""
+    """linear_2(silu(linear_1(x))): embedding of time, guidance or pooled text."""
 
     def __init__(self, in_features: int, features: int, *, rngs: nnx.Rngs):
         self.linear_1 = Linear(in_features, features, axes=(None, "embed"), rngs=rngs)
@@ -247,16 +247,16 @@ class EmbedMlp(nnx.Module):
         return self.linear_2(jax.nn.silu(self.linear_1(x)))
 
 
-# What differentiating a stack of blocks keeps of each on the way forward, the rest is computed
-# again on the way back: everything; its input alone; also the results of its matrix products.
+# What the backward pass of a stack recomputes of each block: nothing; the block from its input;
+# the block, except its matrix products, which are stored.
 Remat = Literal["none", "blocks", "dots"]
 
 
 class Stack(nnx.Module):
-    """`count` equal blocks held as one block with a leading axis, applied by one scan.
+    """`count` equal blocks, stored as one block with a leading axis and applied by one scan.
 
-    The block hangs under the name "*", so `transformer_blocks.*.attn.to_q.kernel` is the
-    path of a parameter and the star stands for the block's number in a published name.
+    The block is the attribute "*", so the path of a parameter is for example
+    `transformer_blocks.*.attn.to_q.kernel`, and "*" replaces the block number of published names.
     """
 
     def __init__(self, make: Callable[..., Any], count: int, *, rngs: nnx.Rngs):
@@ -274,14 +274,14 @@ class Stack(nnx.Module):
     def scan(
         self, step: Callable, carry: Any, xs: Any = None, *, remat: Remat = "none"
     ) -> tuple[Any, Any]:
-        """carry, y = step(block, carry, x) through the blocks in order; returns (carry, ys)."""
+        """Apply carry, y = step(block, carry, x) to the blocks in order; return (carry, ys)."""
 
         def body(carry: Any, block_and_x: tuple) -> tuple[Any, Any]:
             return step(block_and_x[0], carry, block_and_x[1])
 
         if remat != "none":
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            # Within a scan nothing could be merged with the first pass: no barrier is needed.
+            # Within a scan XLA cannot merge recomputation and forward pass: no barrier is needed.
             body = jax.checkpoint(body, prevent_cse=False, policy=dots if remat == "dots" else None)
         return jax.lax.scan(body, carry, (self.blocks, xs))
 

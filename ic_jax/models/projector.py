@@ -1,10 +1,10 @@
-"""Projector: image features of the subject to subject tokens (published as `image_proj`).
+"""Projector from subject features to subject tokens (published as `image_proj`).
 
-Two halves. `Projector.gather` mixes the features and knows nothing of the timestep;
-`Projector.resample` condenses the result into the tokens of a given timestep. A sampler runs
-the first once a picture and the second once for all its timesteps. `remat` says what
-differentiating either keeps of each block (`ic_jax.models.layers.Remat`): the scores of a whole
-projector take several GB a picture at the published sizes.
+It has two halves. `Projector.gather` mixes the features, independently of the timestep;
+`Projector.resample` condenses the result into the tokens of a timestep. A sampler calls the first
+once per picture and the second once for all its timesteps. `remat` chooses what the backward pass
+recomputes (`ic_jax.models.layers.Remat`): the attention scores of the projector take several GB per
+picture at the published sizes.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ from ic_jax.models.layers import (
 )
 from ic_jax.sharding import shard_batch
 
-CROSS_FF_MULT = 4  # of the cross stacks' feed-forwards; config.ff_mult is the resampler's
+CROSS_FF_MULT = 4  # feed-forwards of the cross stacks; config.ff_mult is that of the resampler
 STACK_EPS = 1e-6
 RESAMPLER_EPS = 1e-5
 
@@ -55,7 +55,7 @@ class CrossAttention(nnx.Module):
 
 
 class GatedFeedForward(nnx.Module):
-    """GEGLU: the first half of the hidden channels times the GELU of the second."""
+    """GEGLU: the first half of the hidden channels times the GELU of the second half."""
 
     def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs):
         up = nnx.Dict({"proj": Linear(features, 2 * hidden, axes=("width", None), rngs=rngs)})
@@ -68,7 +68,7 @@ class GatedFeedForward(nnx.Module):
 
 
 class CrossBlock(nnx.Module):
-    """Self-attention, cross-attention to a context left as it is, feed-forward; pre-norm."""
+    """Self-attention, cross-attention to an unnormalised context, feed-forward; pre-norm."""
 
     def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs):
         d, head_dim = config.inner_dim, config.attention_head_dim
@@ -89,7 +89,7 @@ class CrossBlock(nnx.Module):
 
 
 class LatentAttention(nnx.Module):
-    """Latents attend to the tokens and to themselves, modulated by the timestep."""
+    """Attention of latents to the tokens and to themselves, modulated by the timestep."""
 
     def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs):
         d, inner = config.dim, config.heads * config.dim_head
@@ -115,7 +115,7 @@ class LatentAttention(nnx.Module):
 
 
 class ResamplerLayer(nnx.Module):
-    """Published as a list: attention "0", feed-forward "1", modulation "2"."""
+    """Layer of the resampler: attention "0", feed-forward "1", modulation "2" (a list on disk)."""
 
     def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs):
         d, hidden = config.dim, config.ff_mult * config.dim
@@ -144,7 +144,7 @@ class ResamplerLayer(nnx.Module):
 
 
 class Resampler(nnx.Module):
-    """Timestep-aware Q-Former: `num_queries` learned latents read the tokens."""
+    """Timestep-aware Q-Former: `num_queries` learned latents attend to the tokens."""
 
     def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs):
         d = config.dim
@@ -173,6 +173,8 @@ class Resampler(nnx.Module):
 
 
 class Projector(nnx.Module):
+    """Projector from subject features to subject tokens."""
+
     def __init__(self, config: AdapterConfig, *, rngs: nnx.Rngs):
         d = config.inner_dim
 
@@ -187,7 +189,7 @@ class Projector(nnx.Module):
         self.resampler = Resampler(config, rngs=rngs)
 
     def gather(self, features: SubjectFeatures, *, remat: Remat = "none") -> Float[Array, "b m e"]:
-        """Features to tokens [b, 1458, 2688] at the published sizes; no timestep yet."""
+        """Mix the features to tokens, [b, 1458, 2688] at the published sizes."""
         deep = features.low_res_deep
 
         def attend(stack: Stack, context: Array) -> Array:
@@ -203,10 +205,11 @@ class Projector(nnx.Module):
     def resample(
         self, gathered: Float[Array, "b n e"], timestep: Float[Array, "b"], *, remat: Remat = "none"
     ) -> Float[Array, "b q c"]:
-        """Subject tokens [b, 1024, 4096] at the published sizes.
+        """Compute the subject tokens, [b, 1024, 4096] at the published sizes.
 
         Args:
-            gathered: what `gather` returned.
-            timestep: on the 0..1000 scale, float32.
+            gathered: result of `gather`.
+            timestep: timestep in 0..1000, float32.
+            remat: what the backward pass recomputes.
         """
         return self.resampler(gathered, timestep, remat=remat)[0]

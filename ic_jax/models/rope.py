@@ -10,16 +10,16 @@ from ic_jax.config import FluxConfig
 
 
 class Rope(NamedTuple):
-    """Rotary table over text then image tokens: one angle per pair of channels."""
+    """Rotary table of text and then image tokens: one angle per pair of channels."""
 
     cos: Float[Array, "n d_2"]
     sin: Float[Array, "n d_2"]
 
 
 def rope_table(ids: np.ndarray, config: FluxConfig) -> Rope:
-    """Rotary table, float32 in numpy, of position ids [n, 3] (text tokens first).
+    """Compute the rotary table of position ids [n, 3], text tokens first, as float32 NumPy arrays.
 
-    The angles are taken in float64 on the host: ids follow from the picture's shape alone.
+    NumPy computes the angles in float64, since the ids depend on the shape of the picture alone.
     """
     angles = [
         ids[:, axis, None] / config.rope_theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
@@ -32,9 +32,9 @@ def rope_table(ids: np.ndarray, config: FluxConfig) -> Rope:
 
 
 def rotate(x: Float[Array, "b n h d"], rope: Rope) -> Float[Array, "b n h d"]:
-    """Turn each neighbouring pair of channels by its angle, in float32."""
+    """Rotate each pair of adjacent channels by its angle, in float32."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     cos, sin = rope.cos[None, :, None, :], rope.sin[None, :, None, :]  # 1 n 1 d/2
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)

@@ -1,5 +1,6 @@
-"""SigLIP's vision tower (arXiv 2303.15343; transformers' SiglipVisionModel), without its
-pooling head, which InstantCharacter does not use.
+"""SigLIP vision encoder (arXiv 2303.15343; transformers' SiglipVisionModel).
+
+The pooling head is left out, because InstantCharacter does not use it.
 """
 
 from functools import partial
@@ -43,7 +44,7 @@ class Block(nnx.Module):
 
 
 class Embeddings(nnx.Module):
-    """Patches of the picture plus their positions; pixels beyond the last whole patch are cut."""
+    """Patches plus positions; pixels beyond the last full patch are dropped."""
 
     def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
         d, patch = config.hidden_size, config.patch_size
@@ -74,6 +75,8 @@ class VisionModel(nnx.Module):
 
 
 class SiglipVision(nnx.Module):
+    """SigLIP vision encoder for pictures of one size."""
+
     def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs):
         self.vision_model = VisionModel(config, rngs=rngs)
         self.config = config
@@ -84,15 +87,15 @@ class SiglipVision(nnx.Module):
         """Encode pictures of `config.image_size` pixels a side.
 
         Args:
-            pixels: normalised to mean and std 0.5 (-1..1), in the dtype to compute in.
-            layers: numbers of the hidden states wanted; 0 is the embeddings.
+            pixels: normalised to mean and std 0.5 (-1..1), in the dtype of the computation.
+            layers: numbers of the hidden states to return; 0 is the embeddings.
 
         Returns:
-            The last hidden state after the final LayerNorm, and the hidden states asked for,
-            which are not normalised. One token per patch, row by row.
+            The last hidden state after the final LayerNorm, and the hidden states `layers`, which
+            are not normalised. One token per patch, row by row.
         """
         model = self.vision_model
-        x, kept = run_blocks(
+        x, hidden_states = run_blocks(
             model.encoder["layers"], self.config.num_hidden_layers, model.embeddings(pixels), layers
         )
-        return model.post_layernorm(x), kept
+        return model.post_layernorm(x), hidden_states

@@ -1,9 +1,9 @@
-"""Text and image tokens as one stream, and the stream in parts on a mesh's context axis.
+"""Streams of text and image tokens, sharded over the context axis of a mesh.
 
-On c devices a stream is c parts of equal length, each with its share of the text before its share
-of the image, so that joining and parting move nothing between devices. Attention does not mind
-the order of tokens as long as the rotary table has the same. On one device this is the plain
-concatenation, text first.
+On c devices a stream has c shards of equal length, each with its share of the text before its share
+of the image, so that concatenating and splitting streams need no communication. The order of tokens
+does not affect attention as long as the rotary table has the same order. On one device a stream is
+the plain concatenation, text first.
 """
 
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ from ic_jax.sharding import ShardingError, constrain, context_size
 
 
 def shard_tokens(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """Rows over the batch's axes, tokens over `context`.
+    """Shard rows over the axes of the batch, and tokens over `context`.
 
     Raises:
-        ShardingError: the tokens do not divide by the context axis.
+        ShardingError: the number of tokens is not divisible by the size of the context axis.
     """
     if x.shape[1] % context_size():
         raise ShardingError(
@@ -29,7 +29,7 @@ def shard_tokens(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
 def concat_streams(
     txt: Float[Array, "b t *d"], img: Float[Array, "b n *d"]
 ) -> Float[Array, "b t+n *d"]:
-    """The stream of both."""
+    """Concatenate text and image tokens to one stream."""
     both = jnp.concatenate([_parts(txt), _parts(img)], axis=2)
     return both.reshape(txt.shape[0], -1, *txt.shape[2:])
 
@@ -37,26 +37,26 @@ def concat_streams(
 def split_streams(
     joint: Float[Array, "b m *d"], text_tokens: int
 ) -> tuple[Float[Array, "b t *d"], Float[Array, "b m-t *d"]]:
-    """(text, image) of a stream."""
+    """Split a stream into its text and its image tokens."""
     parts, t = _parts(joint), text_tokens // context_size()
 
-    def whole(x: Array) -> Array:
+    def merge(x: Array) -> Array:
         return x.reshape(x.shape[0], -1, *x.shape[3:])
 
-    return whole(parts[:, :, :t]), whole(parts[:, :, t:])
+    return merge(parts[:, :, :t]), merge(parts[:, :, t:])
 
 
 def add_to_image(
     joint: Float[Array, "b m *d"], change: Float[Array, "b n *d"]
 ) -> Float[Array, "b m *d"]:
-    """The stream with `change` added to its image tokens."""
+    """Return the stream with `change` added to its image tokens."""
     parts, change = _parts(joint), _parts(change)
     t = parts.shape[2] - change.shape[2]
     return parts.at[:, :, t:].add(change).reshape(joint.shape)
 
 
 def to_stream_order(table: Float[Array, "m d"], text_tokens: int) -> Float[Array, "m d"]:
-    """Rows of a table, text tokens first, in the order of a stream."""
+    """Reorder the rows of a table, text tokens first, to the order of a stream."""
     rows = table[None]
     return concat_streams(rows[:, :text_tokens], rows[:, text_tokens:])[0]
 

@@ -1,8 +1,8 @@
-"""T5 v1.1's encoder, FLUX's source of the prompt embeddings.
+"""T5 v1.1 encoder: the prompt embeddings of FLUX (transformers' T5EncoderModel).
 
-Computes what transformers' T5EncoderModel does, and bears its names on disk but for one:
-the relative attention bias, which all blocks share, lies in block 0 there
-(`encoder.block.0.layer.0.SelfAttention.relative_attention_bias`) and beside the blocks here.
+Parameters have transformers' names, with one exception: the relative attention bias, which all
+blocks share, is in block 0 there (`encoder.block.0.layer.0.SelfAttention.relative_attention_bias`)
+and beside the blocks here.
 """
 
 import math
@@ -20,7 +20,7 @@ from ic_jax.sharding import shard_batch
 
 
 class T5Encoder(nnx.Module):
-    """Prompt ids -> one embedding per id. Padding is attended to, as FLUX was trained with it."""
+    """Prompt ids -> one embedding per id; attends to padding, as in the training of FLUX."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.config = config
@@ -56,7 +56,7 @@ class Blocks(nnx.Module):
         return self.final_layer_norm(x)
 
     def bias(self, n: int) -> Float[Array, "h n n"]:
-        """What each head adds to the score of query i and key j: a function of j - i."""
+        """Return the bias of each head for query i and key j, a function of j - i."""
         buckets = relative_buckets(np.arange(1 - n, n), self.buckets, self.max_distance)
         by_distance = self.relative_attention_bias(jnp.asarray(buckets)).astype(jnp.float32)
         distance = jnp.arange(n)[None, :] - jnp.arange(n)[:, None]
@@ -66,12 +66,12 @@ class Blocks(nnx.Module):
 def relative_buckets(
     distance: Int[np.ndarray, "m"], buckets: int, max_distance: int
 ) -> Int[np.ndarray, "m"]:
-    """The bucket of each key position minus query position (T5, arXiv 1910.10683, section 2.1).
+    """Return the bucket of each distance from query to key (T5, arXiv 1910.10683, section 2.1).
 
-    Half of the buckets are for keys after the query. Of each half, the first half holds one
-    distance each; the rest widen logarithmically up to `max_distance`, beyond which all share
-    the last. Computed by NumPy while tracing: an accelerator's logarithm may fall on the other
-    side of a boundary.
+    Half of the buckets are for keys after the query. In each half, the first half of the buckets
+    holds one distance each; the others widen logarithmically up to `max_distance`, and the last
+    holds all distances beyond. NumPy computes them while tracing, because the logarithm of an
+    accelerator may round to the other side of a boundary.
     """
     half = buckets // 2
     exact = half // 2
@@ -137,7 +137,7 @@ class FeedForwardLayer(nnx.Module):
 
 
 class GatedFeedForward(nnx.Module):
-    """wo(gelu(wi_0(x)) * wi_1(x)); the published name is older than the gate."""
+    """wo(gelu(wi_0(x)) * wi_1(x)), published as DenseReluDense."""
 
     def __init__(self, features: int, hidden: int, *, rngs: nnx.Rngs):
         self.wi_0 = Linear(features, hidden, axes=("width", None), bias=False, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Attention with an additive bias, which only the text encoders need."""
+"""Attention with an additive bias, for the text encoders."""
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ def biased_attention(
     *,
     scale: float,
 ) -> Float[Array, "b n h d"]:
-    """softmax(scale q k^T + bias) v per head, the softmax in float32.
+    """Compute softmax(scale q k^T + bias) v per head, the softmax in float32.
 
     Args:
         q: queries.
         k: keys.
         v: values.
-        bias: float32, one for each head or one for all heads; -inf hides a key from a query.
+        bias: float32, per head or the same for all heads; -inf masks a key.
         scale: 1/sqrt(d) in CLIP, 1 in T5.
     """
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)

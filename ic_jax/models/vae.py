@@ -1,7 +1,7 @@
-"""FLUX's autoencoder between pixels and latents, channels last.
+"""Autoencoder of FLUX between pixels and latents, channels last.
 
-Computes what diffusers' AutoencoderKL does without quantisation convolutions, and bears its
-names on disk.
+Equivalent to diffusers' AutoencoderKL without quantisation convolutions, with the same parameter
+names.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +21,8 @@ EPS = 1e-6
 class Vae(nnx.Module):
     """Pixels b h w 3 in -1..1 <-> latents b h/8 w/8 c (8: `config.downscale`).
 
-    `encode` and `decode` speak the autoencoder's raw latents; the diffusion model's are
-    shifted and scaled: `to_latents`, `from_latents`.
+    `encode` and `decode` use raw latents. The diffusion model uses shifted and scaled latents:
+    `to_latents`, `from_latents`.
     """
 
     def __init__(self, config: VaeConfig, *, rngs: nnx.Rngs):
@@ -33,26 +33,28 @@ class Vae(nnx.Module):
     def encode(
         self, pixels: Float[Array, "b h w 3"]
     ) -> tuple[Float[Array, "b y x c"], Float[Array, "b y x c"]]:
-        """Mean and log-variance of the raw latents' normal distribution.
+        """Return mean and log-variance of the normal distribution of the raw latents.
 
-        Height and width must divide by `config.downscale`.
+        Height and width must be divisible by `config.downscale`.
         """
         mean, logvar = jnp.split(self.encoder(pixels), 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, raw: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
-        """Pixels of raw latents; they may lie a little outside -1..1."""
+        """Decode raw latents to pixels, which may lie slightly outside -1..1."""
         return self.decoder(raw)
 
     def to_latents(self, raw: Float[Array, "b y x c"]) -> Float[Array, "b y x c"]:
+        """Shift and scale raw latents to those of the diffusion model."""
         return (raw - self.config.shift_factor) * self.config.scaling_factor
 
     def from_latents(self, latents: Float[Array, "b y x c"]) -> Float[Array, "b y x c"]:
+        """Return the raw latents of latents of the diffusion model."""
         return latents / self.config.scaling_factor + self.config.shift_factor
 
 
 class Chain(nnx.Module):
-    """Modules named 0, 1, 2, ..., applied one after the other; none at all change nothing."""
+    """Modules named 0, 1, 2, ..., applied in order; the identity if there are none."""
 
     def __init__(self, modules: Iterable[nnx.Module]):
         names = []
@@ -109,7 +111,7 @@ class Decoder(nnx.Module):
 
 
 class DownBlock(nnx.Module):
-    """Resnets, then half the resolution, except in the last block."""
+    """Resnets, then downsampling by 2, except in the last block."""
 
     def __init__(self, i: int, o: int, config: VaeConfig, *, last: bool, rngs: nnx.Rngs):
         self.resnets = _resnets(i, o, config.layers_per_block, config.norm_num_groups, rngs)
@@ -120,7 +122,7 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """Resnets, one more than on the way down, then twice the resolution, except in the last."""
+    """Resnets, one more than in a `DownBlock`, then upsampling by 2, except in the last block."""
 
     def __init__(self, i: int, o: int, config: VaeConfig, *, last: bool, rngs: nnx.Rngs):
         self.resnets = _resnets(i, o, config.layers_per_block + 1, config.norm_num_groups, rngs)
@@ -141,7 +143,7 @@ class MidBlock(nnx.Module):
 
 
 class Resnet(nnx.Module):
-    """x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x projected where its width changes."""
+    """x + conv2(silu(norm2(conv1(silu(norm1(x)))))); x is projected if its width changes."""
 
     def __init__(self, i: int, o: int, groups: int, *, rngs: nnx.Rngs):
         self.norm1 = GroupNorm(i, groups)
@@ -161,7 +163,7 @@ def _resnets(i: int, o: int, count: int, groups: int, rngs: nnx.Rngs) -> Chain:
 
 
 class PixelAttention(nnx.Module):
-    """x + attention of every pixel to every pixel, in one head."""
+    """x + attention of every pixel to every pixel, with one head."""
 
     def __init__(self, features: int, groups: int, *, rngs: nnx.Rngs):
         def linear() -> Linear:
@@ -182,7 +184,7 @@ class PixelAttention(nnx.Module):
 
 class Downsample(nnx.Module):
     def __init__(self, features: int, *, rngs: nnx.Rngs):
-        # Padded below and on the right only, as the published weights were trained.
+        # Padded at the bottom and on the right only, as in the training of the published weights.
         self.conv = Conv(features, features, 3, stride=2, padding=((0, 1), (0, 1)), rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b y x d"]:
@@ -198,7 +200,7 @@ class Upsample(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalises over the pixels and the channels of each group, in float32."""
+    """GroupNorm over the pixels and the channels of each group, in float32."""
 
     def __init__(self, features: int, groups: int):
         self.weight = nnx.Param(jnp.ones(features), axes=(None,))
@@ -214,5 +216,5 @@ class GroupNorm(nnx.Module):
 
 
 def _group_mean(x: Float[Array, "b h w g c"]) -> Float[Array, "b 1 1 g 1"]:
-    """Row by row first: XLA on a CPU adds up one by one, at a loss of digits over a picture."""
+    """Average rows first: XLA on a CPU sums sequentially, which loses digits over a picture."""
     return x.mean(2, keepdims=True).mean((1, 4), keepdims=True)
