@@ -63,18 +63,9 @@ class Processes:
                 process.kill()
 
 
-# Of four processes the first compiles and the others take its programs: cores are few, and gloo's
-# collectives time out after 30 s while one process still compiles.
-COMPILE_ONCE = {
-    "JAX_SHARE_BINARY_BETWEEN_HOSTS": "true",
-    "JAX_SHARE_BINARY_BETWEEN_HOSTS_TIMEOUT_MS": "900000",
-}
-
-
 def start(folder, devices, *command):
     """Start `tests.process` on that many devices; compiled programs are kept in the folder."""
-    environment = os.environ | COMPILE_ONCE
-    environment |= {
+    environment = os.environ | {
         "XDG_CACHE_HOME": str(folder / "compiled"),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),

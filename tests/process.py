@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import compiler
+from jax._src import cache_key, compiler
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ic_jax import cli, multihost
 from ic_jax.multihost import heartbeat
 from ic_jax.sharding import make_mesh, parse, to_global_array
+from infer.commands import main as infer
 from train import checkpoints
 from train.commands import main as train
 from train.run_folder import StopAgreement
@@ -70,6 +71,17 @@ def join(flags: list[str]) -> None:
     cli.add_multiprocess(parser)
     args = parser.parse_args(flags)
     multihost.initialize(args.coordinator, args.num_processes, args.process_id)
+
+
+def compile_once() -> None:
+    """Let process 0 compile a program of all processes, and the others take it.
+
+    Cores are few here, and gloo's collectives time out after 30 s while a process still compiles.
+    """
+    # On CPUs the topology's fingerprint differs from process to process, and with it the key.
+    cache_key._hash_accelerator_config = cache_key._hash_devices
+    jax.config.update("jax_share_binary_between_hosts", True)
+    jax.config.update("jax_share_binary_between_hosts_timeout_ms", 900_000)
 
 
 def record_resumed_state() -> None:
@@ -132,10 +144,11 @@ def die_in_the_save_of_step_2() -> None:
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     heartbeat.TIMEOUT, heartbeat.INTERVAL, heartbeat.EXIT_TIMEOUT = 20.0, 1.0, 3.0
+    compile_once()
     record_resumed_state()
     if what == DIE_IN_SAVE:
         die_in_the_save_of_step_2()
     compiled = record_compiled_programs()
-    code = {"meet": meet, "lose the first": lose_the_first}.get(what, train)(rest)
+    code = {"meet": meet, "lose the first": lose_the_first, "infer": infer}.get(what, train)(rest)
     print(json.dumps({"compiled": compiled}))
     sys.exit(code)
