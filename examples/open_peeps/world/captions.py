@@ -1,8 +1,8 @@
-"""Captions in varied English, exact because they are made of the parts' own phrases.
+"""Captions in varied English, exact because they are composed from phrases for the drawn parts.
 
-Three kinds. With identity: everything that is drawn, to train the base model on. Without: what the
-person does, feels and wears, and where, so that who it is can come from the reference alone. Of
-the person: who it is alone.
+There are three kinds. With identity: everything that is drawn, to train the base model. Without
+identity: pose, expression, clothing and background, so that the identity must come from the
+reference. Of the person: the appearance alone.
 """
 
 import re
@@ -24,17 +24,17 @@ TEMPLATES = (
 
 
 def without_identity(view: View, rng: np.random.Generator) -> str:
-    """For the adapter: nothing of hair, beard, glasses, skin."""
+    """Describe the view but not the person, for training the adapter."""
     return _caption(view, _pick(rng, phrases.PEOPLE), rng)
 
 
 def with_identity(identity: Identity, view: View, rng: np.random.Generator) -> str:
-    """For the base model: all that is drawn."""
+    """Describe the view and the person, for training the base model."""
     return _caption(view, f"{_pick(rng, phrases.PEOPLE)} with {_looks(identity, rng)},", rng)
 
 
 def of_person(identity: Identity, rng: np.random.Generator) -> str:
-    """For the image encoder that is to tell people apart: nothing of the view."""
+    """Describe the person but not the view, for training the image encoder."""
     return f"A person with {_looks(identity, rng)}."
 
 
@@ -53,7 +53,7 @@ def _caption(view: View, who: str, rng: np.random.Generator) -> str:
 
 
 def _looks(identity: Identity, rng: np.random.Generator) -> str:
-    said = [
+    looks = [
         _pick(rng, options).format(h=identity.hair_colour, s=identity.skin)
         for options in (
             phrases.SKIN,
@@ -63,8 +63,8 @@ def _looks(identity: Identity, rng: np.random.Generator) -> str:
         )
         if options
     ]
-    said = [said[n] for n in rng.permutation(len(said))]
-    return ", ".join(said[:-1]) + " and " + said[-1]
+    looks = [looks[n] for n in rng.permutation(len(looks))]
+    return ", ".join(looks[:-1]) + " and " + looks[-1]
 
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
@@ -72,14 +72,14 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 def vocabulary() -> list[str]:
-    """Every word of all kinds of captions, in lower case, sorted."""
-    said = [*TEMPLATES, *phrases.PEOPLE, *phrases.GROUND, *phrases.SKIN, "an"]
+    """Return every word of all captions, in lower case, sorted."""
+    parts = [*TEMPLATES, *phrases.PEOPLE, *phrases.GROUND, *phrases.SKIN, "an"]
     for table in (phrases.FRAMINGS, phrases.HAIR, phrases.FACIAL_HAIR, phrases.ACCESSORIES):
-        said += [phrase for options in table.values() for phrase in options]
-    said += [phrase for options in phrases.FACES.values() for phrase in options]
+        parts += [phrase for options in table.values() for phrase in options]
+    parts += [phrase for options in phrases.FACES.values() for phrase in options]
     for act, wear in phrases.BODIES.values():
-        said += [*act, *wear]
+        parts += [*act, *wear]
     for colours in (palette.SKIN, palette.HAIR_COLOUR, palette.CLOTHING, palette.GROUND):
-        said += [name.replace("-", " ") for name in colours]
-    text = re.sub(r"\{\w+\}", " ", " ".join(said)).lower()
+        parts += [name.replace("-", " ") for name in colours]
+    text = re.sub(r"\{\w+\}", " ", " ".join(parts)).lower()
     return sorted(set(re.findall(WORD, text)))

@@ -1,4 +1,4 @@
-"""The drawings of Open Peeps, once, out of the npm package react-peeps into parts.json.gz.
+"""Extraction of the Open Peeps drawings from the npm package react-peeps to parts.json.gz.
 
     npm pack react-peeps@0.1.10 && tar xzf react-peeps-0.1.10.tgz
     python -m examples.open_peeps.world.extract package examples/open_peeps/world/parts.json.gz
@@ -37,19 +37,19 @@ ELEMENT = re.compile(
     r"(?:null|\{ (?P<properties>[^}]*) \})|(?P<end>\))"
 )
 PROPERTY = re.compile(r"(?P<name>\w+): (?P<value>'[^']*'|strokeColor|backgroundColor)")
-# The last is the scrubs' blue: as PAPER, they can be dressed in any colour like the rest.
+# The last is the blue of the scrubs: as PAPER, they take any clothing colour like the others.
 COLOURS = {"strokeColor": INK, "backgroundColor": PAPER, "'#8FA7DF'": PAPER}
 
 
 def svg(source: str) -> str:
-    """One compiled component as SVG text; ValueError if it holds anything but `g` and `path`."""
+    """Convert a compiled component to SVG; ValueError if it has elements besides `g` and `path`."""
     body = source[source.rindex("return") :]
     calls = body.count("createElement(")
     text: list[str] = []
     open_tags: list[str | None] = []
     for match in ELEMENT.finditer(body):
         if match["end"]:
-            if not open_tags:  # the parenthesis around the whole
+            if not open_tags:  # the outermost parenthesis
                 break
             tag = open_tags.pop()
             text.append(f"</{tag}>" if tag else "")
@@ -81,7 +81,7 @@ def _open(tag: str | None, properties: str) -> str:
 
 
 def extract(package: Path) -> dict[str, dict[str, str]]:
-    """{"credit": …, "bust": {name: SVG}, …} from an unpacked react-peeps."""
+    """Return {"credit": …, "bust": {name: SVG}, …} of an unpacked react-peeps."""
     parts: dict[str, dict[str, str]] = {"credit": CREDIT}
     for kind, folder in FOLDERS.items():
         files = sorted((package / "lib" / "peeps" / folder).glob("*.js"))
@@ -94,6 +94,7 @@ def extract(package: Path) -> dict[str, dict[str, str]]:
 
 
 def main(package: str, out: str) -> None:
+    """Write the drawings of an unpacked package to a file."""
     text = json.dumps(extract(Path(package)), ensure_ascii=False, sort_keys=True, indent=0)
     # No time and no file name in the header: the same package gives the same bytes.
     Path(out).write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))

@@ -20,7 +20,7 @@ WITH_IDENTITY, WITHOUT_IDENTITY = "with-identity", "without-identity"
 
 
 class WriteJob(NamedTuple):
-    """One character to write."""
+    """Character to render and write."""
 
     folder: Path
     identity: Identity
@@ -33,14 +33,14 @@ class WriteJob(NamedTuple):
 def write_character(job: WriteJob) -> list[dict[str, Any]]:
     """Render the reference and the views into the folder and return their metadata.
 
-    All files lie beside the metadata and none in a sub-folder, so that a reader of the folder
+    All files are beside the metadata and none in a sub-folder, so that a reader of the folder
     takes the pictures that the metadata names and does not take masks for pictures.
     """
     rng = np.random.default_rng(job.seed)
     reference = reference_view(rng)
-    named = [(REFERENCE, reference)]
-    named += [(view.body, view) for view in views(rng, job.views, apart_from=reference.body)]
-    return [_write_view(job, n, name, view, rng) for n, (name, view) in enumerate(named)]
+    named_views = [(REFERENCE, reference)]
+    named_views += [(view.body, view) for view in views(rng, job.views, apart_from=reference.body)]
+    return [_write_view(job, n, name, view, rng) for n, (name, view) in enumerate(named_views)]
 
 
 def _write_view(

@@ -1,11 +1,11 @@
-"""The colours of the world: the names that captions use, and what is drawn.
+"""Colours of the world, by the names that captions use.
 
-Chosen to stay apart when blurred at 64 pixels, and lines of every hair colour to stay visible on
+They stay distinguishable when blurred at 64 pixels, and lines of every hair colour are visible on
 every skin.
 """
 
 LINE = "#000000"  # of bodies, faces and glasses
-UNPAINTED = "#ffffff"  # the fill of a white moustache or frame, which is no skin
+UNPAINTED = "#ffffff"  # the fill of a moustache or frame, which is not skin
 
 SKIN = {
     "pale": "#fbe2cf",
@@ -14,7 +14,7 @@ SKIN = {
     "brown": "#a0673f",
     "dark": "#6f4529",
 }
-# Of hats and head scarves too, and of the head's outline.
+# Also of hats, head scarves and the outline of the head.
 HAIR_COLOUR = {
     "black": "#15110f",
     "brown": "#4a2c1a",

@@ -1,6 +1,7 @@
-"""Everyone there is, who is never trained on, and samplers over both.
+"""People of the world: all combinations of parts, the held-out ones, and iterators over both.
 
-Lists are sorted and end up in ids, so no library's random stream decides who is held out.
+A hash of the id decides who is held out, so that the choice does not depend on a library's random
+number generator.
 """
 
 import hashlib
@@ -15,10 +16,10 @@ import numpy as np
 from examples.open_peeps.world.palette import CLOTHING, GROUND, HAIR_COLOUR, SKIN
 from examples.open_peeps.world.render import VIEW_BOXES, Identity, View, parts
 
-# No people, or a mask that hides the face.
+# Not people, or a mask that hides the face.
 NOT_HAIR = {"Bear", "DocBouffant", "DocShield", "DocSurgery"}
 NOT_FACES = {"Cyclops", "Monster"}
-# A knife; and two whose coats have fixed colours, so that clothing could not be asked for.
+# A knife; and two coats of fixed colour, which no caption could ask to change.
 NOT_BODIES = {"Killer", "Doc", "DocStethoscope"}
 
 HAIR = tuple(sorted(parts()["hair"].keys() - NOT_HAIR))
@@ -26,19 +27,19 @@ FACIAL_HAIR = tuple(sorted(parts()["facial_hair"]))
 ACCESSORIES = tuple(sorted(parts()["accessory"]))
 FACES = tuple(sorted(parts()["face"].keys() - NOT_FACES))
 BODIES = tuple(name for kind in VIEW_BOXES for name in sorted(parts()[kind].keys() - NOT_BODIES))
-# All of it is ink: it shows no clothing colour, so none can be asked for or measured.
+# Drawn in ink alone: the clothing colour is invisible, so no caption names it.
 COLOURLESS_BODIES = frozenset({"Turtleneck"})
 
-# Never trained on, so that drawing them takes copying from the picture, not recall. One of each
-# silhouette (knots, bun, short, long, hat), all unlike in outline from what remains; glasses that
-# have a known cousin and a patch that has none; and a colour that no known colour is a shade of.
+# Never trained on, so that a model must copy them from the reference instead of recalling them.
+# Hair: one of each silhouette (knots, bun, short, long, hat), unlike all known outlines.
+# Accessories: glasses similar to a known pair, and a patch. Colour: no shade of a known colour.
 UNSEEN_HAIR = frozenset({"BantuKnots", "BunFancy", "FlatTop", "MediumStraight", "HatHip"})
 UNSEEN_ACCESSORIES = frozenset({"Eyepatch", "GlassClubmaster"})
 UNSEEN_HAIR_COLOURS = frozenset({"green"})
 
 HELD_OUT = 1000
 
-# Arms down and an even temper: what a reference picture of a person looks like.
+# Arms down and a calm face, for reference pictures.
 REFERENCE_BODIES = (
     "BlazerBlackTee",
     "ButtonShirt",
@@ -67,6 +68,7 @@ KNOWN_COUNT = prod(map(len, KNOWN_PARTS))
 
 
 def has_unseen_part(identity: Identity) -> bool:
+    """Return whether hair, accessory or hair colour is never trained on."""
     return (
         identity.hair in UNSEEN_HAIR
         or identity.accessory in UNSEEN_ACCESSORIES
@@ -75,7 +77,7 @@ def has_unseen_part(identity: Identity) -> bool:
 
 
 def nth_identity(number: int, parts: tuple[tuple[str, ...], ...]) -> Identity:
-    """Every combination of these parts has a number below the product of their counts."""
+    """Return a combination of parts by its number, below the product of the parts' counts."""
     names = []
     for options in parts:
         number, rest = divmod(number, len(options))
@@ -85,25 +87,25 @@ def nth_identity(number: int, parts: tuple[tuple[str, ...], ...]) -> Identity:
 
 @cache
 def held_out() -> tuple[Identity, ...]:
-    """The HELD_OUT identities of known parts that no training shows: the smallest hashes."""
+    """Return the HELD_OUT identities of known parts with the smallest hashes; never trained on."""
     known = (nth_identity(number, KNOWN_PARTS) for number in range(KNOWN_COUNT))
     hashed = ((hashlib.sha256(str(identity).encode()).digest(), identity) for identity in known)
     return tuple(identity for _, identity in heapq.nsmallest(HELD_OUT, hashed, key=itemgetter(0)))
 
 
 def train_identities(seed: int) -> Iterator[Identity]:
-    """Every identity that may be trained on, once, in an order drawn from the seed."""
-    hidden = set(held_out())
-    return (one for one in _shuffled(seed, KNOWN_PARTS) if one not in hidden)
+    """Yield every identity that may be trained on, once, in an order given by the seed."""
+    excluded = set(held_out())
+    return (person for person in _shuffled(seed, KNOWN_PARTS) if person not in excluded)
 
 
 def held_out_identities(seed: int) -> Iterator[Identity]:
-    """The held-out identities of known parts, once each, in an order drawn from the seed."""
+    """Yield the held-out identities of known parts, once each, in an order given by the seed."""
     return (held_out()[n] for n in np.random.default_rng(seed).permutation(HELD_OUT))
 
 
 def unseen_part_identities(seed: int) -> Iterator[Identity]:
-    """Every identity with an unseen part, once, in an order drawn from the seed."""
+    """Yield every identity with an unseen part, once, in an order given by the seed."""
     return filter(has_unseen_part, _shuffled(seed, ALL_PARTS))
 
 
@@ -120,14 +122,14 @@ SPLITS: dict[str, Callable[[int], Iterator[Identity]]] = {
 
 
 def reference_view(rng: np.random.Generator) -> View:
-    """A neutral bust on white."""
+    """Sample a neutral bust on white."""
     return View(
         _pick(rng, REFERENCE_BODIES), _pick(rng, REFERENCE_FACES), _pick(rng, CLOTHING), "white"
     )
 
 
 def views(rng: np.random.Generator, count: int, apart_from: str = "") -> list[View]:
-    """Views whose bodies differ, from each other (as far as there are) and from `apart_from`."""
+    """Sample views with bodies other than `apart_from` and, as far as possible, all different."""
     bodies = [name for name in BODIES if name != apart_from]
     rounds = -(-count // len(bodies))
     order = np.concatenate([rng.permutation(len(bodies)) for _ in range(rounds)])[:count]

@@ -1,4 +1,4 @@
-"""What every part looks like, in words: written from the drawings, part by part.
+"""Phrases for every part, written from the drawings.
 
 {c} stands for the clothing colour, {h} for the hair colour, {s} for the skin colour. One fill
 colours neck, arms and hands as well, so a short-sleeved black shirt is worn over sleeves of {c}.

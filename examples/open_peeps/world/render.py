@@ -1,4 +1,4 @@
-"""A person and a view of it, drawn exactly: SVG put together from parts, resvg for the pixels."""
+"""Renderer: SVG of a person in a view, assembled from parts, and its pixels by resvg."""
 
 import gzip
 import io
@@ -16,35 +16,36 @@ from PIL import Image
 from examples.open_peeps.world.extract import INK, PAPER
 from examples.open_peeps.world.palette import CLOTHING, GROUND, HAIR_COLOUR, LINE, SKIN, UNPAINTED
 
-# (left, top, side) of the square a body is drawn in, in the drawings' units: every body with
-# every head fits, tall hair (which begins at -122) and the bicycle's wheels included.
+# (left, top, side) of the square around a body in units of the drawings. Every body with every head
+# fits, including tall hair (from -122) and the wheels of the bicycle.
 VIEW_BOXES = {
     "bust": (-250, -130, 1350),
     "sitting": (-1050, -125, 3360),
     "standing": (-1000, -125, 3125),
 }
-# Where react-peeps puts the head, and the head's parts within it.
+# Position of the head, and of its parts within it, in react-peeps.
 HEAD, FACE, FACIAL_HAIR, ACCESSORY = (225, 0), (159, 186), (123, 338), (47, 241)
-# (left, top, right, bottom) of all hair but the longest tips, beards and glasses.
+# (left, top, right, bottom) of hair (except the longest tips), beards and glasses.
 HEAD_BOX = (70, -125, 945, 710)
-FACE_BOX = (415, 205, 650, 470)  # of all that faces differ in
+FACE_BOX = (415, 205, 650, 470)  # of all differences between faces
 
 
 @dataclass(frozen=True)
 class Names:
-    """One name for all fields, fit for files and ids: "Afro.None.Eyepatch.tan.ginger"."""
+    """Fields with one name for files and ids, such as "Afro.None.Eyepatch.tan.ginger"."""
 
     def __str__(self) -> str:
         return ".".join(astuple(self))
 
     @classmethod
     def parse(cls, name: str) -> Self:
+        """Return the fields of a name."""
         return cls(*name.split("."))
 
 
 @dataclass(frozen=True)
 class Identity(Names):
-    """Who it is: names of parts and of colours (examples.open_peeps.world.palette)."""
+    """Identity of a person: names of parts and colours (examples.open_peeps.world.palette)."""
 
     hair: str
     facial_hair: str
@@ -55,7 +56,7 @@ class Identity(Names):
 
 @dataclass(frozen=True)
 class View(Names):
-    """What it does, feels and wears, and where: names of parts and of colours."""
+    """View of a person: pose, expression, clothing and background, by names."""
 
     body: str
     face: str
@@ -65,18 +66,18 @@ class View(Names):
 
 @cache
 def parts() -> dict[str, dict[str, str]]:
-    """{kind: {name: SVG}} with INK and PAPER for the colours, and "credit"."""
+    """Load {kind: {name: SVG}}, with INK and PAPER as colours, and "credit"."""
     return json.loads(gzip.decompress((Path(__file__).parent / "parts.json.gz").read_bytes()))
 
 
 @cache
 def body_kind(body: str) -> str:
-    """A key of VIEW_BOXES."""
+    """Return the key of VIEW_BOXES of a body."""
     return next(kind for kind in VIEW_BOXES if body in parts()[kind])
 
 
 def svg(identity: Identity, view: View, size: int) -> str:
-    """The drawing as SVG of [size, size] pixels, without ground."""
+    """Assemble an SVG of [size, size] pixels, without background."""
     kind = body_kind(view.body)
     left, top, side = VIEW_BOXES[kind]
     skin, hair = SKIN[identity.skin], HAIR_COLOUR[identity.hair_colour]
@@ -100,9 +101,9 @@ def _part(kind: str, name: str, at: tuple[int, int], ink: str, paper: str) -> st
 
 
 def render(identity: Identity, view: View, size: int, background: str | None = None) -> np.ndarray:
-    """uint8 [size, size, 4], alpha the mask; or [size, size, 3] over `background` (#rrggbb).
+    """Render uint8 [size, size, 4], alpha the mask, or [size, size, 3] over `background` (#rrggbb).
 
-    The view's own ground is not drawn: see `picture`.
+    The background of the view is not drawn; `picture` draws it.
     """
     png = resvg_py.svg_to_bytes(svg_string=svg(identity, view, size), skip_system_fonts=True)
     with Image.open(io.BytesIO(png)) as image:
@@ -111,29 +112,29 @@ def render(identity: Identity, view: View, size: int, background: str | None = N
 
 
 def over(pixels: np.ndarray, background: str) -> np.ndarray:
-    """uint8 [..., 4] on a ground of one colour (#rrggbb): [..., 3]."""
+    """Blend uint8 [..., 4] over one colour (#rrggbb) to [..., 3]."""
     ground = np.frombuffer(bytes.fromhex(background.removeprefix("#")), np.uint8)
     colour, alpha = pixels[..., :3].astype(np.uint32), pixels[..., 3:].astype(np.uint32)
     return ((colour * alpha + ground * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def picture(identity: Identity, view: View, size: int) -> np.ndarray:
-    """uint8 [size, size, 3] on the view's ground."""
+    """Render uint8 [size, size, 3] over the background of the view."""
     return render(identity, view, size, GROUND[view.ground])
 
 
 def head_box(body: str, size: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) in pixels of the head in a picture of [size, size]."""
+    """Return (left, top, right, bottom) of the head in pixels of a picture of [size, size]."""
     return pixel_box(HEAD_BOX, body_kind(body), size)
 
 
 def focus_boxes(kind: str, size: int) -> list[tuple[int, int, int, int]]:
-    """Head and face, which say who somebody is and what is felt, as boxes of pixels."""
+    """Return the boxes of head and face in pixels: they show identity and expression."""
     return [pixel_box(box, kind, size) for box in (HEAD_BOX, FACE_BOX)]
 
 
 def pixel_box(box: tuple[int, int, int, int], kind: str, size: int) -> tuple[int, int, int, int]:
-    """A box in the drawings' units as the pixels it touches, in a view of this kind."""
+    """Convert a box from units of the drawings to the pixels it touches in a view of `kind`."""
     left, top, side = VIEW_BOXES[kind]
     scale = size / side
     x0, y0, x1, y1 = box

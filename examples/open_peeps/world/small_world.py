@@ -1,7 +1,7 @@
-"""A small part of the Open Peeps world, which a model of a few million parameters can learn.
+"""Small world: a part of Open Peeps that a model of a few million parameters can learn.
 
-Twelve busts that differ in pose or outline, 2 592 people, and a small language: one word for each
-thing that is seen, so that every word has one meaning and a caption is a dozen words.
+Twelve busts that differ in pose or outline, 2 592 people, and a small language with one word per
+visible property, so that every word has one meaning and a caption is a dozen words.
 """
 
 from itertools import product
@@ -48,18 +48,18 @@ ACCESSORIES = {"None": "", "GlassRoundThick": "round-glasses", "SunglassWayfarer
 SKIN = ("pale", "tan", "brown", "dark")
 HAIR_COLOUR = ("black", "ginger", "blond", "gray", "blue", "pink")
 
-HELD_OUT = 0.1  # share of the people whom nothing is trained on, neither base nor adapter
+HELD_OUT = 0.1  # share of the people that neither base nor adapter is trained on
 
 EVERYONE = tuple(Identity(*p) for p in product(HAIR, FACIAL_HAIR, ACCESSORIES, SKIN, HAIR_COLOUR))
 
 
-# By the rule of a recipe's holdout, so that its share says the same.
-HELD = tuple(one for one in EVERYONE if is_held_out(str(one), HELD_OUT))
-TRAINED = tuple(one for one in EVERYONE if not is_held_out(str(one), HELD_OUT))
+# The rule of `holdout` in a recipe, so that the same share holds out the same people.
+HELD = tuple(person for person in EVERYONE if is_held_out(str(person), HELD_OUT))
+TRAINED = tuple(person for person in EVERYONE if not is_held_out(str(person), HELD_OUT))
 
 
 def random_view(rng: np.random.Generator, body: str = "") -> View:
-    """A view; of any body if none is named."""
+    """Sample a view, of a random body by default."""
 
     def pick(names: tuple[str, ...] | dict[str, str]) -> str:
         return tuple(names)[int(rng.integers(len(names)))]
@@ -68,12 +68,12 @@ def random_view(rng: np.random.Generator, body: str = "") -> View:
 
 
 def random_bodies(rng: np.random.Generator, count: int) -> list[str]:
-    """Bodies that all differ."""
+    """Sample different bodies."""
     return [str(name) for name in rng.permutation(tuple(BODIES))[:count]]
 
 
 def caption(view: View, identity: Identity | None = None) -> str:
-    """What is seen; of who it is, nothing but what `identity` adds."""
+    """Describe a view, and with `identity` the appearance of the person."""
     who = [] if identity is None else _looks(identity)
     scene = f"{BODIES[view.body]} {FACES[view.face]} {view.clothing}-clad on-{view.ground}"
     return " ".join(["person", *who, scene])
@@ -91,7 +91,7 @@ def _looks(identity: Identity) -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """Every word of the language, sorted."""
+    """Return every word of the language, sorted."""
     words = {"person", *BODIES.values(), *FACES.values(), *HAIR.values()}
     words |= {*FACIAL_HAIR.values(), *ACCESSORIES.values()} - {""}
     words |= {f"{c}-clad" for c in CLOTHING} | {f"on-{g}" for g in GROUND}
