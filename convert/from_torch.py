@@ -3,7 +3,7 @@
 import errno
 import shutil
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from convert import sources
 from convert.engine import match, write_components
 from convert.sources import SUBFOLDERS, TOKENIZERS, Source, locate
 from convert.tokenizers import FILES, read_tokenizer
+from ic_jax import cli
 from ic_jax.weights.model_folder import create
 from ic_jax.weights.tensors import FLOATS
 
@@ -23,7 +24,30 @@ class UsageError(ValueError):
     """Arguments that do not go together."""
 
 
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `from-torch`."""
+    parser.add_argument("--flux", metavar="PATH", help="diffusers model, or BFL single file")
+    parser.add_argument("--siglip", metavar="PATH", help="transformers model")
+    parser.add_argument("--dinov2", metavar="PATH", help="transformers model")
+    parser.add_argument("--adapter", metavar="FILE", help=".bin or .safetensors file")
+    parser.add_argument(
+        "--adapter-config",
+        metavar="JSON",
+        help="sizes of an adapter of other sizes than the published one; default: a .json of the "
+        "same name beside the adapter's file",
+    )
+    parser.add_argument("--vae", metavar="PATH", help="diffusers model, or BFL's ae file")
+    parser.add_argument("--t5", metavar="PATH", help="transformers model")
+    parser.add_argument("--clip", metavar="PATH", help="transformers model")
+    parser.add_argument("--tokenizer", metavar="DIR", help="CLIP's tokenizer, if not beside CLIP")
+    parser.add_argument("--tokenizer-2", metavar="DIR", help="T5's tokenizer, if not beside T5")
+    parser.add_argument("--out", metavar="MODEL", required=True, help="folder to write")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype to write; default: as in the files")
+    cli.add_overwrite(parser, "MODEL")
+
+
 def run(args: Namespace) -> None:
+    """Convert what the arguments name; notes of what is left out go to standard error."""
     dtype = DTYPES.get(args.dtype)
     with create(args.out, overwrite=args.overwrite) as writer:
         root, parts = collect(args)

@@ -1,13 +1,20 @@
-"""python -m convert inspect: what a MODEL folder holds."""
+"""`python -m convert inspect`: the components of a MODEL folder."""
 
 import math
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 from ic_jax.weights.loading import COMPONENTS
 from ic_jax.weights.model_folder import ModelFolder
 
 
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `inspect`."""
+    parser.add_argument("model", metavar="MODEL", help="folder to inspect")
+    parser.add_argument("--verify", action="store_true", help="compare the checksum of every file")
+
+
 def run(args: Namespace) -> None:
+    """Print a line per component."""
     model = ModelFolder.open(args.model)
     if args.verify:
         model.verify()

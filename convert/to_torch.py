@@ -2,7 +2,7 @@
 published pipeline load.
 """
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from convert.names import published_shapes, slots
 from convert.progress import Advance, progress
 from convert.sources import SUBFOLDERS
 from convert.torch_write import write_torch
+from ic_jax import cli
 from ic_jax.files import as_json, atomic_folder
 from ic_jax.weights.loading import COMPONENTS, read_config
 from ic_jax.weights.model_folder import CONFIG, UNUSED, ModelFolder
@@ -42,7 +43,18 @@ PIPELINE = {
 ANY = "PreTrainedTokenizerFast"  # transformers' class for a tokenizer.json of any kind
 
 
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of `to-torch`."""
+    parser.add_argument("model", metavar="MODEL", help="folder to convert")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    parser.add_argument(
+        "--bfl", action="store_true", help="write transformer and VAE as BFL single files"
+    )
+    cli.add_overwrite(parser, "DIR")
+
+
 def run(args: Namespace) -> None:
+    """Write the components of a MODEL folder in published layouts."""
     model = ModelFolder.open(args.model)
     model.verify()
     kinds = [kind for kind in model.components if kind in COMPONENTS]
