@@ -1,1 +1,1 @@
-"""Open Peeps: everything that made and measures the small model."""
+"""Open Peeps example: the world, training and evaluation of the small model."""

@@ -1,1 +1,1 @@
-"""Open Peeps as a world of characters: drawn, captioned, split and measured exactly."""
+"""The world of Open Peeps: people and views, their exact renders, captions and data sets."""
