@@ -1,7 +1,7 @@
-"""What a compiled program does on each device, read from its text.
+"""Cost of a compiled program per device, from its HLO text: FLOPs, memory traffic, communication.
 
-XLA's own cost analysis counts the body of a loop once; here each instruction counts as often as
-it runs, as far as the compiler knows how often that is (every scan of this project).
+XLA's own cost analysis counts the body of a loop once. Here each instruction counts as often as it
+runs, if the compiler knows the trip count, as it does for every scan of this project.
 """
 
 import math
@@ -14,7 +14,7 @@ BITS |= {"s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32
 BITS |= {"s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# These move nothing, or what they move is counted inside.
+# Instructions that move no data, or whose data is counted inside them.
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "iota", "after-all", "partition-id", "copy-done", "async-done", "async-update"),
@@ -41,7 +41,7 @@ _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
 class Shape:
     dtype: str
     dims: tuple[int, ...]
-    on_chip: bool  # in a scratchpad, not in the device's memory
+    on_chip: bool  # in a scratchpad, not in device memory
 
     @property
     def bytes(self) -> int:
@@ -52,7 +52,7 @@ class Shape:
 class Instruction:
     name: str
     opcode: str
-    shapes: tuple[Shape, ...]  # of the result, a tuple's one by one
+    shapes: tuple[Shape, ...]  # of the result, or of each element of a tuple
     operands: tuple[str, ...]
     rest: str  # attributes
 
@@ -63,55 +63,58 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of communication: `count` times `bytes`, the largest buffer of either side."""
+    """Collective that runs `count` times; `bytes` is its largest input or output buffer."""
 
     kind: str
     bytes: int
-    devices: int  # that take part in each
+    devices: int  # that take part
     count: int
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends in all, by the ring algorithms."""
-        around = (self.devices - 1) / self.devices
-        factor = {"all-reduce": 2 * around, "collective-permute": 1.0}.get(self.kind, around)
+        """Bytes that each device sends in total with ring algorithms."""
+        ring = (self.devices - 1) / self.devices
+        factor = {"all-reduce": 2 * ring, "collective-permute": 1.0}.get(self.kind, ring)
         return self.count * self.bytes * factor
 
 
 @dataclass
 class Work:
-    """Of one device in one run of a program."""
+    """Work of one device in one run of a program."""
 
-    flops: float = 0.0  # of products and convolutions
-    bytes: float = 0.0  # to and from its memory, as if every result were written and read once
-    kernels: dict[str, int] = field(default_factory=dict)  # custom calls, and how often
+    flops: float = 0.0  # of matrix products and convolutions
+    bytes: float = 0.0  # of memory traffic, if every result is written and read once
+    kernels: dict[str, int] = field(default_factory=dict)  # number of calls of each custom call
     collectives: list[Collective] = field(default_factory=list)
     loops_of_unknown_length: int = 0
 
 
 def work_of(text: str) -> Work:
-    """Count the work in a compiled program's text."""
+    """Count the work in the text of a compiled program."""
     entry, computations = _parse(text)
-    work, found = Work(), dict[tuple[str, int, int], int]()
+    work, counts = Work(), dict[tuple[str, int, int], int]()
     for computation, times, fused in _runs(entry, computations, work):
-        named = {i.name: i for i in computations[computation]}
-        for i in named.values():
-            work.flops += times * _flops(i, named)
+        instructions = {i.name: i for i in computations[computation]}
+        for i in instructions.values():
+            work.flops += times * _flops(i, instructions)
             kind = i.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                sizes = [i.shapes, *(named[o].shapes for o in i.operands if o in named)]
+                sizes = [
+                    i.shapes,
+                    *(instructions[o].shapes for o in i.operands if o in instructions),
+                ]
                 largest = max(s.bytes for shapes in sizes for s in shapes)
                 if not i.opcode.endswith("-start") and kind != "all-gather":
                     largest = max(sum(s.bytes for s in shapes) for shapes in sizes)
                 key = (kind, largest, _group_size(i.rest))
-                found[key] = found.get(key, 0) + times
+                counts[key] = counts.get(key, 0) + times
             elif i.opcode == "custom-call":
                 target = re.search(r'custom_call_target="([^"]*)"', i.rest)
                 name = target[1] if target else "?"
                 work.kernels[name] = work.kernels.get(name, 0) + times
             if not fused:
-                work.bytes += times * _moved(i, named, computations)
-    work.collectives = [Collective(k, b, n, times) for (k, b, n), times in found.items()]
+                work.bytes += times * _moved(i, instructions, computations)
+    work.collectives = [Collective(k, b, n, times) for (k, b, n), times in counts.items()]
     work.collectives.sort(key=lambda c: -c.sent)
     return work
 
@@ -119,7 +122,7 @@ def work_of(text: str) -> Work:
 def _runs(
     entry: str, computations: Mapping[str, list[Instruction]], work: Work
 ) -> Iterator[tuple[str, int, bool]]:
-    """(computation, how often it runs, whether within a fusion) for every call of one."""
+    """Yield (computation, number of runs, whether inside a fusion) for every call."""
     todo = [(entry, 1, False)]
     while todo:
         name, times, fused = todo.pop()
@@ -129,7 +132,7 @@ def _runs(
             if branches := _BRANCHES.search(i.rest):
                 called += [b.strip(" %") for b in branches[1].split(",")]
             if i.opcode in ("reduce", "scatter", "sort", "map", "reduce-window", "all-reduce"):
-                continue  # applied to numbers, not to arrays
+                continue  # their computations apply to scalars
             trips = 1
             if i.opcode == "while":
                 known = _trips(i, computations)
@@ -139,7 +142,7 @@ def _runs(
 
 
 def _trips(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> int | None:
-    """How often a loop runs: what the compiler says, or the bound that its condition names."""
+    """Return the trip count of a loop: the compiler's, or the only bound in its condition."""
     if known := _TRIPS.search(loop.rest):
         return int(known[1])
     condition = _CONDITION.search(loop.rest)
@@ -151,36 +154,36 @@ def _trips(loop: Instruction, computations: Mapping[str, list[Instruction]]) -> 
     return bounds[0] if len(bounds) == 1 else None
 
 
-def _flops(i: Instruction, named: Mapping[str, Instruction]) -> float:
+def _flops(i: Instruction, instructions: Mapping[str, Instruction]) -> float:
     results = math.prod(i.shapes[0].dims) if i.shapes else 0
     if i.opcode == "dot":
         dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)
-        left = named[i.operands[0]].shapes[0].dims
+        left = instructions[i.operands[0]].shapes[0].dims
         contracted = [left[int(d)] for d in dims[1].split(",") if d] if dims else []
         return 2.0 * results * math.prod(contracted)
     if i.opcode == "convolution":
         labels = re.search(r"dim_labels=\w+_(\w+)->", i.rest)
-        kernel = named[i.operands[1]].shapes[0].dims
+        kernel = instructions[i.operands[1]].shapes[0].dims
         each = math.prod(kernel) / (kernel[labels[1].index("o")] if labels else 1)
         groups = re.search(r"batch_group_count=(\d+)", i.rest)
         return 2.0 * results * each / (int(groups[1]) if groups else 1)
     for name, each in KERNELS.items():
         if i.opcode == "custom-call" and i.name.startswith(name):
-            given = [named[o].shapes[0].dims for o in i.operands if o in named]
-            q, k = [dims for dims in given if len(dims) >= 3 and dims[-1] > 64][:2]
+            shapes = [instructions[o].shapes[0].dims for o in i.operands if o in instructions]
+            q, k = [dims for dims in shapes if len(dims) >= 3 and dims[-1] > 64][:2]
             return float(each) * math.prod(q) * k[-2]
     return 0.0
 
 
 def _moved(
     i: Instruction,
-    named: Mapping[str, Instruction],
+    instructions: Mapping[str, Instruction],
     computations: Mapping[str, list[Instruction]],
 ) -> float:
-    """Bytes that an instruction outside of fusions reads and writes."""
+    """Return the bytes that an instruction outside of fusions reads and writes."""
     if i.opcode in FREE:
         return 0
-    operands = [named[o].bytes if o in named else 0 for o in i.operands]
+    operands = [instructions[o].bytes if o in instructions else 0 for o in i.operands]
     written = i.bytes
     inside = _CALLED.search(i.rest) if i.opcode == "fusion" else None
     if i.opcode in SLICES:
@@ -205,26 +208,26 @@ def _moved(
 def _read(
     value: Instruction,
     body: list[Instruction],
-    whole: int,
+    size: int,
     computations: Mapping[str, list[Instruction]],
 ) -> int:
-    """Bytes that a fusion reads of an operand: of one that is only sliced, within fusions in it
-    too, the slices."""
+    """Return the bytes that a fusion reads of an operand of `size` bytes: only slices count, if all
+    uses, also in nested fusions, are slices."""
     read = 0
     for user in (x for x in body if value.name in x.operands):
         inside = _CALLED.search(user.rest) if user.opcode == "fusion" else None
         if user.opcode in SLICES and user.operands[0] == value.name:
             read += _size(user)
         elif user.opcode == "bitcast":
-            read += _read(user, body, whole, computations)
+            read += _read(user, body, size, computations)
         elif inside:
             inner = computations[inside[1]]
             for number, operand in enumerate(user.operands):
                 if operand == value.name:
-                    read += _read(_parameter(inner, number), inner, whole, computations)
+                    read += _read(_parameter(inner, number), inner, size, computations)
         else:
-            return whole
-    return min(read, whole)
+            return size
+    return min(read, size)
 
 
 def _parameter(body: list[Instruction], number: int) -> Instruction:
@@ -236,26 +239,26 @@ def _size(i: Instruction) -> int:
 
 
 def _group_size(rest: str) -> int:
-    if found := _GROUPS.search(rest):
-        return len(found[1].split(","))
-    if found := _IOTA_GROUPS.search(rest):
-        return int(found[2])
-    if found := _MESH_GROUPS.search(rest):
-        sizes = {k.strip(" '"): int(v) for k, v in (x.split("=") for x in found[1].split(","))}
-        return math.prod(sizes[name.strip(" '")] for name in found[2].split(","))
-    return 2  # a permutation names pairs
+    if groups := _GROUPS.search(rest):
+        return len(groups[1].split(","))
+    if groups := _IOTA_GROUPS.search(rest):
+        return int(groups[2])
+    if groups := _MESH_GROUPS.search(rest):
+        sizes = {k.strip(" '"): int(v) for k, v in (x.split("=") for x in groups[1].split(","))}
+        return math.prod(sizes[name.strip(" '")] for name in groups[2].split(","))
+    return 2  # a permutation lists pairs
 
 
 def _parse(text: str) -> tuple[str, dict[str, list[Instruction]]]:
-    """The name of the entry, and every computation's instructions."""
+    """Return the name of the entry, and the instructions of every computation."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
             current = computations.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif current is not None and (found := _INSTRUCTION.match(line)):
-            current.append(_instruction(found[1], found[2]))
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            current.append(_instruction(match[1], match[2]))
     return entry, computations
 
 
@@ -269,14 +272,14 @@ def _instruction(name: str, text: str) -> Instruction:
     assert opcode is not None, text
     close = _closing(text, opcode.end() - 1)
     operands = tuple(re.findall(r"%([\w.\-]+)", text[opcode.end() : close]))
-    # A parameter's number and a constant's value stand where others have operands.
+    # The number of a parameter and the value of a constant are in place of operands.
     literal = opcode[1] in ("parameter", "constant")
     rest = text[opcode.end() :] if literal else text[close:]
     return Instruction(name, opcode[1], shapes, operands, rest)
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes; the place after it."""
+    """Return the position after the bracket that closes the one at `start`."""
     depth = 0
     for at in range(start, len(text)):
         depth += (text[at] == "(") - (text[at] == ")")
