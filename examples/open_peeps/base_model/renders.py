@@ -1,4 +1,4 @@
-"""Renders of a world, made once and kept in memory."""
+"""Renders of a world, held in memory for training."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Training of a whole base model, part after part, each kept as soon as it is finished."""
+"""Training of a complete base model, part after part, each stored as soon as it is trained."""
 
 import dataclasses
 import json

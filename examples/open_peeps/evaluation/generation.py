@@ -29,7 +29,7 @@ def generate(
     subject: bool = True,
     subject_scale: float | None = None,
 ) -> Pictures:
-    """Generate one picture for every triple, each from its own noise.
+    """Generate one picture for every triple, each from different noise.
 
     Args:
         seed: changes the noise of all pictures.

@@ -41,8 +41,8 @@ def held_out_triples(world: str, people: str, count: int, first: int = 0) -> lis
     everyone = list(islice(WORLDS[world].held_out[people](ORDER), POOL))
     if len(everyone) < first + count:
         raise ValueError(
-            f"{count} triples were asked for, after {first}; {world} has {len(everyone)} people "
-            f"that are {people}: ask for at most {len(everyone) - first}"
+            f"{count} triples after the first {first}: {world} has {len(everyone)} people of the "
+            f"kind {people!r}; ask for at most {len(everyone) - first}"
         )
     return [_triple(WORLDS[world], everyone, n) for n in range(first, first + count)]
 

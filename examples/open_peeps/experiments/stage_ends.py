@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         model = _export_end(recipe, stage, args.work / stage)
         pipe = InstantCharacterPipeline.from_pretrained(model, "float32")
         rates, prompted, unprompted = _score_stage(pipe, triples, stage)
-        columns |= {f"{stage}, untold": unprompted, f"{stage}, told": prompted}
+        columns |= {f"{stage}, empty": unprompted, f"{stage}, prompt": prompted}
         steps = recipe.stages[stage].steps
         results[stage] = {"steps": steps} | reference_effect(recipe, stage) | rates
         print(stage, json.dumps(results[stage]))
@@ -75,14 +75,14 @@ def _score_stage(
     """Return the rates by kind of people, and the first kind's pictures with and without prompt."""
     results: dict[str, Any] = {}
     shown = []
-    for people, asked in triples.items():
-        prompted = generation.generate(pipe, asked, 0, name=f"{stage}, {people}")
+    for people, group in triples.items():
+        prompted = generation.generate(pipe, group, 0, name=f"{stage}, {people}")
         unprompted = generation.generate(
-            pipe, asked, 0, name=f"{stage}, no prompt", prompt=lambda _: ""
+            pipe, group, 0, name=f"{stage}, no prompt", prompt=lambda _: ""
         )
-        rates = scores.score_all({stage: prompted}, asked)[stage]
-        copied = scores.reference_body_rates({stage: unprompted}, asked)[stage]
-        results[people] = rates | {"copied, untold": copied}
+        rates = scores.score_all({stage: prompted}, group)[stage]
+        copied = scores.reference_body_rates({stage: unprompted}, group)[stage]
+        results[people] = rates | {"copied, empty prompt": copied}
         shown.append((prompted, unprompted))
     return results, *shown[0]
 

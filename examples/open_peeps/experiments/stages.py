@@ -92,8 +92,8 @@ def run(args: argparse.Namespace) -> None:
     text = json.dumps(results, indent=1, default=str)
     (HERE / "stages.json").write_text(text + "\n")
     first = f"seed {args.seeds[0]}"
-    columns = {f"{stage}, untold": unprompted[f"{stage} {first}"] for stage in STAGES}
-    columns |= {f"{stage}, told": prompted[f"{stage} {first}"] for stage in STAGES}
+    columns = {f"{stage}, empty": unprompted[f"{stage} {first}"] for stage in STAGES}
+    columns |= {f"{stage}, prompt": prompted[f"{stage} {first}"] for stage in STAGES}
     contact_sheet(triples[:SHOWN], columns).save(HERE / "stages.png")
     print(text)
 
@@ -148,7 +148,7 @@ def _summarise(
         for seed in seeds:
             row = f"{stage} seed {seed}"
             strong = {f"{k}, strong": v for k, v in rates[f"strong {row}"].items()}
-            figures.append(effects[row] | rates[row] | strong | {"copied, untold": copied[row]})
+            figures.append(effects[row] | rates[row] | strong | {"copied, empty prompt": copied[row]})
         results[stage] = scores.spread(figures)
     return results
 
