@@ -106,18 +106,18 @@ def _swap(x: np.ndarray) -> np.ndarray:
     return np.concatenate([x[len(x) // 2 :], x[: len(x) // 2]])
 
 
-def layout(kind: str, shapes: Mapping[str, Shape]) -> dict[str, Fused]:
+def layout(component: str, shapes: Mapping[str, Shape]) -> dict[str, Fused]:
     """BFL's tensors by name, given the diffusers tensors with their shapes.
 
     Args:
-        kind: "transformer" or "vae".
+        component: "transformer" or "vae".
     """
-    names = _flux_names(shapes) if kind == "transformer" else _vae_names(shapes)
+    names = _flux_names(shapes) if component == "transformer" else _vae_names(shapes)
     found = {}
     for bfl, parts in names.items():
         first = shapes[parts[0]]
         shape = (sum(shapes[part][0] for part in parts), *first[1:])
-        if kind == "vae" and _POINTWISE.search(bfl):  # a 1x1 convolution there
+        if component == "vae" and _POINTWISE.search(bfl):  # a 1x1 convolution there
             shape = (*shape, 1, 1)
         swapped = bfl.startswith(HALVES_SWAPPED)
         found[bfl] = Fused(shape, {part: shapes[part] for part in parts}, swapped)

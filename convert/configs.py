@@ -17,16 +17,16 @@ def refuse(path: Path, name: str) -> WeightsError:
     return WeightsError(f"{path}: is {name}; give FLUX.1-dev (or FLUX.1-schnell) instead")
 
 
-def from_published(kind: str, values: dict[str, Any], path: Path) -> Any:
+def from_published(component: str, values: dict[str, Any], path: Path) -> Any:
     """Our config of a published one.
 
     Raises:
         WeightsError: another class of model, or an attribute that our module does not have.
     """
-    published = PUBLISHED[kind]
-    _check_class(kind, values, path)
+    published = PUBLISHED[component]
+    _check_class(component, values, path)
     values = values.get(published.inside, values)
-    if kind == "transformer" and values.get("out_channels") == values.get("in_channels"):
+    if component == "transformer" and values.get("out_channels") == values.get("in_channels"):
         values = {**values, "out_channels": None}
     wrong = []
     for name, (default, supported) in published.fixed.items():
@@ -37,17 +37,17 @@ def from_published(kind: str, values: dict[str, Any], path: Path) -> Any:
             wrong.append(f"{name} {value!r}, supported is {supported!r}")
     if wrong:
         raise WeightsError(f"{path}: {'; '.join(wrong)}")
-    cls = config_class(kind)
+    cls = config_class(component)
     given = {f.name: values[f.name] for f in fields(cls) if f.name in values}
     ours = published.defaults | given
-    if kind == "vae" and ours["shift_factor"] is None:
+    if component == "vae" and ours["shift_factor"] is None:
         ours["shift_factor"] = 0.0
     return build(cls, ours, path)
 
 
-def as_published(kind: str, values: dict[str, Any]) -> dict[str, Any]:
+def as_published(component: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return what the component's own class writes: of several towers' config, this one's."""
-    published = PUBLISHED[kind]
+    published = PUBLISHED[component]
     return values.get(published.inside, values) | published.names
 
 
@@ -59,20 +59,20 @@ def build(cls: Any, values: dict[str, Any], path: Path) -> Any:
         raise WeightsError(f"{path}: {error}") from None
 
 
-def _check_class(kind: str, values: dict[str, Any], path: Path) -> None:
-    published = PUBLISHED[kind]
+def _check_class(component: str, values: dict[str, Any], path: Path) -> None:
+    published = PUBLISHED[component]
     key = "_class_name" if "_class_name" in published.names else "model_type"
     name = values.get(key)
     if name in OTHER_CLASSES:
         raise refuse(path, OTHER_CLASSES[name])
     if name not in (published.names[key], *published.also):
         raise WeightsError(f"{path}: {key} is {name!r}, expected {published.names[key]!r}")
-    if kind == "transformer" and values.get("in_channels") in OTHER_CHANNELS:
+    if component == "transformer" and values.get("in_channels") in OTHER_CHANNELS:
         raise refuse(path, OTHER_CHANNELS[values["in_channels"]])
 
 
 def to_published(
-    kind: str, config: Any, original: dict[str, Any] | None = None, path: Path = Path()
+    component: str, config: Any, original: dict[str, Any] | None = None, path: Path = Path()
 ) -> dict[str, Any]:
     """Return the published form of a config.
 
@@ -81,13 +81,13 @@ def to_published(
             kept but those that `config` has changed.
         path: the file that holds `original`, for error messages.
     """
-    published = PUBLISHED[kind]
+    published = PUBLISHED[component]
     if original is not None:
-        before = from_published(kind, original, path).to_dict()
+        before = from_published(component, original, path).to_dict()
         return original | {k: v for k, v in config.to_dict().items() if v != before[k]}
     values = published.names | {name: value for name, (_, value) in published.fixed.items()}
     values |= published.assumed | config.to_dict()
-    if kind == "vae":
+    if component == "vae":
         for name in ("down_block_types", "up_block_types"):
             values[name] = values[name] * len(config.block_out_channels)
     return values

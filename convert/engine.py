@@ -19,19 +19,19 @@ PIECE = 64_000_000  # bytes in hand at once, beside the pages of one mapped tens
 
 def tidy(source: Source) -> tuple[dict[str, Tensor], list[str]]:
     """The component's tensors under their published names, and notes on what is left behind."""
-    kind, tensors, notes = source.kind, dict(source.tensors), []
-    if wrapper := WRAPPED.get(kind):
+    component, tensors, notes = source.component, dict(source.tensors), []
+    if wrapper := WRAPPED.get(component):
         tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-    prefix = PREFIX.get(kind, "")
+    prefix = PREFIX.get(component, "")
     if not any(name.startswith(prefix) for name in tensors):
         tensors = {prefix + name: tensor for name, tensor in tensors.items()}
-    for start, what in IGNORED.get(kind, {}).items():
+    for start, what in IGNORED.get(component, {}).items():
         ignored = [name for name in tensors if name.startswith(start)]
         for name in ignored:
             del tensors[name]
         if ignored:
             notes.append(f"{source.path}: leaves out {what} ({start}*, {len(ignored)} tensors)")
-    if kind == "t5" and (copy := tensors.pop("encoder.embed_tokens.weight", None)):
+    if component == "t5" and (copy := tensors.pop("encoder.embed_tokens.weight", None)):
         shared = tensors.setdefault("shared.weight", copy)
         if not _same_bytes(shared, copy):
             raise WeightsError(
@@ -79,14 +79,14 @@ class Matched:
 
 def match(source: Source, flux: FluxConfig | None) -> Matched:
     """Compare a component's names and shapes with what its config says."""
-    parts = slots(source.kind, source.config, flux)
+    parts = slots(source.component, source.config, flux)
     tensors, notes = tidy(source)
-    starts = UNUSED.get(source.kind, ())
+    starts = UNUSED.get(source.component, ())
     unused = {name: tensors.pop(name) for name in [*tensors] if name.startswith(starts)}
     shapes = published_shapes(parts)
     origin: dict[str, str] = {}
     if source.bfl:
-        fused = bfl.layout(source.kind, shapes)
+        fused = bfl.layout(source.component, shapes)
         wrong = Mismatch.between({name: f.shape for name, f in fused.items()}, tensors)
         both = [
             name for name, f in fused.items() if name in tensors and tensors[name].shape == f.shape
@@ -160,21 +160,21 @@ def _bytes(matched: Matched, dtype: np.dtype | None) -> int:
 
 def _write(matched: Matched, writer: ModelWriter, dtype: np.dtype | None, advance: Advance) -> None:
     source = matched.source
-    writer.add_config(source.kind, source.config.to_dict())
+    writer.add_config(source.component, source.config.to_dict())
     writer.add_tensors(
-        source.kind,
+        source.component,
         matched.specs(dtype),
         lambda path: _values(matched, path, dtype, advance),
     )
     if matched.unused:
         writer.add_tensors(
-            source.kind,
+            source.component,
             matched.unused_specs(dtype),
             lambda name: _checked(matched, name, matched.unused[name].array(), dtype, advance),
             unused=True,
         )
     for name, content in source.files.items():
-        writer.add_file(source.kind, name, content)
+        writer.add_file(source.component, name, content)
 
 
 def _values(

@@ -90,18 +90,21 @@ def collect(args: Namespace) -> tuple[Path | None, dict[str, Source]]:
         path = locate(args.adapter, sources.ADAPTER)
         config = args.adapter_config and Path(args.adapter_config)
         parts["adapter"] = sources.open_adapter(path, config)
-    for kind in ("siglip", "dinov2"):
-        if getattr(args, kind):
-            path = locate(getattr(args, kind), sources.ONE_MODEL)
-            parts[kind] = sources.open_component(kind, path)
-    for kind in ("t5", "clip", "vae"):
-        if given := getattr(args, kind):
-            where = (*sources.ONE_MODEL, *(f"{SUBFOLDERS[kind]}/{p}" for p in sources.ONE_MODEL))
-            parts[kind] = sources.open_component(kind, locate(given, where))
-        elif root and (root / SUBFOLDERS[kind]).is_dir():
-            parts[kind] = sources.open_component(kind, root / SUBFOLDERS[kind])
+    for component in ("siglip", "dinov2"):
+        if getattr(args, component):
+            path = locate(getattr(args, component), sources.ONE_MODEL)
+            parts[component] = sources.open_component(component, path)
+    for component in ("t5", "clip", "vae"):
+        if given := getattr(args, component):
+            where = (
+                *sources.ONE_MODEL,
+                *(f"{SUBFOLDERS[component]}/{p}" for p in sources.ONE_MODEL),
+            )
+            parts[component] = sources.open_component(component, locate(given, where))
+        elif root and (root / SUBFOLDERS[component]).is_dir():
+            parts[component] = sources.open_component(component, root / SUBFOLDERS[component])
         elif root:
-            print(f"note: {root}: has no {SUBFOLDERS[kind]}, left out", file=sys.stderr)
+            print(f"note: {root}: has no {SUBFOLDERS[component]}, left out", file=sys.stderr)
     return root, parts
 
 

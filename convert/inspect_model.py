@@ -19,11 +19,11 @@ def run(args: Namespace) -> None:
     if args.verify:
         model.verify()
     print(f"{'component':<12} {'files':>5} {'bytes':>15} {'tensors':>8} {'parameters':>15}  types")
-    for kind, files in model.components.items():
+    for component, files in model.components.items():
         size = sum(entry.size for entry in files.values())
-        line = f"{kind:<12} {len(files):>5} {size:>15,}"
-        if kind in COMPONENTS:
-            tensors = model.tensors(kind).values()
+        line = f"{component:<12} {len(files):>5} {size:>15,}"
+        if component in COMPONENTS:
+            tensors = model.tensors(component).values()
             count = sum(math.prod(t.shape) for t in tensors)
             types = ", ".join(sorted({str(t.dtype) for t in tensors}))
             line += f" {len(tensors):>8} {count:>15,}  {types}"

@@ -82,13 +82,13 @@ class Slot:
         return x.transpose(BACK[x.ndim]) if self.kernel else x
 
 
-def slots(kind: str, config: Any, flux: FluxConfig | None = None) -> dict[str, Slot]:
+def slots(component: str, config: Any, flux: FluxConfig | None = None) -> dict[str, Slot]:
     """A component's parameters by path."""
     found = {}
-    for path, variable in parameters(abstract(kind, config, flux)).items():
+    for path, variable in parameters(abstract(component, config, flux)).items():
         kernel = path.endswith(".kernel")
         name = path.removesuffix("kernel") + "weight" if kernel else path
-        for ours, published in RENAMED.get(kind, {}).items():
+        for ours, published in RENAMED.get(component, {}).items():
             if name.startswith(ours):
                 name = published + name.removeprefix(ours)
         first = flux.num_layers if flux and path.startswith("ip_adapter.single_") else 0

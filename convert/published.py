@@ -141,7 +141,10 @@ PUBLISHED: dict[str, Published] = {
             "num_train_timesteps": (1000, 1000),
             "time_shift_type": ("exponential", "exponential"),
             "shift_terminal": (None, None),
-            **{f"use_{kind}_sigmas": (False, False) for kind in ("karras", "exponential", "beta")},
+            **{
+                f"use_{spacing}_sigmas": (False, False)
+                for spacing in ("karras", "exponential", "beta")
+            },
             "invert_sigmas": (False, False),
             "stochastic_sampling": (False, False),
         },

@@ -56,7 +56,7 @@ OTHER_KEYS = {
 class Source:
     """One component as it was published."""
 
-    kind: str
+    component: str
     path: Path
     config: Any
     tensors: dict[str, Tensor]
@@ -78,25 +78,25 @@ def locate(value: str, patterns: Sequence[str]) -> Path:
     raise FileNotFoundError(f"{value}: no such file or folder, and not a Hub id (org/name)")
 
 
-def open_component(kind: str, path: Path) -> Source:
+def open_component(component: str, path: Path) -> Source:
     """A component's folder, the pipeline folder that it is in, or a BFL single file.
 
     Raises:
         WeightsError: another model, or damaged.
     """
     if path.is_file():
-        return _open_single_file(kind, path)
+        return _open_single_file(component, path)
     folder = path
-    if not (path / "config.json").is_file() and kind in SUBFOLDERS:
-        folder = path / SUBFOLDERS[kind]
+    if not (path / "config.json").is_file() and component in SUBFOLDERS:
+        folder = path / SUBFOLDERS[component]
     if not (folder / "config.json").is_file():
         has = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
-        raise WeightsError(f"{path}: has no config.json of a {kind}; it holds {has}")
-    config, files = read_config(kind, folder / "config.json")
+        raise WeightsError(f"{path}: has no config.json of a {component}; it holds {has}")
+    config, files = read_config(component, folder / "config.json")
     preprocessor = folder / "preprocessor_config.json"
     if preprocessor.is_file():
         files[preprocessor.name] = preprocessor.read_bytes()
-    return Source(kind, folder, config, read_folder(folder), files=files)
+    return Source(component, folder, config, read_folder(folder), files=files)
 
 
 def read_config(component: str, path: Path) -> tuple[Any, dict[str, bytes]]:
@@ -144,37 +144,39 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _open_single_file(kind: str, path: Path) -> Source:
+def _open_single_file(component: str, path: Path) -> Source:
     tensors = read_tensors(path)
-    if kind not in ("transformer", "vae"):
-        raise WeightsError(f"{path}: is a file; give the folder of a {kind} with its config.json")
+    if component not in ("transformer", "vae"):
+        raise WeightsError(
+            f"{path}: is a file; give the folder of a {component} with its config.json"
+        )
     for start, name in OTHER_KEYS.items():
         if any(key.startswith(start) for key in tensors):
             raise refuse(path, name)
-    if kind == "transformer" and "kontext" in path.name.lower():
+    if component == "transformer" and "kontext" in path.name.lower():
         raise refuse(path, "FLUX.1 Kontext")
     beside = path.with_suffix(".json")
     files: dict[str, bytes] = {}
     try:
-        if kind == "transformer" and tensors["img_in.weight"].shape[1:] in [
+        if component == "transformer" and tensors["img_in.weight"].shape[1:] in [
             (channels,) for channels in OTHER_CHANNELS
         ]:
             raise refuse(path, OTHER_CHANNELS[tensors["img_in.weight"].shape[1]])
         if beside.is_file() and "_class_name" in read_json(beside):
-            config, files = read_config(kind, beside)
+            config, files = read_config(component, beside)
         elif beside.is_file():  # written before published values were kept
-            config = build(config_class(kind), read_json(beside), beside)
+            config = build(config_class(component), read_json(beside), beside)
         else:
-            config = (bfl.flux_config if kind == "transformer" else bfl.vae_config)(tensors)
+            config = (bfl.flux_config if component == "transformer" else bfl.vae_config)(tensors)
     except (KeyError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
         what = f"has no {error}" if isinstance(error, KeyError) else str(error)
         raise WeightsError(
-            f"{path}: is no single file of a {kind} in BFL's names: {what}; of diffusers' files "
-            "give the folder"
+            f"{path}: is no single file of a {component} in BFL's names: {what}; for diffusers' "
+            "files give their folder"
         ) from None
-    return Source(kind, path, config, tensors, bfl=True, files=files)
+    return Source(component, path, config, tensors, bfl=True, files=files)
 
 
 def open_adapter(path: Path, config: Path | None) -> Source:
@@ -182,7 +184,7 @@ def open_adapter(path: Path, config: Path | None) -> Source:
     beside it, or as published.
 
     Raises:
-        WeightsError: another kind of file, or damaged.
+        WeightsError: another component of file, or damaged.
     """
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin"))

@@ -57,8 +57,8 @@ def run(args: Namespace) -> None:
     """Write the components of a MODEL folder in published layouts."""
     model = ModelFolder.open(args.model)
     model.verify()
-    kinds = [kind for kind in model.components if kind in COMPONENTS]
-    published = {kind: read_published(model, kind) for kind in kinds}
+    components = [component for component in model.components if component in COMPONENTS]
+    published = {component: read_published(model, component) for component in components}
     total = sum(t.nbytes for tensors in published.values() for t in tensors.values())
     if "adapter" in published:  # written twice
         total += sum(t.nbytes for t in published["adapter"].values())
@@ -67,31 +67,31 @@ def run(args: Namespace) -> None:
         atomic_folder(out, overwrite=args.overwrite, owns=OWNED.__contains__) as folder,
         progress(total) as advance,
     ):
-        for kind, tensors in published.items():
-            if kind == "adapter":
-                _write_adapter(folder, read_config(model, kind), tensors, advance)
-            elif args.bfl and kind in BFL_STEMS:
-                _write_bfl(folder, model, kind, tensors, advance)
+        for component, tensors in published.items():
+            if component == "adapter":
+                _write_adapter(folder, read_config(model, component), tensors, advance)
+            elif args.bfl and component in BFL_STEMS:
+                _write_bfl(folder, model, component, tensors, advance)
             else:
-                target = folder / _place(kind)
-                config = _published_config(model, kind, tensors)
-                _write_folder(target, kind, config, tensors, advance)
-                _copy(model, kind, target)
-        _write_rest(folder, model, [k for k in kinds if not (args.bfl and k in BFL_STEMS)])
+                target = folder / _place(component)
+                config = _published_config(model, component, tensors)
+                _write_folder(target, component, config, tensors, advance)
+                _copy(model, component, target)
+        _write_rest(folder, model, [k for k in components if not (args.bfl and k in BFL_STEMS)])
 
 
-def read_published(model: ModelFolder, kind: str) -> dict[str, Tensor]:
+def read_published(model: ModelFolder, component: str) -> dict[str, Tensor]:
     """A component's tensors under their published names.
 
     Raises:
         WeightsError: the folder's tensors are not those of its config.
     """
-    config = read_config(model, kind)
-    flux = read_config(model, "transformer") if kind == "adapter" else None
-    parts, tensors = slots(kind, config, flux), model.tensors(kind)
+    config = read_config(model, component)
+    flux = read_config(model, "transformer") if component == "adapter" else None
+    parts, tensors = slots(component, config, flux), model.tensors(component)
     if wrong := Mismatch.between({path: slot.shape for path, slot in parts.items()}, tensors):
-        raise WeightsError(f"{model.path / kind}: {wrong}; convert the model again")
-    return export(tensors, parts, model.unused(kind))
+        raise WeightsError(f"{model.path / component}: {wrong}; convert the model again")
+    return export(tensors, parts, model.unused(component))
 
 
 def _published_config(
@@ -112,8 +112,8 @@ def _published_config(
     return values
 
 
-def _place(kind: str) -> str:
-    return f"flux/{SUBFOLDERS[kind]}" if kind in SUBFOLDERS else kind
+def _place(component: str) -> str:
+    return f"flux/{SUBFOLDERS[component]}" if component in SUBFOLDERS else component
 
 
 def _specs(tensors: dict[str, Tensor]) -> dict[str, Spec]:
@@ -129,11 +129,11 @@ def _chunks(tensors: dict[str, Tensor], advance: Advance) -> Any:
 
 
 def _write_folder(
-    folder: Path, kind: str, config: dict, tensors: dict[str, Tensor], advance: Advance
+    folder: Path, component: str, config: dict, tensors: dict[str, Tensor], advance: Advance
 ) -> None:
     """As diffusers or transformers save it, with an index if there are several shards."""
     folder.mkdir(parents=True)
-    stem = "diffusion_pytorch_model" if kind in ("transformer", "vae") else "model"
+    stem = "diffusion_pytorch_model" if component in ("transformer", "vae") else "model"
     shards = write_tensors(folder, stem, _specs(tensors), _chunks(tensors, advance))
     if len(shards) > 1:
         index = {
@@ -145,17 +145,17 @@ def _write_folder(
 
 
 def _write_bfl(
-    folder: Path, model: ModelFolder, kind: str, tensors: dict[str, Tensor], advance: Advance
+    folder: Path, model: ModelFolder, component: str, tensors: dict[str, Tensor], advance: Advance
 ) -> None:
     """BFL's single file, and diffusers' config beside it, for what its shapes do not tell."""
-    stem, config = BFL_STEMS[kind], read_config(model, kind)
-    if kind == "transformer" and not config.guidance_embeds:
+    stem, config = BFL_STEMS[component], read_config(model, component)
+    if component == "transformer" and not config.guidance_embeds:
         stem = "flux1-schnell"
-    parts = bfl.layout(kind, published_shapes(slots(kind, config)))
+    parts = bfl.layout(component, published_shapes(slots(component, config)))
     fused = {name: part.join(tensors) for name, part in parts.items()}
     whole = sum(t.nbytes for t in fused.values())
     write_tensors(folder, stem, _specs(fused), _chunks(fused, advance), shard_bytes=whole)
-    (folder / f"{stem}.json").write_bytes(as_json(_published_config(model, kind, tensors)))
+    (folder / f"{stem}.json").write_bytes(as_json(_published_config(model, component, tensors)))
 
 
 def _write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], advance: Advance) -> None:
@@ -175,35 +175,47 @@ def _write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], advanc
     (folder / f"{ADAPTER}.json").write_bytes(as_json(config.to_dict()))
 
 
-def _copy(model: ModelFolder, kind: str, target: Path) -> None:
+def _copy(model: ModelFolder, component: str, target: Path) -> None:
     """Files that were kept as they are."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in model.components[kind]:
+    for name in model.components[component]:
         if name not in (CONFIG, ORIGINAL, UNUSED) and not name.endswith(".safetensors"):
-            (target / name).write_bytes((model.path / kind / name).read_bytes())
+            (target / name).write_bytes((model.path / component / name).read_bytes())
 
 
-def _is_of_any_kind(model: ModelFolder, kind: str) -> bool:
+def _is_of_any_kind(model: ModelFolder, component: str) -> bool:
     """Whether a tokenizer says that it is neither CLIP's nor T5's."""
-    if "tokenizer_config.json" not in model.components[kind]:
+    if "tokenizer_config.json" not in model.components[component]:
         return False
-    return model.json(kind, "tokenizer_config.json").get("tokenizer_class") == ANY
+    return model.json(component, "tokenizer_config.json").get("tokenizer_class") == ANY
 
 
 def _write_rest(folder: Path, model: ModelFolder, written: list[str]) -> None:
     """The pipeline's small files."""
     flux = folder / "flux"
-    for kind in ("tokenizer", "tokenizer_2"):
-        if kind in model.components:
-            _copy(model, kind, flux / kind)
+    for component in ("tokenizer", "tokenizer_2"):
+        if component in model.components:
+            _copy(model, component, flux / component)
     if "scheduler" in model.components:
         target = flux / "scheduler"
         target.mkdir(parents=True)
         config = _published_config(model, "scheduler", {})
         (target / "scheduler_config.json").write_bytes(as_json(config))
-    kinds = [kind for kind in model.components if kind in written or kind not in COMPONENTS]
+    components = [
+        component
+        for component in model.components
+        if component in written or component not in COMPONENTS
+    ]
     index: dict[str, Any] = {"_class_name": "FluxPipeline"}
-    index |= {PIPELINE[kind][0]: PIPELINE[kind][1:] for kind in kinds if kind in PIPELINE}
-    index |= {kind: ("transformers", ANY) for kind in kinds if _is_of_any_kind(model, kind)}
+    index |= {
+        PIPELINE[component][0]: PIPELINE[component][1:]
+        for component in components
+        if component in PIPELINE
+    }
+    index |= {
+        component: ("transformers", ANY)
+        for component in components
+        if _is_of_any_kind(model, component)
+    }
     if flux.exists():
         (flux / "model_index.json").write_bytes(as_json(index))

@@ -22,8 +22,7 @@ from ic_jax.preprocessing.images import Fit, Picture
 from ic_jax.preprocessing.tokenizers import check_prompt
 from ic_jax.runner import Grid, Runner
 from ic_jax.weights import loading
-from ic_jax.weights.encoders import KINDS as LARGE_ENCODERS
-from ic_jax.weights.encoders import Encoders, EncodersOnDemand, Keeping
+from ic_jax.weights.encoders import LARGE_ENCODERS, Encoders, EncodersOnDemand, Keeping
 from ic_jax.weights.lora import LoraSet, read_lora
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 
@@ -97,12 +96,12 @@ class InstantCharacterPipeline:
         kept = jnp.dtype(dtype)
         placed = auto_mesh.for_inference(mesh, folder, kept) if isinstance(mesh, str) else mesh
         if encoders == "keep":
-            return cls(loading.load(Path(folder), kept, verify=verify, mesh=placed))
+            return cls(loading.load_model(Path(folder), kept, verify=verify, mesh=placed))
         opened = ModelFolder.open(folder)
         if verify:
             opened.verify()
         others = set(opened.components) - set(LARGE_ENCODERS)
-        model = loading.load(folder, kept, kinds=others, verify=False, mesh=placed)
+        model = loading.load_model(folder, kept, components=others, verify=False, mesh=placed)
 
         def load(kind: str) -> Any:
             if kind not in opened.components:

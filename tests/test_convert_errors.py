@@ -517,11 +517,11 @@ def test_a_damaged_model_folder(model, run):
     assert run("inspect", model, out=None)[0] == 0
     assert "1 files differ from their checksum: vae/model.safetensors" in inspect("--verify")
     with pytest.raises(WeightsError, match="checksum"):
-        loading.load(model)
+        loading.load_model(model)
     with pytest.raises(WeightsError, match="checksum"):
         loading.load_component(model, "vae")
     assert run("to-torch", model, out=model.parent / "back" / "torch")[0] == 3
-    assert loading.load(model, verify=False).vae is not None
+    assert loading.load_model(model, verify=False).vae is not None
     file.write_bytes(whole[:-1])
     assert f"{len(whole) - 1} bytes, expected {len(whole)}" in inspect()
     file.unlink()

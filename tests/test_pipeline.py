@@ -14,7 +14,7 @@ from ic_jax import InstantCharacterPipeline
 from ic_jax.config import SamplingConfig, SchedulerConfig
 from ic_jax.models.flux import Flux
 from ic_jax.weights import loading
-from ic_jax.weights.encoders import KINDS
+from ic_jax.weights.encoders import LARGE_ENCODERS
 from tests.conftest import GOLDENS
 from tests.oracle import relative
 
@@ -216,7 +216,7 @@ def test_numpy_numbers_are_numbers(pipe):
 
 def test_schnell_draws_and_guidance_does_nothing(tiny_model, subjects):
     """The golden model with FLUX.1-schnell's transformer and static schedule."""
-    model = loading.load(tiny_model)
+    model = loading.load_model(tiny_model)
     config = dataclasses.replace(model.transformer.config, guidance_embeds=False)
     schnell = Flux(config, rngs=nnx.Rngs(0))
     scheduler = SchedulerConfig(use_dynamic_shifting=False, shift=1.0)
@@ -231,7 +231,7 @@ def test_schnell_draws_and_guidance_does_nothing(tiny_model, subjects):
 
 
 def test_what_is_not_given_is_the_models_own(tiny_model, pipe, subjects):
-    model = loading.load(tiny_model, "float32")
+    model = loading.load_model(tiny_model, "float32")
     model.sampling = SamplingConfig(64, 64, 2, max_sequence_length=32, subject_scale=0.5)
     own = InstantCharacterPipeline(model)
     drawn = own("a girl", subject_image=subjects[0], output_type="latent").images
@@ -329,7 +329,7 @@ def test_freed_encoders_draw_the_same(pipe, tiny_model, monkeypatch):
         np.testing.assert_array_equal(ours, pipe(prompt, **asked).images)
         assert held() == 0
     free(prompt, **asked, callback_on_step_end=step)
-    assert {kind: len(made) for kind, made in read.items()} == dict.fromkeys(KINDS, 3)
+    assert {kind: len(made) for kind, made in read.items()} == dict.fromkeys(LARGE_ENCODERS, 3)
     assert set(at_the_steps) == {0}
 
     embeds = free.encode_prompt("a boy", max_sequence_length=SMALL["max_sequence_length"])

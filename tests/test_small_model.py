@@ -58,7 +58,7 @@ def exported(tmp_path_factory):
 )
 def test_transformers_sees_the_same_with_it(exported, name, theirs):
     oracle = theirs.from_pretrained(exported / name, dtype=torch.float32)
-    ours = getattr(loading.load(SMALL_MODEL, "float32", kinds={name}), name)
+    ours = getattr(loading.load_model(SMALL_MODEL, "float32", components={name}), name)
     side = ours.config.image_size
     pixels = np.random.default_rng(0).standard_normal((2, side, side, 3)).astype(np.float32)
     with torch.no_grad():

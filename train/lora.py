@@ -15,12 +15,12 @@ from flax import nnx
 
 from ic_jax.config import ConfigError
 from ic_jax.models.flux import Flux
-from ic_jax.models.layers import Linear, LowRankMap
+from ic_jax.models.layers import Linear, LoraLayer
 from ic_jax.weights.loading import parameters
-from ic_jax.weights.lora import LowRank
+from ic_jax.weights.lora import LoraDelta
 from train.recipe import LoraConfig
 
-StyleLora = dict[str, LowRankMap]
+StyleLora = dict[str, LoraLayer]
 Maps = tuple[tuple[str, tuple[int, ...], Any], ...]  # name, shape and axes of each kernel
 
 KERNEL = ".kernel"
@@ -69,16 +69,16 @@ def with_lora(flux: Flux, lora: StyleLora) -> Flux:
     return flux
 
 
-def published(lora: StyleLora) -> dict[tuple[str, str], LowRank]:
+def published(lora: StyleLora) -> dict[tuple[str, str], LoraDelta]:
     """The pairs by (model, published name), block by block, as LoRA files have them."""
     changes = {}
     for name, pair in lora.items():
         a, b = (np.asarray(jax.device_get(x[...])).swapaxes(-1, -2) for x in (pair.a, pair.b))
         if "*" not in name:
-            changes["transformer", name] = LowRank(a, b, pair.scale)
+            changes["transformer", name] = LoraDelta(a, b, pair.scale)
             continue
         for i in range(len(a)):
-            changes["transformer", name.replace("*", str(i))] = LowRank(a[i], b[i], pair.scale)
+            changes["transformer", name.replace("*", str(i))] = LoraDelta(a[i], b[i], pair.scale)
     return changes
 
 
@@ -91,5 +91,5 @@ def _pairs(maps: Maps, rank: int, scale: float, seed: int) -> StyleLora:
         *stack, i, o = shape
         limit = i**-0.5
         a = jax.random.uniform(key, (*stack, i, rank), minval=-limit, maxval=limit)
-        made[name] = LowRankMap(a, jnp.zeros((*stack, rank, o)), axes=axes, scale=scale)
+        made[name] = LoraLayer(a, jnp.zeros((*stack, rank, o)), axes=axes, scale=scale)
     return made

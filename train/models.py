@@ -113,9 +113,11 @@ def load_parts(
     recipe: Recipe, needed: set[str], mesh: Mesh | None = None, *, replicate: bool = False
 ) -> loading.Model:
     """Components of the recipe's model, and its settings; WeightsError names what it lacks."""
-    kinds = {*needed, *loading.CONFIG_ONLY}
+    parts = {*needed, *loading.CONFIG_ONLY}
     dtype = jnp.dtype(recipe.dtype)
-    model = loading.load(recipe.model, dtype, kinds=kinds, mesh=mesh, replicate=replicate)
+    model = loading.load_model(
+        recipe.model, dtype, components=parts, mesh=mesh, replicate=replicate
+    )
     lacks = sorted(name for name in needed if getattr(model, name) is None)
     if lacks:
         raise WeightsError(

@@ -66,7 +66,7 @@ def per_channel(vector: Float[Array, "d"], x: Array) -> Array:
     return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
 
 
-class LowRankMap(nnx.Module):
+class LoraLayer(nnx.Module):
     """LoRA of a linear map: scale * (x @ a) @ b, added to its output (arXiv 2106.09685).
 
     Published `lora_A.weight` and `lora_B.weight` are the transposes.
@@ -108,7 +108,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(kernel, axes=axes, heads=heads)
         zeros = jnp.zeros(out_features)
         self.bias = nnx.Param(zeros, axes=axes[1:], heads=heads) if bias else None
-        self.low_rank: LowRankMap | None = None
+        self.low_rank: LoraLayer | None = None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         y = product(x, gathered(self.kernel, x.dtype))

@@ -12,18 +12,18 @@ import jax
 from ic_jax.weights.loading import Model
 
 Keeping = Literal["keep", "free"]
-KINDS = ("t5", "siglip", "dinov2")
+LARGE_ENCODERS = ("t5", "siglip", "dinov2")
 
 
 class Encoders:
     """Those of a model in memory, kept there."""
 
     def __init__(self, model: Model):
-        self._held = {kind: getattr(model, kind) for kind in KINDS}
+        self._held = {component: getattr(model, component) for component in LARGE_ENCODERS}
 
-    def get(self, *kinds: str) -> list[Any]:
+    def get(self, *components: str) -> list[Any]:
         """Modules; None for what the model does not have."""
-        return [self._held.get(kind) for kind in kinds]
+        return [self._held.get(component) for component in components]
 
     def put_away(self) -> None:
         """Before the steps."""
@@ -33,21 +33,21 @@ class EncodersOnDemand(Encoders):
     """Read when they are asked for, and deleted when others are, or before the steps."""
 
     def __init__(self, load: Callable[[str], Any]):
-        """`load` reads one kind; None if the model does not have it."""
+        """`load` reads one component; None if the model does not have it."""
         self._load, self._held = load, {}
 
-    def get(self, *kinds: str) -> list[Any]:
-        self._delete(set(self._held) - set(kinds))
-        for kind in kinds:
-            if kind not in self._held:
-                self._held[kind] = self._load(kind)
-        return super().get(*kinds)
+    def get(self, *components: str) -> list[Any]:
+        self._delete(set(self._held) - set(components))
+        for component in components:
+            if component not in self._held:
+                self._held[component] = self._load(component)
+        return super().get(*components)
 
     def put_away(self) -> None:
         self._delete(set(self._held))
 
-    def _delete(self, kinds: set[str]) -> None:
-        for kind in kinds:
+    def _delete(self, components: set[str]) -> None:
+        for component in components:
             # Not left to the garbage collector: the steps want the memory now.
-            for array in jax.tree.leaves(self._held.pop(kind)):
+            for array in jax.tree.leaves(self._held.pop(component)):
                 array.delete()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import errors, snapshot_download
 
-from ic_jax.weights.model_folder import KINDS, MANIFEST, not_converted
+from ic_jax.weights.model_folder import COMPONENT_NAMES, MANIFEST, not_converted
 
 REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # org/name
 
@@ -62,4 +62,6 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
     if not (folder / MANIFEST).is_file():
         raise not_converted(repo_id)
     # A snapshot's folder is named after its commit, so both downloads are of one revision.
-    return fetch(repo_id, [MANIFEST, *(f"{kind}/*" for kind in KINDS)], folder.name)
+    return fetch(
+        repo_id, [MANIFEST, *(f"{component}/*" for component in COMPONENT_NAMES)], folder.name
+    )

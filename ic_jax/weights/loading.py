@@ -31,7 +31,7 @@ from ic_jax.models.siglip import SiglipVision
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
 from ic_jax.sharding import parameter_sharding, to_global_array
-from ic_jax.weights.model_folder import CONFIG, KINDS, ModelFolder, ModelWriter
+from ic_jax.weights.model_folder import COMPONENT_NAMES, CONFIG, ModelFolder, ModelWriter
 from ic_jax.weights.safetensors_io import Spec
 from ic_jax.weights.tensors import Mismatch, WeightsError
 
@@ -47,10 +47,10 @@ COMPONENTS: dict[str, tuple[Any, Any]] = {
 CONFIG_ONLY: dict[str, Any] = {"scheduler": SchedulerConfig, "sampling": SamplingConfig}
 
 
-def abstract(kind: str, config: Any, flux: FluxConfig | None = None) -> Any:
+def abstract(component: str, config: Any, flux: FluxConfig | None = None) -> Any:
     """A component's module, shapes in place of arrays; the adapter also needs FLUX's sizes."""
-    make = COMPONENTS[kind][1]
-    sizes = (config, flux) if kind == "adapter" else (config,)
+    make = COMPONENTS[component][1]
+    sizes = (config, flux) if component == "adapter" else (config,)
     return nnx.eval_shape(lambda: make(*sizes, rngs=nnx.Rngs(0)))
 
 
@@ -60,24 +60,24 @@ def parameters(module: Any) -> dict[str, Any]:
     return {".".join(map(str, path)): variable for path, variable in state}
 
 
-def config_class(kind: str) -> Any:
+def config_class(component: str) -> Any:
     """What a component's config.json is read as."""
-    return CONFIG_ONLY.get(kind) or COMPONENTS[kind][0]
+    return CONFIG_ONLY.get(component) or COMPONENTS[component][0]
 
 
-def read_config(folder: ModelFolder, kind: str) -> Any:
+def read_config(folder: ModelFolder, component: str) -> Any:
     """A component's config; WeightsError if it is absent, or is none."""
     try:
-        return config_class(kind).from_dict(folder.json(kind))
+        return config_class(component).from_dict(folder.json(component))
     except ConfigError as error:
         raise WeightsError(
-            f"{folder.path / kind / CONFIG}: {error}; convert the model again"
+            f"{folder.path / component / CONFIG}: {error}; convert the model again"
         ) from None
 
 
 def load_component(
     folder: ModelFolder | str | Path,
-    kind: str,
+    component: str,
     dtype: Any = None,
     *,
     verify: bool = True,
@@ -99,16 +99,17 @@ def load_component(
     """
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(folder)
-    kinds = [kind, "transformer"] if kind == "adapter" else [kind]
-    if verify and kind in folder.components:
-        folder.verify([kind])
-    config, *flux = (read_config(folder, k) for k in kinds)
-    module, tensors = abstract(kind, config, *flux), folder.tensors(kind)
+    components = [component, "transformer"] if component == "adapter" else [component]
+    if verify and component in folder.components:
+        folder.verify([component])
+    config, *flux = (read_config(folder, k) for k in components)
+    module, tensors = abstract(component, config, *flux), folder.tensors(component)
     variables = parameters(module)
     if wrong := Mismatch.between({path: v.shape for path, v in variables.items()}, tensors):
-        raise WeightsError(f"{folder.path / kind}: {wrong}; convert the model again")
+        raise WeightsError(f"{folder.path / component}: {wrong}; convert the model again")
     places = {
-        path: mesh and parameter_sharding(f"{kind}.{path}", variable, mesh, replicate=replicate)
+        path: mesh
+        and parameter_sharding(f"{component}.{path}", variable, mesh, replicate=replicate)
         for path, variable in variables.items()
     }
     for path, variable in variables.items():
@@ -139,40 +140,46 @@ class Model:
     tokenizer_2: Path | None = None  # T5's
 
 
-def load(
+def load_model(
     path: str | Path,
     dtype: Any = None,
     *,
-    kinds: Container[str] = KINDS,
+    components: Container[str] = COMPONENT_NAMES,
     verify: bool = True,
     mesh: Mesh | None = None,
     replicate: bool = False,
 ) -> Model:
-    """The components of a MODEL folder that are of `kinds`, all by default.
+    """The components of a MODEL folder that are of `components`, all by default.
 
     Other arguments and errors as for `load_component`.
     """
     folder = ModelFolder.open(path)
-    wanted = [kind for kind in folder.components if kind in kinds]
+    wanted = [component for component in folder.components if component in components]
     if verify:
         folder.verify(wanted)
     model = Model()
-    for kind in wanted:
-        if kind in COMPONENTS:
-            part = load_component(folder, kind, dtype, verify=False, mesh=mesh, replicate=replicate)
+    for component in wanted:
+        if component in COMPONENTS:
+            part = load_component(
+                folder, component, dtype, verify=False, mesh=mesh, replicate=replicate
+            )
         else:
-            part = read_config(folder, kind) if kind in CONFIG_ONLY else folder.path / kind
-        setattr(model, kind, part)
+            part = (
+                read_config(folder, component)
+                if component in CONFIG_ONLY
+                else folder.path / component
+            )
+        setattr(model, component, part)
     return model
 
 
-def write_component(writer: ModelWriter, kind: str, module: Any, dtype: Any = None) -> None:
+def write_component(writer: ModelWriter, component: str, module: Any, dtype: Any = None) -> None:
     """Write a module as a component of a new MODEL folder, in `dtype` or as it is."""
     values = parameters(module)
-    kinds = {path: np.dtype(dtype or v.dtype) for path, v in values.items()}
-    writer.add_config(kind, module.config.to_dict())
+    dtypes = {path: np.dtype(dtype or v.dtype) for path, v in values.items()}
+    writer.add_config(component, module.config.to_dict())
     writer.add_tensors(
-        kind,
-        {path: Spec(kinds[path], v.shape) for path, v in values.items()},
-        lambda path: [np.asarray(values[path][...].astype(kinds[path]))],
+        component,
+        {path: Spec(dtypes[path], v.shape) for path, v in values.items()},
+        lambda path: [np.asarray(values[path][...].astype(dtypes[path]))],
     )

@@ -31,7 +31,7 @@ _KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|alpha
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LoraDelta:
     """One linear map's change: scale * b @ a, with a [rank, in] and b [out, rank]."""
 
     a: np.ndarray
@@ -40,16 +40,16 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoraFile:
     """A LoRA file: changes by (model, published module name), and how to apply them."""
 
     name: str
-    changes: Mapping[tuple[str, str], LowRank]
+    changes: Mapping[tuple[str, str], LoraDelta]
     weight: float
     trigger: str | None
 
 
-def read_lora(file: Path | str, weight: float = 1.0, trigger: str | None = None) -> Lora:
+def read_lora(file: Path | str, weight: float = 1.0, trigger: str | None = None) -> LoraFile:
     """Read a LoRA in the peft layout, as diffusers writes it.
 
     Alpha comes from the tensor `<module>.alpha`, or from the settings that diffusers keeps in
@@ -81,12 +81,12 @@ def read_lora(file: Path | str, weight: float = 1.0, trigger: str | None = None)
         (PREFIXES[prefix], module): _low_rank(file, module, found, alphas.of(prefix, module))
         for (prefix, module), found in parts.items()
     }
-    return Lora(file.name, changes, weight, trigger)
+    return LoraFile(file.name, changes, weight, trigger)
 
 
 def write_lora(
     file: Path | str,
-    changes: Mapping[tuple[str, str], LowRank],
+    changes: Mapping[tuple[str, str], LoraDelta],
     dtype: np.dtype,
     *,
     overwrite: bool = False,
@@ -128,9 +128,11 @@ class _Alphas:
         except ValueError:
             raise WeightsError(f"{file}: lora_adapter_metadata in its header is not JSON") from None
         for prefix in PREFIXES:
-            for kind in ("use_rslora", "use_dora"):
-                if self._settings.get(prefix + kind):
-                    raise WeightsError(f"{file}: {kind} is set: this kind of LoRA is not supported")
+            for variant in ("use_rslora", "use_dora"):
+                if self._settings.get(prefix + variant):
+                    raise WeightsError(
+                        f"{file}: {variant} is set: this kind of LoRA is not supported"
+                    )
 
     def of(self, prefix: str, module: str) -> float | None:
         patterns = self._settings.get(f"{prefix}alpha_pattern") or {}
@@ -141,7 +143,7 @@ class _Alphas:
 
 def _low_rank(
     file: Path, module: str, found: dict[str, np.ndarray], alpha: float | None
-) -> LowRank:
+) -> LoraDelta:
     def fail(problem: str) -> WeightsError:
         return WeightsError(f"{file}: {module}: {problem}")
 
@@ -157,7 +159,7 @@ def _low_rank(
     alpha = float(rank) if alpha is None else float(alpha)
     if not (np.isfinite(alpha) and np.isfinite(a).all() and np.isfinite(b).all()):
         raise fail("holds numbers that are not finite")
-    return LowRank(a, b, alpha / rank)
+    return LoraDelta(a, b, alpha / rank)
 
 
 class LoraSet:
@@ -167,9 +169,9 @@ class LoraSet:
     """
 
     def __init__(self, models: Mapping[str, Any]):
-        self._parameters = {kind: parameters(model) for kind, model in models.items()}
+        self._parameters = {component: parameters(model) for component, model in models.items()}
         self._base: dict[tuple[str, str], np.ndarray] = {}
-        self.loras: dict[str, Lora] = {}  # all, by name
+        self.loras: dict[str, LoraFile] = {}  # all, by name
         self.active: dict[str, float] = {}  # the weights of those that are applied, by name
 
     @property
@@ -178,7 +180,7 @@ class LoraSet:
         triggers = (self.loras[name].trigger for name in self.active)
         return [trigger for trigger in triggers if trigger]
 
-    def add(self, lora: Lora, name: str | None = None) -> None:
+    def add(self, lora: LoraFile, name: str | None = None) -> None:
         """Add a LoRA and apply it beside the active ones, at its own weight.
 
         Args:
@@ -192,12 +194,12 @@ class LoraSet:
             name = next(n for n in map("default_{}".format, count()) if n not in self.loras)
         if name in self.loras:
             raise ValueError(f"a LoRA is called {name!r} already; choose another name or delete it")
-        for (kind, module), change in lora.changes.items():
+        for (component, module), change in lora.changes.items():
             path, index = _locate(module)
-            kernel = self._parameters.get(kind, {}).get(f"{path}.kernel")
+            kernel = self._parameters.get(component, {}).get(f"{path}.kernel")
             shape = (change.a.shape[1], change.b.shape[0])
             if kernel is None or (index is not None and index >= kernel.shape[0]):
-                raise WeightsError(f"{lora.name}: this model's {kind} has no {module}")
+                raise WeightsError(f"{lora.name}: this model's {component} has no {module}")
             if kernel.shape[-2:] != shape:
                 raise WeightsError(
                     f"{lora.name}: {module} is for a map {shape[0]} -> {shape[1]}; this model's "
@@ -252,9 +254,9 @@ class LoraSet:
     def _apply(self) -> None:
         changes: dict[tuple[str, str], dict[int | None, list]] = {}
         for name, weight in self.active.items():
-            for (kind, module), change in self.loras[name].changes.items():
+            for (component, module), change in self.loras[name].changes.items():
                 path, index = _locate(module)
-                entry = changes.setdefault((kind, f"{path}.kernel"), {}).setdefault(index, [])
+                entry = changes.setdefault((component, f"{path}.kernel"), {}).setdefault(index, [])
                 entry.append((weight * change.scale, change))
         for key in set(changes) | set(self._base):
             variable = self._parameters[key[0]][key[1]]

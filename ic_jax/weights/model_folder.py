@@ -41,7 +41,7 @@ PUBLISHED = {  # where the options of `convert from-torch` find the published we
     "siglip": "google/siglip-so400m-patch14-384",
     "dinov2": "facebook/dinov2-giant",
 }
-KINDS = (
+COMPONENT_NAMES = (
     *("transformer", "adapter", "siglip", "dinov2", "t5", "clip", "vae"),
     *("scheduler", "sampling", "tokenizer", "tokenizer_2"),
 )
@@ -58,7 +58,7 @@ class ModelFolder:
     """A MODEL folder opened for reading: files are there, at their sizes."""
 
     path: Path
-    components: dict[str, dict[str, FileEntry]]  # kind -> file name -> entry
+    components: dict[str, dict[str, FileEntry]]  # component -> file name -> entry
 
     @classmethod
     def open(cls, path: "str | Path | ModelFolder") -> "ModelFolder":
@@ -74,8 +74,8 @@ class ModelFolder:
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder")
         folder = cls(path, _read_manifest(path))
-        for kind, name, entry in folder.files():
-            file = path / kind / name
+        for component, name, entry in folder.files():
+            file = path / component / name
             size = file.stat().st_size if file.is_file() else None
             if size is None:
                 raise WeightsError(f"{file}: is missing; convert or copy the model again")
@@ -85,49 +85,53 @@ class ModelFolder:
                 )
         return folder
 
-    def files(self, kinds: Iterable[str] | None = None) -> Iterator[tuple[str, str, FileEntry]]:
-        for kind in self.components if kinds is None else kinds:
-            for name, entry in self.components[kind].items():
-                yield kind, name, entry
+    def files(
+        self, components: Iterable[str] | None = None
+    ) -> Iterator[tuple[str, str, FileEntry]]:
+        for component in self.components if components is None else components:
+            for name, entry in self.components[component].items():
+                yield component, name, entry
 
-    def verify(self, kinds: Iterable[str] | None = None) -> None:
+    def verify(self, components: Iterable[str] | None = None) -> None:
         """Compare the SHA-256 of every file; WeightsError lists those that differ."""
 
         def differs(file: tuple[str, str, FileEntry]) -> str | None:
-            kind, name, entry = file
-            same = sha256_file(self.path / kind / name) == entry.sha256
-            return None if same else f"{kind}/{name}"
+            component, name, entry = file
+            same = sha256_file(self.path / component / name) == entry.sha256
+            return None if same else f"{component}/{name}"
 
         with ThreadPoolExecutor() as pool:
-            bad = [name for name in pool.map(differs, self.files(kinds)) if name]
+            bad = [name for name in pool.map(differs, self.files(components)) if name]
         if bad:
             raise WeightsError(
                 f"{self.path}: {len(bad)} files differ from their checksum: {', '.join(bad[:10])}; "
                 "convert or copy the model again"
             )
 
-    def json(self, kind: str, name: str = CONFIG) -> dict[str, Any]:
+    def json(self, component: str, name: str = CONFIG) -> dict[str, Any]:
         """A JSON file of a component; WeightsError if the model lacks the component."""
-        if kind not in self.components:
+        if component not in self.components:
             has = ", ".join(self.components)
-            raise WeightsError(f"{self.path}: has no {kind}, only {has}; convert one that has it")
-        return json.loads((self.path / kind / name).read_text())
+            raise WeightsError(
+                f"{self.path}: has no {component}, only {has}; convert one that has it"
+            )
+        return json.loads((self.path / component / name).read_text())
 
-    def tensors(self, kind: str) -> dict[str, Tensor]:
+    def tensors(self, component: str) -> dict[str, Tensor]:
         """A component's parameters by path, from all its shards."""
         found: dict[str, Tensor] = {}
-        for name in self.components[kind]:
+        for name in self.components[component]:
             if name.endswith(".safetensors") and name != UNUSED:
-                shard = safetensors_io.read_tensors(self.path / kind / name)
+                shard = safetensors_io.read_tensors(self.path / component / name)
                 if both := sorted(found.keys() & shard.keys()):
-                    raise WeightsError(f"{self.path / kind / name}: holds {both[0]} once more")
+                    raise WeightsError(f"{self.path / component / name}: holds {both[0]} once more")
                 found |= shard
         return found
 
-    def unused(self, kind: str) -> dict[str, Tensor]:
+    def unused(self, component: str) -> dict[str, Tensor]:
         """Published tensors, under their published names, that the component's module lacks."""
-        has = UNUSED in self.components[kind]
-        return safetensors_io.read_tensors(self.path / kind / UNUSED) if has else {}
+        has = UNUSED in self.components[component]
+        return safetensors_io.read_tensors(self.path / component / UNUSED) if has else {}
 
 
 def not_converted(name: str) -> WeightsError:
@@ -153,19 +157,21 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, FileEntry]]:
                 "convert the model again"
             )
         components = {
-            kind: {name: FileEntry(**entry) for name, entry in files.items()}
-            for kind, files in manifest["components"].items()
+            component: {name: FileEntry(**entry) for name, entry in files.items()}
+            for component, files in manifest["components"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: is damaged; convert or copy the model again") from None
-    for kind, files in components.items():
-        for name in (kind, *files):
+    for component, files in components.items():
+        for name in (component, *files):
             if Path(name).name != name:
                 raise WeightsError(f"{path}: {name!r} is not a plain file name")
-        if kind not in KINDS:
-            raise WeightsError(f"{path}: unknown component {kind}; known are {', '.join(KINDS)}")
+        if component not in COMPONENT_NAMES:
+            raise WeightsError(
+                f"{path}: unknown component {component}; known are {', '.join(COMPONENT_NAMES)}"
+            )
     return components
 
 
@@ -178,7 +184,7 @@ class ModelWriter:
 
     def add_tensors(
         self,
-        kind: str,
+        component: str,
         specs: Mapping[str, Spec],
         chunks: Callable[[str], Iterable[np.ndarray]],
         *,
@@ -186,31 +192,31 @@ class ModelWriter:
     ) -> None:
         """Write a component's parameters; see `ic_jax.weights.safetensors_io.write_tensors`."""
         stem = UNUSED.removesuffix(".safetensors") if unused else "model"
-        for file in safetensors_io.write_tensors(self._component(kind), stem, specs, chunks):
-            self.components[kind][file.path.name] = FileEntry(file.size, file.sha256)
+        for file in safetensors_io.write_tensors(self._component(component), stem, specs, chunks):
+            self.components[component][file.path.name] = FileEntry(file.size, file.sha256)
 
-    def add_file(self, kind: str, name: str, content: bytes) -> None:
-        atomic_write(self._component(kind) / name, content)
+    def add_file(self, component: str, name: str, content: bytes) -> None:
+        atomic_write(self._component(component) / name, content)
         digest = hashlib.sha256(content).hexdigest()
-        self.components[kind][name] = FileEntry(len(content), digest)
+        self.components[component][name] = FileEntry(len(content), digest)
 
-    def add_config(self, kind: str, values: dict[str, Any]) -> None:
-        self.add_file(kind, CONFIG, as_json(values))
+    def add_config(self, component: str, values: dict[str, Any]) -> None:
+        self.add_file(component, CONFIG, as_json(values))
 
-    def add_from(self, model: ModelFolder, kind: str) -> None:
+    def add_from(self, model: ModelFolder, component: str) -> None:
         """A component of another model as it is: the same files where the disk allows it."""
-        folder = self._component(kind)
-        for _, name, entry in model.files([kind]):
-            source = model.path / kind / name
+        folder = self._component(component)
+        for _, name, entry in model.files([component]):
+            source = model.path / component / name
             try:
                 os.link(source, folder / name)
             except OSError:  # another disk
                 shutil.copyfile(source, folder / name)
-            self.components[kind][name] = entry
+            self.components[component][name] = entry
 
-    def _component(self, kind: str) -> Path:
-        self.components.setdefault(kind, {})
-        path = self.folder / kind
+    def _component(self, component: str) -> Path:
+        self.components.setdefault(component, {})
+        path = self.folder / component
         path.mkdir(exist_ok=True)
         return path
 
@@ -222,7 +228,7 @@ def create(out: str | Path, *, overwrite: bool = False) -> Iterator[ModelWriter]
     Raises:
         FileExistsError: `out` is in the way.
     """
-    out, owned = Path(out), {*KINDS, MANIFEST}
+    out, owned = Path(out), {*COMPONENT_NAMES, MANIFEST}
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         # Perhaps published weights, whose folders have the same names.
         raise FileExistsError(f"{out}: exists and is no ic_jax model; name another folder")
@@ -230,8 +236,8 @@ def create(out: str | Path, *, overwrite: bool = False) -> Iterator[ModelWriter]
         writer = ModelWriter(folder)
         yield writer
         components = {
-            kind: {name: vars(entry) for name, entry in files.items()}
-            for kind, files in writer.components.items()
+            component: {name: vars(entry) for name, entry in files.items()}
+            for component, files in writer.components.items()
         }
         manifest = {"format": FORMAT, "ic_jax": __version__, "components": components}
         write_json(folder / MANIFEST, manifest)

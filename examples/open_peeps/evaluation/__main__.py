@@ -68,7 +68,7 @@ def evaluate(args: argparse.Namespace) -> None:
         compilation_cache.enable()
     start = time.perf_counter()
     with atomic_folder(args.out, overwrite=args.overwrite, owns=_is_written_here) as folder:
-        model = loading.load(args.model, "float32")
+        model = loading.load_model(args.model, "float32")
         results: dict[str, Any] = {
             people: _evaluate_people(model, args, people, folder)
             for people in WORLDS[args.world].held_out

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     """Generate and score with every ablation; print tables and write the results."""
     if not args.no_compile_cache:
         compilation_cache.enable()
-    model = loading.load(args.model, "float32")
+    model = loading.load_model(args.model, "float32")
     assert model.adapter is not None
     assert model.siglip is not None
     assert model.vae is not None

@@ -119,7 +119,7 @@ def _train(recipe: Recipe) -> dict[str, Path]:
 
 def _controls(model: Path, triples: list[Triple]) -> dict[str, Pictures]:
     """Generate with the base model alone, without subject and with identity in words."""
-    base = loading.load(model, "float32")
+    base = loading.load_model(model, "float32")
     pipe = InstantCharacterPipeline(base)
     assert base.vae is not None
     return {
