@@ -1,9 +1,9 @@
-"""Reading and writing safetensors files, strictly and one tensor at a time.
+"""Strict reader and writer of safetensors files, one tensor at a time.
 
-The format: a little-endian u64 n, n bytes of JSON {name: {dtype, shape, data_offsets}}, then
-the tensors' bytes. https://github.com/huggingface/safetensors. The published reader loads
-files with duplicate names and says "header too large" to most damaged ones; this one does
-not, and it maps tensors only while they are in use.
+The format is a little-endian u64 n, n bytes of JSON {name: {dtype, shape, data_offsets}}, then the
+bytes of the tensors (https://github.com/huggingface/safetensors). The published reader accepts
+duplicate names and reports most damaged files as "header too large". This one refuses both with
+the reason, and maps tensors only while they are in use.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from ic_jax.weights.tensors import DTYPES, Shape, Tensor, WeightsError, contiguo
 MAX_HEADER = 100_000_000  # the published reader's limit
 AGAIN = "download or copy it again"
 
-# What else is met under the name .safetensors, by its first bytes.
+# Other files with the suffix .safetensors, by their first bytes.
 IMPOSTORS: dict[bytes, str] = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull`",
     b"<": "is a web page, not weights; download the file again, logged in if its site asks for it",
@@ -33,29 +33,29 @@ IMPOSTORS: dict[bytes, str] = {
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name; nothing but the header is read.
+    """Read the header of a safetensors file and return its tensors by name.
 
     Raises:
-        WeightsError: the file is not a whole and well-formed safetensors file.
+        WeightsError: the file is not a complete and well-formed safetensors file.
     """
     header, data = _header(path)
     return _tensors(path, header, data, size=path.stat().st_size)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The free text that a safetensors file's header holds; errors as `read_tensors`."""
+    """Return the free-text metadata of a safetensors file; errors as `read_tensors`."""
     return _header(path)[0].get("__metadata__", {})
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header, and where the tensors' bytes begin."""
+    """Return the header, and the offset of the tensors' bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(64)
         if not start:
             raise WeightsError(f"{path}: is empty; {AGAIN}")
         for magic, what in IMPOSTORS.items():
-            # A header of 60 or 128 bytes also starts with "<" or a pickle's first byte.
+            # The length of a header may also start with "<" or the first byte of a pickle.
             if start.lstrip().startswith(magic) and start[8:9] != b"{":
                 raise WeightsError(f"{path}: {what}")
         length = int.from_bytes(start[:8], "little")
@@ -118,7 +118,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, Shape, int, int
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of a tensor before it is written."""
+    """Dtype and shape of a tensor to write."""
 
     dtype: np.dtype
     shape: Shape
@@ -130,7 +130,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Written:
-    """A file as it was written."""
+    """Written file with its checksum."""
 
     path: Path
     names: tuple[str, ...]
@@ -148,9 +148,12 @@ def write_tensors(
     """Write stem.safetensors, or stem-00001-of-0000n.safetensors of at most `shard_bytes` each.
 
     Args:
-        specs: every tensor's type and shape; they go into the headers, which come first.
-        chunks: gives a tensor's values by its name, in pieces along its leading axis, so that
-            no more than a piece is in memory.
+        folder: existing folder.
+        stem: start of the file names.
+        specs: dtype and shape of every tensor, for the headers.
+        chunks: yields the values of a tensor by its name, in pieces along the leading axis, so
+            that only one piece is in memory.
+        shard_bytes: size of the tensors of a file.
     """
     shards = _shards(specs, shard_bytes)
     written = []
@@ -164,7 +167,7 @@ def write_tensors(
 def write_file(
     path: Path, specs: Mapping[str, Spec], chunks: Callable[[str], Iterable[np.ndarray]]
 ) -> None:
-    """Write one file, as `write_tensors`; it is at `path` whole or not at all."""
+    """Write one file atomically, with the arguments of `write_tensors`."""
     with atomic_file(path) as part:
         _write_shard(part, dict(specs), chunks)
 
@@ -195,7 +198,7 @@ def _write(
     file: BinaryIO, specs: dict[str, Spec], chunks: Callable[[str], Iterable[np.ndarray]]
 ) -> str:
     type_names = {dtype: name for name, dtype in DTYPES.items()}
-    # Wide types first: then every tensor starts at a multiple of its element's size.
+    # Wide types first, so that every tensor starts at a multiple of its element size.
     names = sorted(specs, key=lambda name: -specs[name].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0

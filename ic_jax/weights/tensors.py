@@ -1,4 +1,4 @@
-"""Tensors that are read when asked for, and the strict comparison of names and shapes."""
+"""Lazily read tensors, and the strict comparison of their names and shapes."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +12,7 @@ Shape = tuple[int, ...]
 
 
 class WeightsError(ValueError):
-    """A file of weights that cannot be used; one line: the file, what is wrong, what to do."""
+    """Unusable file of weights; the message is one line: the file, what is wrong, what to do."""
 
 
 FLOATS: dict[str, np.dtype] = {
@@ -23,7 +23,7 @@ FLOATS: dict[str, np.dtype] = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
-# safetensors' names of element types.
+# Names of the element types in safetensors files.
 DTYPES: dict[str, np.dtype] = FLOATS | {
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
@@ -39,7 +39,7 @@ DTYPES: dict[str, np.dtype] = FLOATS | {
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in a file. `array` maps it afresh, so its pages leave memory with the result."""
+    """Tensor in a file; each call of `array` maps it anew, so its memory is freed with the result."""
 
     dtype: np.dtype
     shape: Shape
@@ -50,12 +50,12 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def view(self, shape: Shape, change: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
-        """This tensor with `change` (a slice, transpose or reshape to `shape`) on reading."""
+        """Return the tensor sliced, transposed or reshaped to `shape` by `change` on reading."""
         return Tensor(self.dtype, shape, lambda: change(self.array()))
 
 
 def mapped(path: Path, offset: int, dtype: np.dtype, shape: Shape) -> Tensor:
-    """A tensor whose bytes lie in `path` from `offset` on."""
+    """Return the tensor whose bytes start at `offset` in a file."""
 
     def array() -> np.ndarray:
         if not math.prod(shape):
@@ -68,18 +68,18 @@ def mapped(path: Path, offset: int, dtype: np.dtype, shape: Shape) -> Tensor:
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
-    """`x` in C order; five times as fast as NumPy where `x` is a transposed matrix."""
+    """Return `x` in C order, five times as fast as NumPy for a transposed matrix."""
     if x.ndim != 2 or x.flags.c_contiguous:
         return np.ascontiguousarray(x)
     y = np.empty(x.shape, x.dtype)
-    for i in range(0, x.shape[1], 64):  # 64 elements of a row fill whole cache lines
+    for i in range(0, x.shape[1], 64):  # 64 elements of a row fill complete cache lines
         y[:, i : i + 64] = x[:, i : i + 64]
     return y
 
 
 @dataclass
 class Mismatch:
-    """All that differs between the tensors that are expected and those that are there."""
+    """Differences between the expected tensors and those of a file."""
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -87,18 +87,19 @@ class Mismatch:
     not_finite: list[str] = field(default_factory=list)
 
     @classmethod
-    def between(cls, expected: Mapping[str, Shape], found: Mapping[str, Tensor]) -> "Mismatch":
-        wrong = cls(
-            missing=[name for name in expected if name not in found],
-            unexpected=[name for name in found if name not in expected],
+    def between(cls, expected: Mapping[str, Shape], actual: Mapping[str, Tensor]) -> "Mismatch":
+        """Compare names, shapes and dtypes."""
+        mismatch = cls(
+            missing=[name for name in expected if name not in actual],
+            unexpected=[name for name in actual if name not in expected],
         )
-        for name, tensor in found.items():
+        for name, tensor in actual.items():
             if name in expected and tensor.shape != expected[name]:
                 shapes = f"{list(tensor.shape)}, expected {list(expected[name])}"
-                wrong.misshapen.append(f"{name} {shapes}")
+                mismatch.misshapen.append(f"{name} {shapes}")
             elif name in expected and tensor.dtype not in FLOATS.values():
-                wrong.misshapen.append(f"{name} {tensor.dtype}, expected floating point")
-        return wrong
+                mismatch.misshapen.append(f"{name} {tensor.dtype}, expected floating point")
+        return mismatch
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.unexpected or self.misshapen or self.not_finite)
