@@ -39,7 +39,7 @@ DTYPES: dict[str, np.dtype] = FLOATS | {
 
 @dataclass(frozen=True)
 class Tensor:
-    """Tensor in a file; each call of `array` maps it anew, so its memory is freed with the result."""
+    """Tensor in a file; each call of `array` maps it anew, so its pages go with the result."""
 
     dtype: np.dtype
     shape: Shape

@@ -148,7 +148,8 @@ def _summarise(
         for seed in seeds:
             row = f"{stage} seed {seed}"
             strong = {f"{k}, strong": v for k, v in rates[f"strong {row}"].items()}
-            figures.append(effects[row] | rates[row] | strong | {"copied, empty prompt": copied[row]})
+            empty = {"copied, empty prompt": copied[row]}
+            figures.append(effects[row] | rates[row] | strong | empty)
         results[stage] = scores.spread(figures)
     return results
 
