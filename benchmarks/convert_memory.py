@@ -3,8 +3,8 @@
     python -m benchmarks.convert_memory [--scratch DIR]
 
 Real widths, few blocks: FLUX.1-dev with two double and four single blocks and T5-XXL with two,
-in bfloat16, random values. Both ways run in a process of their own, which reports its peak
-resident memory above what it had before it opened a file. Mapped pages of the files count.
+in bfloat16, random values. Each direction runs in a process of its own, which reports its peak
+resident memory above what it had before it opened a file; mapped pages of the files count.
 Writes convert_memory.json beside this script.
 """
 
@@ -52,7 +52,7 @@ sys.exit(status)
 
 
 def synthesise(folder: Path) -> int:
-    """Write the published form, a tensor at a time; returns its bytes."""
+    """Write the published form, tensor by tensor, and return its bytes."""
     rng = np.random.default_rng(0)
     dtype, total = FLOATS["BF16"], 0
     for kind, config in COMPONENTS.items():
@@ -73,7 +73,7 @@ def synthesise(folder: Path) -> int:
 
 
 def measure(*arguments: str) -> dict[str, float]:
-    """Run the command in a fresh process; its peak memory above its own start, and seconds."""
+    """Run a command in a new process; return its peak memory above its start, and seconds."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *arguments],
         cwd=ROOT,
@@ -97,9 +97,9 @@ def main() -> None:
         source, model = Path(scratch) / "source", Path(scratch) / "MODEL"
         source.mkdir()
         size = synthesise(source)
-        given = ("--flux", str(source / "transformer"), "--t5", str(source / "t5"))
+        sources = ("--flux", str(source / "transformer"), "--t5", str(source / "t5"))
         runs = {
-            "from-torch": measure("from-torch", *given, "--out", str(model)),
+            "from-torch": measure("from-torch", *sources, "--out", str(model)),
             "to-torch": measure("to-torch", str(model), "--out", str(Path(scratch) / "back")),
         }
     report = {

@@ -1,4 +1,4 @@
-"""Samples per second that a host's cores read, from a data set on disk to a batch.
+"""Samples per second that a machine's cores read, from a data set on disk to a batch.
 
     python -m benchmarks.data_reading
 
@@ -35,7 +35,7 @@ PACKAGES = ("array_record", "grain", "numpy", "pillow", "tensorflow-datasets")
 
 
 def photograph(seed: int) -> Image.Image:
-    """Noise whose amplitude falls with frequency, as photographs' does, and a little grain."""
+    """Return noise whose amplitude falls with frequency as in photographs, with a little grain."""
     rng = np.random.default_rng(seed)
     fy, fx = np.fft.fftfreq(SIDE)[:, None, None], np.fft.rfftfreq(SIDE)[None, :, None]
     amplitude = 1 / np.maximum(np.hypot(fy, fx), 1 / SIDE) ** 1.2
@@ -46,7 +46,7 @@ def photograph(seed: int) -> Image.Image:
 
 
 def source(folder: Path) -> Path:
-    """The pictures, four of each character, and the JSON Lines that name them."""
+    """Write pictures, four of each character, and return the JSON Lines file that lists them."""
     lines = []
     for n in range(PICTURES):
         photograph(n).save(folder / f"{n}.jpg", quality=90)
@@ -57,7 +57,7 @@ def source(folder: Path) -> Path:
 
 
 def clocked(work: Callable[[], int]) -> dict[str, float]:
-    """What `work` did, per second by the wall clock and per second of processor time."""
+    """Return the samples that `work` counts, per second and per second of processor time."""
     wall, before = time.perf_counter(), os.times()
     count = work()
     wall, after = time.perf_counter() - wall, os.times()
@@ -88,7 +88,7 @@ def drain(found: Iterator[HostBatch]) -> int:
 
 
 def parts(dataset: Dataset, repeats: int = 100) -> dict[str, float]:
-    """Milliseconds of processor time of each part of one sample."""
+    """Return the milliseconds of processor time of each part of one sample."""
     record, rng = dataset.read(0), np.random.default_rng(0)
     picture = decode_pixels(record)
     works: dict[str, Callable[[int], Any]] = {
@@ -107,7 +107,7 @@ def parts(dataset: Dataset, repeats: int = 100) -> dict[str, float]:
 
 
 def planning(records: int = 10_000_000, batch: int = 1024) -> dict[str, float]:
-    """Seconds to plan over as many records, without reading any."""
+    """Return the seconds that a batch plan takes, for that many records that are not read."""
     rng = np.random.default_rng(0)
 
     class Index:
@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=12, help="batches of 16 for each figure")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         named, out = source(folder), folder / "dataset"
@@ -153,7 +153,7 @@ def main() -> None:
         prepared = clocked(preparing)
         dataset = Dataset(out)
         cores = sorted({1, os.cpu_count() or 1})
-        found = [reading(dataset, p, c, given.steps) for c in cores for p in (0.0, 1.0)]
+        found = [reading(dataset, p, c, args.steps) for c in cores for p in (0.0, 1.0)]
         results = {
             "what": f"{PICTURES} JPEGs of {SIDE} x {SIDE}, {size / 1e3:.0f} kB on average",
             "prepare": prepared,
@@ -161,7 +161,7 @@ def main() -> None:
             "milliseconds_of_a_sample": parts(dataset),
         }
     results |= {"plan": planning(), **origin(*PACKAGES)}
-    given.out.write_text(json.dumps(results, indent=2) + "\n")
+    args.out.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 
 

@@ -1,11 +1,11 @@
-"""What drawing and training at full size need on TPUs, planned without owning any.
+"""Plans of drawing and training at full size on TPUs that need not be attached.
 
     pip install 'jax[tpu]' && python -m benchmarks.plans            # all of them
-    python -m benchmarks.plans v6e:4x4 "batch 64 --remat"           # those that have either text
+    python -m benchmarks.plans v6e:4x4 "batch 64 --remat"           # those that contain either text
 
-Runs the plans below one after the other and keeps what they say in plans.json. Each takes minutes
-of one core; those that are there already, from the same commit, are not run again. Where one does
-not fit, what it says to try is planned as well.
+Runs the commands below one after the other and writes their reports to plans.json. Each takes
+minutes of one core; reports of the same commit are not made again. Where a plan does not fit, the
+change that it suggests is planned as well.
 """
 
 import json
@@ -39,26 +39,26 @@ def main(texts: list[str]) -> None:
         if not texts or any(text in command for text in texts):
             plan: str | None = command
             while plan is not None:
-                plan = instead(plan, kept(plan))
+                plan = suggested(plan, reports(plan))
 
 
-def kept(command: str) -> list[dict[str, Any]]:
-    """What a command says, run unless it was by this commit; nothing if it fails."""
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    where = origin("jax", "flax", "libtpu")
-    if found.get(command, {}).get("commit") != where["commit"]:
+def reports(command: str) -> list[dict[str, Any]]:
+    """Return a command's reports, run unless this commit did; empty if it fails."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    now = origin("jax", "flax", "libtpu")
+    if results.get(command, {}).get("commit") != now["commit"]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "plan.json"
             run = [sys.executable, "-m", *command.split(), "--json", str(file)]
             if subprocess.run(run, check=False).returncode != 0:
                 return []
-            found[command] = {"plans": json.loads(file.read_text()), **where}
-            RESULTS.write_text(json.dumps(found, indent=2) + "\n")
-    return found[command]["plans"]
+            results[command] = {"plans": json.loads(file.read_text()), **now}
+            RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    return results[command]["plans"]
 
 
-def instead(command: str, plans: list[dict[str, Any]]) -> str | None:
-    """The command with what its plan says to try; None if it fits, or nothing is left to try."""
+def suggested(command: str, plans: list[dict[str, Any]]) -> str | None:
+    """Return the command with the change that its plan suggests; None if there is none."""
     for plan in plans:
         word, _, options = plan.get("suggestion", "").partition(" ")
         if word == "try" and options not in command:

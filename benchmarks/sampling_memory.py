@@ -1,4 +1,4 @@
-"""What drawing one picture at full size needs on a TPU chip, compiled without owning one.
+"""Memory that sampling one picture at full size needs on a TPU chip that need not be attached.
 
     pip install 'jax[tpu]' && JAX_PLATFORMS=cpu python -m benchmarks.sampling_memory
 

@@ -1,4 +1,4 @@
-"""Which mesh to take: what was asked for, or by what the devices are, how many and how large."""
+"""Choice of the device mesh: as written by the user, or by the devices' number and memory."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,11 +16,11 @@ from ic_jax.sharding import AXES, ShardingError, describe, make_mesh, parse, sto
 from ic_jax.weights.loading import COMPONENTS, abstract, read_config
 from ic_jax.weights.model_folder import ModelFolder
 
-# Of a device's memory; what is left is for activations. Plans (docs/sharding.md) say more.
-SHARE_FOR_WEIGHTS = 0.65
-SHARE_FOR_STATE = 0.65
+# Fraction of a device's memory for weights and training state; the rest is for activations. The
+# plan commands (docs/sharding.md) compute it exactly.
+MEMORY_FRACTION = 0.65
 
-PUBLISHED = {  # which config a published component has
+PUBLISHED = {  # config of each published component
     "transformer": "flux-dev",
     "adapter": "instantcharacter",
     "siglip": "siglip-so400m-384",
@@ -34,34 +34,38 @@ Sizes = dict[str, int]
 
 
 def for_inference(text: str, folder: ModelFolder | Path | str, dtype: Any) -> Mesh | None:
-    """The mesh that `text` says ("auto" or "data=2,tensor=4") for a MODEL folder in `dtype`.
+    """Return the mesh on which to run inference with a MODEL folder; None is a single device.
 
-    Of several hosts each takes a mesh of its own devices where that is enough, and all take one
-    mesh together where it is not. None is one device. "auto" takes one where nothing is known of
-    the devices' memory.
+    Of several processes, each takes a mesh of its local devices if that is enough, and otherwise
+    all share one mesh.
+
+    Args:
+        text: mesh axes such as "data=2,tensor=4"; or "auto", which chooses by the devices' memory
+            (a single device where the memory is unknown).
+        dtype: dtype of the weights.
 
     Raises:
-        ShardingError: there is no such mesh, or nothing that fits.
+        ShardingError: the devices cannot form the mesh, or no mesh of them holds the model.
     """
-    own, every = jax.local_devices(), jax.devices()
+    local, every = jax.local_devices(), jax.devices()
     if text != "auto":
         sizes = parse(text)
         count = math.prod(sizes.values())
-        if len(own) < count < len(every):
+        if len(local) < count < len(every):
             raise ShardingError(
-                f"mesh {text!r} has {count} devices: give one within a host's {len(own)}, or of "
-                f"all {len(every)}"
+                f"mesh {text!r} has {count} devices: give one within a process's {len(local)}, or "
+                f"of all {len(every)}"
             )
-        return make_mesh(sizes, own if count <= len(own) else every)
-    # What a GPU has left differs a little between hosts, and they must decide alike.
-    memory = multihost.broadcast_json("memory", lambda: memory_of(own[0]))
+        return make_mesh(sizes, local if count <= len(local) else every)
+    # Free GPU memory differs a little between processes, which must decide alike.
+    memory = multihost.broadcast_json("memory", lambda: memory_of(local[0]))
     if len(every) == 1 or memory is None:
         return None
     shapes = shapes_of(folder, dtype)
     try:
-        sizes, devices = inference_sizes(shapes, len(own), memory), own
+        sizes, devices = inference_sizes(shapes, len(local), memory), local
     except ShardingError:
-        if len(own) == len(every):
+        if len(local) == len(every):
             raise
         sizes, devices = inference_sizes(shapes, len(every), memory), every
     return make_mesh(sizes, devices) if math.prod(sizes.values()) > 1 else None
@@ -74,17 +78,18 @@ def for_training(
     rows: Mapping[str, int],
     adapter: Any = None,
 ) -> tuple[Mesh, bool]:
-    """The mesh for a recipe, and whether every device has memory for the whole base.
+    """Return the mesh for a recipe, and whether each device has memory for the whole base.
 
     Args:
+        text: as for `for_inference`; the mesh is of all devices.
         rows: by stage, how many rows are computed at a time.
-        adapter: shapes of a fresh one; the folder's if there is none.
+        adapter: shapes of a new adapter; by default the folder's adapter is trained.
 
     Raises:
         ShardingError: as `for_inference`, or a stage's rows do not divide over the mesh.
     """
     devices = jax.devices()
-    # What a GPU has left differs a little between hosts, and they must decide alike.
+    # Free GPU memory differs a little between processes, which must decide alike.
     memory = multihost.broadcast_json("memory", lambda: memory_of(devices[0]))
     base = shapes_of(folder, dtype)
     trained = base.pop("adapter", None) if adapter is None else adapter
@@ -96,19 +101,19 @@ def for_training(
     if multihost.is_multiprocess() and mesh.size < len(devices):
         raise ShardingError(
             f"a mesh of {describe(mesh)} leaves out {len(devices) - mesh.size} of {len(devices)} "
-            "devices; over several hosts take all, and batches that divide by data x fsdp"
+            "devices; several processes need all, and batches that divide by data x fsdp"
         )
     check_rows(rows, mesh)
     return mesh, memory is None or base_fits_whole(base, trained, mesh, memory)
 
 
 def base_fits_whole(base: Mapping[str, Any], adapter: Any, mesh: Mesh, memory: float) -> bool:
-    """Whether every device has memory for a copy of the base beside its share of the state."""
-    return training_bytes(base, adapter, mesh, replicate=True) < SHARE_FOR_STATE * memory
+    """Return whether each device has memory for the whole base and its shard of the state."""
+    return training_bytes(base, adapter, mesh, replicate=True) < MEMORY_FRACTION * memory
 
 
 def check_rows(rows: Mapping[str, int], mesh: Mesh) -> None:
-    """ShardingError names the stage whose rows do not divide over data and fsdp."""
+    """Raise ShardingError, naming the stage, where its rows do not divide over data and fsdp."""
     for name, count in rows.items():
         if count % (mesh.shape["data"] * mesh.shape["fsdp"]):
             raise ShardingError(
@@ -118,14 +123,22 @@ def check_rows(rows: Mapping[str, int], mesh: Mesh) -> None:
 
 
 def inference_sizes(modules: Mapping[str, Any], count: int, memory: float) -> Sizes:
-    """As little `tensor` as makes the weights fit, then `context` for speed.
+    """Return the least `tensor` with which the weights fit, and the most `context` beside it.
 
-    Weights in pieces would be sent to every device at every step; heads and hidden channels only
-    send activations, and tokens fewer still.
+    FSDP would all-gather the weights at every step; tensor parallelism only communicates
+    activations, and context parallelism fewer of them.
+
+    Args:
+        modules: components by name, shapes in place of arrays.
+        count: number of devices.
+        memory: bytes of each.
+
+    Raises:
+        ShardingError: no mesh of the devices holds the model.
     """
 
     def fits(mesh: AbstractMesh) -> bool:
-        return stored_bytes(dict(modules), mesh) < SHARE_FOR_WEIGHTS * memory
+        return stored_bytes(dict(modules), mesh) < MEMORY_FRACTION * memory
 
     heads = modules["transformer"].config.num_attention_heads
     shapes = (
@@ -140,14 +153,18 @@ def inference_sizes(modules: Mapping[str, Any], count: int, memory: float) -> Si
 def training_sizes(
     base: Mapping[str, Any], adapter: Any, rows: Iterable[int], count: int, memory: float | None
 ) -> Sizes:
-    """As little `fsdp` as makes the state fit, the rest `data`, as far as the rows divide."""
+    """Return the least `fsdp` with which the state fits, and `data` for the other devices.
+
+    `rows` are the numbers of rows of the stages, which must divide by the mesh; devices beyond the
+    largest such mesh stay unused. Other arguments and errors as for `inference_sizes`.
+    """
     count = max(d for d in _divisors(count) if all(r % d == 0 for r in rows))
     if memory is None:
         return dict.fromkeys(AXES, 1) | {"data": count}
 
     def fits(mesh: AbstractMesh) -> bool:
         return any(
-            training_bytes(base, adapter, mesh, replicate=replicate) < SHARE_FOR_STATE * memory
+            training_bytes(base, adapter, mesh, replicate=replicate) < MEMORY_FRACTION * memory
             for replicate in (True, False)
         )
 
@@ -158,13 +175,16 @@ def training_sizes(
 def training_bytes(
     base: Mapping[str, Any], adapter: Any, mesh: Mesh | AbstractMesh, *, replicate: bool
 ) -> int:
-    """Weights, masters, their average, two moments and the gradient on each device."""
-    masters = _cast(adapter, jnp.float32)
-    return stored_bytes(dict(base), mesh, replicate=replicate) + 5 * stored_bytes(masters, mesh)
+    """Return the bytes of the base and the training state on each device.
+
+    The state has five float32 copies of the adapter: params, EMA, two Adam moments, gradients.
+    """
+    params = _cast(adapter, jnp.float32)
+    return stored_bytes(dict(base), mesh, replicate=replicate) + 5 * stored_bytes(params, mesh)
 
 
 def memory_of(device: Any) -> float | None:
-    """Bytes of memory of a device; None for a CPU."""
+    """Return the bytes of memory of a device; None for a CPU."""
     chip = Chip.of(device)
     if chip is not None:
         return chip.memory
@@ -173,7 +193,7 @@ def memory_of(device: Any) -> float | None:
 
 
 def shapes_of(folder: ModelFolder | Path | str, dtype: Any) -> dict[str, Any]:
-    """The components of a MODEL folder, shapes in place of arrays."""
+    """Return the components of a MODEL folder, shapes in place of arrays."""
     opened = ModelFolder.open(folder)
     configs = {k: read_config(opened, k) for k in opened.components if k in COMPONENTS}
     return {
@@ -183,7 +203,7 @@ def shapes_of(folder: ModelFolder | Path | str, dtype: Any) -> dict[str, Any]:
 
 
 def published(dtype: Any) -> dict[str, Any]:
-    """Every component at its published size, shapes in place of arrays."""
+    """Return every component at its published size, shapes in place of arrays."""
     flux = CONFIGS[PUBLISHED["transformer"]]
     assert isinstance(flux, FluxConfig)
     return {k: _cast(abstract(k, CONFIGS[name], flux), dtype) for k, name in PUBLISHED.items()}
@@ -198,7 +218,7 @@ def _divisors(n: int) -> Sequence[int]:
 
 
 def _first(shapes: Iterable[Sizes], fits: Callable[[AbstractMesh], bool], where: str) -> Sizes:
-    """The first mesh that a model can be laid out on and fits."""
+    """Return the first sizes with which a model can be sharded and fits."""
     why = "it does not fit"
     for shape in shapes:
         sizes = dict.fromkeys(AXES, 1) | shape

@@ -1,4 +1,4 @@
-"""What accelerators can do, by the name that JAX has for them; vendors' data sheets."""
+"""Peak figures of accelerators, from the vendors' data sheets, by JAX's name of the device."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Chip:
-    """Of one JAX device."""
+    """Peak figures of one device."""
 
-    flops: float  # dense bfloat16, a second
-    memory: float  # bytes that a program can have
-    bandwidth: float  # of that memory, bytes a second
-    links: float  # to the other devices of a machine or slice, bytes a second, one way
+    flops: float  # dense bfloat16, per second
+    memory: float  # bytes that a program can use
+    bandwidth: float  # of that memory, bytes per second
+    links: float  # to the other devices of a machine or slice, bytes per second, one way
 
     @classmethod
     def of(cls, device: Any) -> "Chip | None":
-        """None for devices that are not listed."""
+        """Return the figures of a device; None if it is not listed."""
         # The longest name first: "TPU v5 lite" is not "TPU v5".
-        known = sorted((n for n in CHIPS if device.device_kind.startswith(n)), key=len)
-        return CHIPS[known[-1]] if known else None
+        names = sorted((n for n in CHIPS if device.device_kind.startswith(n)), key=len)
+        return CHIPS[names[-1]] if names else None
 
 
 GIB = 2.0**30
@@ -37,5 +37,5 @@ CHIPS = {
 
 
 def platform(device: Any) -> str:
-    """ "tpu", "gpu" or "cpu", whoever the device belongs to."""
+    """Return "tpu", "gpu" or "cpu", whoever made the device."""
     return {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)

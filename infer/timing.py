@@ -1,4 +1,4 @@
-"""Where the time goes: what JAX spends compiling, apart from what it spends drawing."""
+"""Stopwatch that tells the time of compiling apart from the rest."""
 
 import time
 
@@ -13,7 +13,7 @@ _COMPILE_EVENTS = (
 
 
 class Stopwatch:
-    """Laps of wall time, with the seconds that JAX spent compiling said apart."""
+    """Laps of wall time; the seconds in which JAX compiled are counted apart."""
 
     def __init__(self) -> None:
         self._compiling = 0.0
@@ -25,7 +25,7 @@ class Stopwatch:
             self._compiling += duration_secs
 
     def lap(self) -> str:
-        """The time since the last lap, as "1.5 s and 12.0 s compiling"."""
+        """Return the time since the last lap, such as "1.5 s and 12.0 s compiling"."""
         now = time.perf_counter()
         rest = max(now - self._start - self._compiling, 0.0)
         text = f"{rest:.1f} s"
