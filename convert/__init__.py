@@ -1,1 +1,1 @@
-"""Published weights to MODEL folders and back: `python -m convert --help`."""
+"""Conversion of published weights to MODEL folders and back: `python -m convert --help`."""

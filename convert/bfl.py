@@ -1,7 +1,7 @@
 """Black Forest Labs' single files (flux1-dev.safetensors, ae.safetensors) in diffusers' names.
 
-A BFL tensor is one diffusers tensor or several, one above the other.
-Source: black-forest-labs/flux, model.py and modules/autoencoder.py; diffusers,
+A BFL tensor is one diffusers tensor, or several concatenated along their first axis.
+Sources: black-forest-labs/flux, model.py and modules/autoencoder.py; diffusers,
 scripts/convert_flux_to_diffusers.py.
 """
 
@@ -52,10 +52,10 @@ FLUX: dict[str, tuple[str, ...]] = {
     "single_blocks.*.norm.query_norm": ("single_transformer_blocks.*.attn.norm_q",),
     "single_blocks.*.norm.key_norm": ("single_transformer_blocks.*.attn.norm_k",),
 }
-# BFL has shift above scale, diffusers scale above shift.
+# BFL's rows are shift, then scale; those of diffusers are scale, then shift.
 HALVES_SWAPPED = "final_layer.adaLN_modulation.1."
 
-# Applied in order to a diffusers name; the decoder's levels count the other way round.
+# Substitutions in a diffusers name, in order; BFL numbers the decoder's levels in reverse.
 VAE: tuple[tuple[str, str], ...] = (
     (r"\.conv_norm_out\.", ".norm_out."),
     (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
@@ -73,26 +73,26 @@ _POINTWISE = re.compile(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$")
 
 @dataclass(frozen=True)
 class Fused:
-    """A BFL tensor, and the diffusers tensors that it holds one above the other."""
+    """A BFL tensor: the diffusers tensors `parts`, concatenated along their first axis."""
 
     shape: Shape
     parts: dict[str, Shape]
     swapped: bool
 
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
-        """The diffusers tensors of a BFL one, as views."""
-        found, start = {}, 0
+        """Return the diffusers tensors of a BFL tensor, as views."""
+        views, start = {}, 0
         for name, shape in self.parts.items():
             rows = slice(start, start + shape[0])
-            found[name] = tensor.view(shape, self._part(rows, shape))
+            views[name] = tensor.view(shape, self._part(rows, shape))
             start += shape[0]
-        return found
+        return views
 
     def _part(self, rows: slice, shape: Shape) -> Callable[[np.ndarray], np.ndarray]:
         return lambda x: (_swap(x) if self.swapped else x)[rows].reshape(shape)
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The BFL tensor of diffusers ones."""
+        """Return the BFL tensor of diffusers tensors."""
         parts = [tensors[name] for name in self.parts]
 
         def array() -> np.ndarray:
@@ -107,38 +107,39 @@ def _swap(x: np.ndarray) -> np.ndarray:
 
 
 def layout(component: str, shapes: Mapping[str, Shape]) -> dict[str, Fused]:
-    """BFL's tensors by name, given the diffusers tensors with their shapes.
+    """Return BFL's tensors by name.
 
     Args:
         component: "transformer" or "vae".
+        shapes: the diffusers tensors.
     """
     names = _flux_names(shapes) if component == "transformer" else _vae_names(shapes)
-    found = {}
+    tensors = {}
     for bfl, parts in names.items():
         first = shapes[parts[0]]
         shape = (sum(shapes[part][0] for part in parts), *first[1:])
-        if component == "vae" and _POINTWISE.search(bfl):  # a 1x1 convolution there
+        if component == "vae" and _POINTWISE.search(bfl):  # BFL has a 1x1 convolution
             shape = (*shape, 1, 1)
         swapped = bfl.startswith(HALVES_SWAPPED)
-        found[bfl] = Fused(shape, {part: shapes[part] for part in parts}, swapped)
-    return found
+        tensors[bfl] = Fused(shape, {part: shapes[part] for part in parts}, swapped)
+    return tensors
 
 
 def _flux_names(names: Mapping[str, Shape]) -> dict[str, list[str]]:
     bfl_of = {part: bfl for bfl, parts in FLUX.items() for part in parts}
     order = [part for parts in FLUX.values() for part in parts]
-    found: dict[str, list[str]] = {}
+    parts_of: dict[str, list[str]] = {}
     for name in sorted(names, key=lambda name: order.index(_starred(name)[0])):
         module, number, last = _starred(name)
         bfl = bfl_of[module].replace("*", number)
         if bfl.endswith("_norm"):
             last = "scale"
-        found.setdefault(f"{bfl}.{last}", []).append(name)
-    return found
+        parts_of.setdefault(f"{bfl}.{last}", []).append(name)
+    return parts_of
 
 
 def _starred(name: str) -> tuple[str, str, str]:
-    """Module with a star for the block's number, that number, and weight or bias."""
+    """Return the module with "*" for its block number, the number, and "weight" or "bias"."""
     module, _, last = name.rpartition(".")
     match = re.match(r"(?:single_)?transformer_blocks\.(\d+)\.", module)
     number = match[1] if match else ""
@@ -151,13 +152,13 @@ def _vae_names(names: Mapping[str, Shape]) -> dict[str, list[str]]:
     def counted_down(match: re.Match) -> str:
         return f"up_blocks.{levels - 1 - int(match[1])}."
 
-    found = {}
+    parts_of = {}
     for name in names:
         bfl = re.sub(r"up_blocks\.(\d+)\.", counted_down, name)
         for pattern, replacement in VAE:
             bfl = re.sub(pattern, replacement, bfl)
-        found[bfl] = [name]
-    return found
+        parts_of[bfl] = [name]
+    return parts_of
 
 
 def _blocks(tensors: Mapping[str, Tensor], start: str) -> int:
@@ -165,11 +166,11 @@ def _blocks(tensors: Mapping[str, Tensor], start: str) -> int:
 
 
 def flux_config(tensors: Mapping[str, Tensor]) -> FluxConfig:
-    """FLUX's sizes, read off the shapes; the RoPE axes, which are in none, as published.
+    """Return FLUX's config from the shapes of its tensors, with the published RoPE axes.
 
     Raises:
         KeyError: not a FLUX file.
-        ConfigError: heads of another size than those that the published axes fit.
+        ConfigError: the published RoPE axes do not fit the head size.
     """
     hidden, in_channels = tensors["img_in.weight"].shape
     (head,) = tensors["double_blocks.0.img_attn.norm.query_norm.scale"].shape
@@ -189,7 +190,8 @@ def flux_config(tensors: Mapping[str, Tensor]) -> FluxConfig:
 
 
 def vae_config(tensors: Mapping[str, Tensor]) -> VaeConfig:
-    """The autoencoder's sizes, read off the shapes; groups, scale and shift as published.
+    """Return the VAE's config from the shapes of its tensors, with the published norm groups,
+    scaling factor and shift factor.
 
     Raises:
         KeyError: not an autoencoder's file.

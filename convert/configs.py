@@ -1,4 +1,4 @@
-"""Published config files <-> ours."""
+"""Translation of published config files to ic_jax's configs and back."""
 
 import json
 from dataclasses import fields
@@ -14,14 +14,15 @@ ORIGINAL = "published.json"  # in a MODEL's component: the config that it was co
 
 
 def refuse(path: Path, name: str) -> WeightsError:
+    """Return the error for a file of the model `name`, which ic_jax does not compute."""
     return WeightsError(f"{path}: is {name}; give FLUX.1-dev (or FLUX.1-schnell) instead")
 
 
 def from_published(component: str, values: dict[str, Any], path: Path) -> Any:
-    """Our config of a published one.
+    """Return the config of a published config file.
 
     Raises:
-        WeightsError: another class of model, or an attribute that our module does not have.
+        WeightsError: another class of model, or a value that our module does not compute.
     """
     published = PUBLISHED[component]
     _check_class(component, values, path)
@@ -38,21 +39,21 @@ def from_published(component: str, values: dict[str, Any], path: Path) -> Any:
     if wrong:
         raise WeightsError(f"{path}: {'; '.join(wrong)}")
     cls = config_class(component)
-    given = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-    ours = published.defaults | given
-    if component == "vae" and ours["shift_factor"] is None:
-        ours["shift_factor"] = 0.0
-    return build(cls, ours, path)
+    read = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+    sizes = published.defaults | read
+    if component == "vae" and sizes["shift_factor"] is None:
+        sizes["shift_factor"] = 0.0
+    return build(cls, sizes, path)
 
 
 def as_published(component: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Return what the component's own class writes: of several towers' config, this one's."""
+    """Return a published config as the component's class writes it, without other towers."""
     published = PUBLISHED[component]
     return values.get(published.inside, values) | published.names
 
 
 def build(cls: Any, values: dict[str, Any], path: Path) -> Any:
-    """cls.from_dict with the file's name in its errors."""
+    """Call `cls.from_dict`; raise its errors with the file's name."""
     try:
         return cls.from_dict(values)
     except ConfigError as error:
@@ -77,8 +78,8 @@ def to_published(
     """Return the published form of a config.
 
     Args:
-        original: the published config that the model was converted from. Every value of it is
-            kept but those that `config` has changed.
+        original: the published config that the model was converted from, every value of which
+            is kept unless `config` has changed it.
         path: the file that holds `original`, for error messages.
     """
     published = PUBLISHED[component]
@@ -94,7 +95,7 @@ def to_published(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; WeightsError if it is none."""
+    """Read a JSON object; raise WeightsError if the file holds none."""
     try:
         values = json.loads(path.read_text())
     except ValueError:
@@ -105,4 +106,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_adapter_config(path: Path) -> AdapterConfig:
+    """Read the adapter's config; raise WeightsError if the file holds none."""
     return build(AdapterConfig, read_json(path), path)

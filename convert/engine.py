@@ -1,4 +1,4 @@
-"""Published tensors into parameters: matched strictly, then streamed piece by piece."""
+"""Conversion engine: match published tensors to parameters strictly, then stream them to disk."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,23 +14,23 @@ from ic_jax.weights.model_folder import ModelWriter
 from ic_jax.weights.safetensors_io import Spec
 from ic_jax.weights.tensors import Mismatch, Tensor, WeightsError
 
-PIECE = 64_000_000  # bytes in hand at once, beside the pages of one mapped tensor
+PIECE = 64_000_000  # bytes in memory at once, besides the pages of one mapped tensor
 
 
 def tidy(source: Source) -> tuple[dict[str, Tensor], list[str]]:
-    """The component's tensors under their published names, and notes on what is left behind."""
+    """Return the component's tensors by published name, and notes on those that are left out."""
     component, tensors, notes = source.component, dict(source.tensors), []
     if wrapper := WRAPPED.get(component):
         tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     prefix = PREFIX.get(component, "")
     if not any(name.startswith(prefix) for name in tensors):
         tensors = {prefix + name: tensor for name, tensor in tensors.items()}
-    for start, what in IGNORED.get(component, {}).items():
+    for start, part in IGNORED.get(component, {}).items():
         ignored = [name for name in tensors if name.startswith(start)]
         for name in ignored:
             del tensors[name]
         if ignored:
-            notes.append(f"{source.path}: leaves out {what} ({start}*, {len(ignored)} tensors)")
+            notes.append(f"{source.path}: leaves out {part} ({start}*, {len(ignored)} tensors)")
     if component == "t5" and (copy := tensors.pop("encoder.embed_tokens.weight", None)):
         shared = tensors.setdefault("shared.weight", copy)
         if not _same_bytes(shared, copy):
@@ -50,27 +50,29 @@ def _same_bytes(a: Tensor, b: Tensor) -> bool:
 
 @dataclass
 class Matched:
-    """A component whose published tensors have been told apart."""
+    """A component whose published tensors are assigned to parameters."""
 
     source: Source
     slots: dict[str, Slot]
-    tensors: dict[str, Tensor]  # that parameters are made of
-    unused: dict[str, Tensor]  # that none is made of
+    tensors: dict[str, Tensor]  # parts of parameters, by published name
+    unused: dict[str, Tensor]  # parts of none, kept for the way back
     wrong: Mismatch
     notes: list[str]
-    origin: dict[str, str] = field(default_factory=dict)  # a tensor's name in a BFL file
+    origin: dict[str, str] = field(default_factory=dict)  # published name -> name in the BFL file
 
     def specs(self, dtype: np.dtype | None) -> dict[str, Spec]:
+        """Return the dtype and shape of each parameter."""
         return {
             path: Spec(dtype or self.tensors[slot.names[0]].dtype, slot.shape)
             for path, slot in self.slots.items()
         }
 
     def unused_specs(self, dtype: np.dtype | None) -> dict[str, Spec]:
+        """Return the dtype and shape of each unused tensor."""
         return {name: Spec(dtype or t.dtype, t.shape) for name, t in self.unused.items()}
 
     def parts(self, path: str) -> Iterator[tuple[str, np.ndarray]]:
-        """A parameter's published tensors in order, by name, as views of its layout."""
+        """Yield the published tensors of a parameter in order, as views in its layout."""
         slot = self.slots[path]
         for name in slot.names:
             if name in self.tensors:
@@ -78,7 +80,7 @@ class Matched:
 
 
 def match(source: Source, flux: FluxConfig | None) -> Matched:
-    """Compare a component's names and shapes with what its config says."""
+    """Assign a component's tensors to the parameters that its config implies."""
     parts = slots(source.component, source.config, flux)
     tensors, notes = tidy(source)
     starts = UNUSED.get(source.component, ())
@@ -88,11 +90,11 @@ def match(source: Source, flux: FluxConfig | None) -> Matched:
     if source.bfl:
         fused = bfl.layout(source.component, shapes)
         wrong = Mismatch.between({name: f.shape for name, f in fused.items()}, tensors)
-        both = [
+        matching = [
             name for name, f in fused.items() if name in tensors and tensors[name].shape == f.shape
         ]
-        origin = {part: name for name in both for part in fused[name].parts}
-        tensors = {k: v for name in both for k, v in fused[name].split(tensors[name]).items()}
+        origin = {part: name for name in matching for part in fused[name].parts}
+        tensors = {k: v for name in matching for k, v in fused[name].split(tensors[name]).items()}
     else:
         wrong = Mismatch.between(shapes, tensors)
         tensors = {k: v for k, v in tensors.items() if shapes.get(k) == v.shape}
@@ -100,7 +102,7 @@ def match(source: Source, flux: FluxConfig | None) -> Matched:
 
 
 def check_types(matched: Matched) -> None:
-    """Blocks that become one array must be of one type; with --dtype they always are."""
+    """Record parameters whose blocks have different dtypes; call it without --dtype only."""
     for path, slot in matched.slots.items():
         types = {str(matched.tensors[name].dtype) for name in slot.names if name in matched.tensors}
         if len(types) > 1:
@@ -110,7 +112,7 @@ def check_types(matched: Matched) -> None:
 
 
 def pieces(x: np.ndarray) -> Iterator[np.ndarray]:
-    """`x` in slices of its first axis of at most PIECE bytes, if a row is not larger."""
+    """Yield slices of `x` along its first axis, of at most PIECE bytes or one row."""
     rows = max(1, PIECE * len(x) // max(1, x.nbytes)) if x.ndim else 1
     if not x.ndim or rows >= len(x):
         yield x
@@ -120,18 +122,19 @@ def pieces(x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def finite(x: np.ndarray) -> bool:
-    with np.errstate(invalid="ignore"):  # ml_dtypes warns of the NaN that is looked for
+    """Return whether every value is finite."""
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of every NaN
         return bool(np.isfinite(x).all())
 
 
 def write_components(
     components: Iterable[Matched], writer: ModelWriter, dtype: np.dtype | None
 ) -> None:
-    """Write every component's parameters.
+    """Write the parameters of all components.
 
     Raises:
-        WeightsError: lists all that is missing, unexpected, misshapen or not finite, in all
-            components.
+        WeightsError: lists every tensor that is missing, unexpected, misshapen or not finite,
+            in all components.
     """
     components = list(components)
     if dtype is None:
@@ -142,7 +145,7 @@ def write_components(
         for matched in components:
             if writing:
                 _write(matched, writer, dtype, advance)
-            else:  # read all the same, so that the one error lists everything
+            else:  # read on, so that the one error lists every fault
                 for path in matched.slots:
                     for _ in _values(matched, path, dtype, advance):
                         pass
@@ -187,7 +190,7 @@ def _values(
 def _checked(
     matched: Matched, name: str, x: np.ndarray, dtype: np.dtype | None, advance: Advance
 ) -> Iterator[np.ndarray]:
-    """A tensor in pieces, cast; its name goes to the list of faults if it is not finite then."""
+    """Yield a tensor in pieces, cast to `dtype`; record its name if a value is not finite."""
     good = True
     for piece in pieces(x):
         with np.errstate(over="ignore"):  # an overflow is reported below
@@ -204,7 +207,7 @@ def _checked(
 def export(
     tensors: Mapping[str, Tensor], parts: Mapping[str, Slot], unused: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Parameters as published tensors (views), and those that were kept for this."""
+    """Return parameters as published tensors (views), and the unused ones."""
     published = dict(unused)
     for path, slot in parts.items():
         for block, name in enumerate(slot.names):

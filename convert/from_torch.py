@@ -1,4 +1,4 @@
-"""python -m convert from-torch: published weights into a MODEL folder."""
+"""`python -m convert from-torch`: convert published weights to a MODEL folder."""
 
 import errno
 import shutil
@@ -21,7 +21,7 @@ DTYPES = {"bfloat16": FLOATS["BF16"], "float16": FLOATS["F16"], "float32": FLOAT
 
 
 class UsageError(ValueError):
-    """Arguments that do not go together."""
+    """Arguments that cannot be combined."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    """Convert what the arguments name; notes of what is left out go to standard error."""
+    """Convert the named components; print a note for each part that is left out."""
     dtype = DTYPES.get(args.dtype)
     with create(args.out, overwrite=args.overwrite) as writer:
         root, parts = collect(args)
@@ -70,10 +70,10 @@ def run(args: Namespace) -> None:
 
 
 def collect(args: Namespace) -> tuple[Path | None, dict[str, Source]]:
-    """The components that the arguments name, and the pipeline folder if one was given.
+    """Return the pipeline folder, if `--flux` names one, and the named components.
 
     Raises:
-        UsageError: nothing, or the adapter alone, was given.
+        UsageError: the arguments name nothing, or an adapter without FLUX.
     """
     if not any((args.flux, args.siglip, args.dinov2, args.vae, args.t5, args.clip, args.adapter)):
         raise UsageError("nothing to convert; give --flux, --siglip, --dinov2, --adapter, ...")
@@ -95,12 +95,12 @@ def collect(args: Namespace) -> tuple[Path | None, dict[str, Source]]:
             path = locate(getattr(args, component), sources.ONE_MODEL)
             parts[component] = sources.open_component(component, path)
     for component in ("t5", "clip", "vae"):
-        if given := getattr(args, component):
+        if name := getattr(args, component):
             where = (
                 *sources.ONE_MODEL,
                 *(f"{SUBFOLDERS[component]}/{p}" for p in sources.ONE_MODEL),
             )
-            parts[component] = sources.open_component(component, locate(given, where))
+            parts[component] = sources.open_component(component, locate(name, where))
         elif root and (root / SUBFOLDERS[component]).is_dir():
             parts[component] = sources.open_component(component, root / SUBFOLDERS[component])
         elif root:
@@ -111,8 +111,8 @@ def collect(args: Namespace) -> tuple[Path | None, dict[str, Source]]:
 def find_tokenizers(
     args: Namespace, root: Path | None, parts: dict[str, Source]
 ) -> Iterator[tuple[str, Path]]:
-    """Yield each tokenizer's component and folder: the option's, or beside its encoder, in the
-    encoder's own folder, or in the pipeline.
+    """Yield the component and folder of each tokenizer: the folder that its option names, beside
+    its encoder, the encoder's own folder, or in the pipeline.
     """
     for name, encoder in TOKENIZERS.items():
         candidates = []

@@ -1,4 +1,4 @@
-"""The progress bar."""
+"""Progress bar of a conversion."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ Advance = Callable[[str, int], None]
 
 @contextmanager
 def progress(total: int) -> Iterator[Advance]:
-    """A bar of `total` bytes; `advance(name, n)` moves it and shows the tensor's name."""
+    """Show a bar of `total` bytes; yield `advance(name, n)`, which moves it by n bytes."""
     with tqdm(total=total, unit="B", unit_scale=True, mininterval=0.5) as bar:
 
         def advance(name: str, count: int) -> None:

@@ -1,4 +1,4 @@
-"""What published config files say, class by class, as data."""
+"""Table of the published config files: names, defaults and supported values of each class."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Published:
-    """How one class of diffusers or transformers describes itself.
+    """Config file of one class of diffusers or transformers.
 
-    names: what names the class in a file, as written; a file may also have `also`.
-    defaults: the class's own value of fields that a file may leave out.
-    fixed: attribute -> (the class's own value, the only one that our module computes).
-    assumed: FLUX.1-dev's values of fields that our config lacks, for models that no published
-        file came with (BFL's single files, models trained here).
-    inside: where a checkpoint of several towers keeps this one's config.
+    names: fields that name the class; `also` lists further values that a file may have.
+    defaults: the class's values of fields that a file may omit.
+    fixed: field -> (the class's default, the only value that our module computes).
+    assumed: FLUX.1-dev's values of fields that our config lacks, for models without a published
+        config (BFL's single files, models trained here).
+    inside: field that holds this tower's config in a checkpoint of several towers.
     """
 
     names: dict[str, Any]
@@ -24,7 +24,7 @@ class Published:
     also: tuple[str, ...] = ()
 
 
-# From diffusers 0.42 and transformers 5.23.
+# Sources: diffusers 0.42 and transformers 5.23.
 PUBLISHED: dict[str, Published] = {
     "transformer": Published(
         names={"_class_name": "FluxTransformer2DModel"},
@@ -63,7 +63,7 @@ PUBLISHED: dict[str, Published] = {
             "latents_mean": (None, None),
             "latents_std": (None, None),
         },
-        assumed={"sample_size": 1024},  # pixels; tiled decoding takes its tiles from it
+        assumed={"sample_size": 1024},  # pixels; the tile size of tiled decoding
     ),
     "t5": Published(
         names={"architectures": ["T5EncoderModel"], "model_type": "t5"},
@@ -151,7 +151,7 @@ PUBLISHED: dict[str, Published] = {
     ),
 }
 
-# What is offered as FLUX.1-dev and is not; by class, and by the channels of its input.
+# Models that are mistaken for FLUX.1-dev, by class and by the channels of their input.
 OTHER_CLASSES = {
     "SD3Transformer2DModel": "Stable Diffusion 3",
     "StableDiffusion3Pipeline": "Stable Diffusion 3",

@@ -1,4 +1,4 @@
-"""Finding and opening published weights: folders, single files, Hub ids."""
+"""Published weights as sources of a conversion: folders, single files and Hub ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from ic_jax.weights import hub
 from ic_jax.weights.safetensors_io import read_tensors
 from ic_jax.weights.tensors import Tensor, WeightsError
 
-# Where a whole pipeline keeps each component.
+# Folder of each component in a pipeline.
 SUBFOLDERS = {
     "transformer": "transformer",
     "vae": "vae",
@@ -32,7 +32,7 @@ SUBFOLDERS = {
     "t5": "text_encoder_2",
 }
 TOKENIZERS = {"tokenizer": "clip", "tokenizer_2": "t5"}
-STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' file names
+STEMS = ("diffusion_pytorch_model", "model")  # file names of diffusers and transformers
 ONE_MODEL = ("*.json", "*.safetensors", "*.txt", "spiece.model")
 PIPELINE = (
     "model_index.json",
@@ -43,7 +43,7 @@ PIPELINE = (
     ),
 )
 ADAPTER = ("instantcharacter_ip-adapter.*",)
-# Keys that only other models' single files have.
+# Prefixes that occur in the single files of other models only.
 OTHER_KEYS = {
     "joint_blocks.": "Stable Diffusion 3",
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
@@ -54,21 +54,21 @@ OTHER_KEYS = {
 
 @dataclass
 class Source:
-    """One component as it was published."""
+    """A published component."""
 
     component: str
     path: Path
     config: Any
     tensors: dict[str, Tensor]
-    bfl: bool = False  # names are those of a BFL single file
-    files: dict[str, bytes] = field(default_factory=dict)  # to be kept as they are
+    bfl: bool = False  # whether `tensors` has the names of a BFL single file
+    files: dict[str, bytes] = field(default_factory=dict)  # copied to the MODEL folder as they are
 
 
 def locate(value: str, patterns: Sequence[str]) -> Path:
-    """A local path, or else the local copy of a Hub repository.
+    """Return a local path, or the local copy of a Hub repository.
 
     Raises:
-        FileNotFoundError: neither.
+        FileNotFoundError: `value` is no path and no repository that can be fetched.
     """
     path = Path(value).expanduser()
     if path.exists():
@@ -79,10 +79,13 @@ def locate(value: str, patterns: Sequence[str]) -> Path:
 
 
 def open_component(component: str, path: Path) -> Source:
-    """A component's folder, the pipeline folder that it is in, or a BFL single file.
+    """Open a component.
+
+    Args:
+        path: its folder, the pipeline folder that contains it, or a BFL single file.
 
     Raises:
-        WeightsError: another model, or damaged.
+        WeightsError: another model, or a damaged one.
     """
     if path.is_file():
         return _open_single_file(component, path)
@@ -100,14 +103,14 @@ def open_component(component: str, path: Path) -> Source:
 
 
 def read_config(component: str, path: Path) -> tuple[Any, dict[str, bytes]]:
-    """Return our config of a published file, and the file that keeps what it does not use."""
+    """Read a published config; return ours, and the file that keeps the published values."""
     values = read_json(path)
     config = from_published(component, values, path)
     return config, {ORIGINAL: as_json(as_published(component, values))}
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a diffusers or transformers folder, sharded or not."""
+    """Read the tensors of a diffusers or transformers folder, sharded or not."""
     for stem in STEMS:
         single = folder / f"{stem}.safetensors"
         if single.is_file():
@@ -115,10 +118,10 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
             return _read_shards(index)
-    found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".safetensors"))
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".safetensors"))
     raise WeightsError(
         f"{folder}: has no {STEMS[0]}.safetensors or {STEMS[1]}.safetensors"
-        + (f", only {', '.join(found[:5])}" if found else "")
+        + (f", only {', '.join(others[:5])}" if others else "")
         + "; get the safetensors form of this model"
     )
 
@@ -133,12 +136,13 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         if Path(name).name != name or not shard.is_file():
             raise WeightsError(f"{shard}: is missing, and {index.name} names it; download it again")
         new = read_tensors(shard)
-        if both := sorted(tensors.keys() & new.keys()):
-            raise WeightsError(f"{shard}: {both[0]} is in another shard too; download both again")
+        if twice := sorted(tensors.keys() & new.keys()):
+            raise WeightsError(f"{shard}: {twice[0]} is in another shard too; download both again")
         tensors |= new
-    if lost := sorted(tensors.keys() ^ where.keys()):
+    if unmatched := sorted(tensors.keys() ^ where.keys()):
+        names = ", ".join(unmatched[:10])
         raise WeightsError(
-            f"{index}: differs from its shards by {len(lost)} keys: {', '.join(lost[:10])}; "
+            f"{index}: differs from its shards by {len(unmatched)} keys: {names}; "
             "download them again"
         )
     return tensors
@@ -164,33 +168,37 @@ def _open_single_file(component: str, path: Path) -> Source:
             raise refuse(path, OTHER_CHANNELS[tensors["img_in.weight"].shape[1]])
         if beside.is_file() and "_class_name" in read_json(beside):
             config, files = read_config(component, beside)
-        elif beside.is_file():  # written before published values were kept
+        elif beside.is_file():  # of an older to-torch: our own config
             config = build(config_class(component), read_json(beside), beside)
         else:
             config = (bfl.flux_config if component == "transformer" else bfl.vae_config)(tensors)
     except (KeyError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
-        what = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
         raise WeightsError(
-            f"{path}: is no single file of a {component} in BFL's names: {what}; for diffusers' "
+            f"{path}: is no single file of a {component} in BFL's names: {reason}; for diffusers' "
             "files give their folder"
         ) from None
     return Source(component, path, config, tensors, bfl=True, files=files)
 
 
 def open_adapter(path: Path, config: Path | None) -> Source:
-    """The adapter's .bin or .safetensors; its sizes from `config`, a .json of the same name
-    beside it, or as published.
+    """Open the adapter.
+
+    Args:
+        path: its .bin or .safetensors file, or the folder that contains one.
+        config: file of its sizes; by default a .json of the same name beside it, or else the
+            published sizes.
 
     Raises:
-        WeightsError: another component of file, or damaged.
+        WeightsError: a file of another kind, or a damaged one.
     """
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin"))
-        if not found:
+        files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin"))
+        if not files:
             raise WeightsError(f"{path}: holds no .safetensors or .bin; give the adapter's file")
-        path = found[-1]  # .safetensors before .bin
+        path = files[-1]  # .safetensors rather than .bin
     tensors = read_torch(path) if path.suffix in (".bin", ".pt", ".pth") else read_tensors(path)
     groups = {name.partition(".")[0] for name in tensors}
     if not groups & {"ip_adapter", "image_proj"}:
@@ -203,7 +211,7 @@ def open_adapter(path: Path, config: Path | None) -> Source:
 
 
 def check_pipeline(folder: Path) -> None:
-    """Refuse a whole pipeline of another model, whose transformer may look just like FLUX's."""
+    """Refuse the pipeline of another model, even if its transformer has FLUX's config."""
     index = folder / "model_index.json"
     name = read_json(index).get("_class_name") if index.is_file() else None
     if name in OTHER_CLASSES:
@@ -211,8 +219,10 @@ def check_pipeline(folder: Path) -> None:
 
 
 def read_scheduler(folder: Path | None, guidance: bool) -> tuple[Any, dict[str, bytes]]:
-    """Return the pipeline's schedule as `read_config` does; without one, the published one of
-    FLUX.1-dev, or of FLUX.1-schnell where the transformer takes no guidance.
+    """Read the pipeline's schedule as `read_config` does.
+
+    Without one, return that of FLUX.1-dev, or of FLUX.1-schnell if the transformer takes no
+    guidance.
     """
     path = folder and folder / "scheduler" / "scheduler_config.json"
     if path and path.is_file():

@@ -1,6 +1,4 @@
-"""python -m convert to-torch: a MODEL folder back to what diffusers, transformers and the
-published pipeline load.
-"""
+"""`python -m convert to-torch`: convert a MODEL folder back to the published layouts."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -30,7 +28,7 @@ OWNED = {
     *(f"{ADAPTER}.{suffix}" for suffix in ("bin", "safetensors", "json")),
     *(f"{n}.{s}" for n in ("flux1-dev", "flux1-schnell", "ae") for s in ("safetensors", "json")),
 }
-# In model_index.json: the pipeline's name of a component, its library and class.
+# Entries of model_index.json: a component's name in the pipeline, its library and class.
 PIPELINE = {
     "transformer": ("transformer", "diffusers", "FluxTransformer2DModel"),
     "vae": ("vae", "diffusers", "AutoencoderKL"),
@@ -40,7 +38,7 @@ PIPELINE = {
     "tokenizer": ("tokenizer", "transformers", "CLIPTokenizer"),
     "tokenizer_2": ("tokenizer_2", "transformers", "T5TokenizerFast"),
 }
-ANY = "PreTrainedTokenizerFast"  # transformers' class for a tokenizer.json of any kind
+ANY = "PreTrainedTokenizerFast"  # transformers' class for any tokenizer.json
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -60,7 +58,7 @@ def run(args: Namespace) -> None:
     components = [component for component in model.components if component in COMPONENTS]
     published = {component: read_published(model, component) for component in components}
     total = sum(t.nbytes for tensors in published.values() for t in tensors.values())
-    if "adapter" in published:  # written twice
+    if "adapter" in published:  # as .safetensors and as .bin
         total += sum(t.nbytes for t in published["adapter"].values())
     out = Path(args.out)
     with (
@@ -81,10 +79,10 @@ def run(args: Namespace) -> None:
 
 
 def read_published(model: ModelFolder, component: str) -> dict[str, Tensor]:
-    """A component's tensors under their published names.
+    """Return the tensors of a component by published name.
 
     Raises:
-        WeightsError: the folder's tensors are not those of its config.
+        WeightsError: the tensors do not match the component's config.
     """
     config = read_config(model, component)
     flux = read_config(model, "transformer") if component == "adapter" else None
@@ -97,7 +95,7 @@ def read_published(model: ModelFolder, component: str) -> dict[str, Tensor]:
 def _published_config(
     model: ModelFolder, component: str, tensors: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """Return a component's published config, with every value that it was converted from."""
+    """Return a component's published config, with all values of the one it came from."""
     has_original = ORIGINAL in model.components[component]
     values = to_published(
         component,
@@ -107,7 +105,7 @@ def _published_config(
     )
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
     for name in ("dtype", "torch_dtype"):
-        if name in values and len(dtypes) == 1:  # perhaps another than the original's: --dtype
+        if name in values and len(dtypes) == 1:  # --dtype may have changed it
             (values[name],) = dtypes
     return values
 
@@ -131,7 +129,7 @@ def _chunks(tensors: dict[str, Tensor], advance: Advance) -> Any:
 def _write_folder(
     folder: Path, component: str, config: dict, tensors: dict[str, Tensor], advance: Advance
 ) -> None:
-    """As diffusers or transformers save it, with an index if there are several shards."""
+    """Write a component as diffusers or transformers do, with an index for several shards."""
     folder.mkdir(parents=True)
     stem = "diffusion_pytorch_model" if component in ("transformer", "vae") else "model"
     shards = write_tensors(folder, stem, _specs(tensors), _chunks(tensors, advance))
@@ -147,21 +145,21 @@ def _write_folder(
 def _write_bfl(
     folder: Path, model: ModelFolder, component: str, tensors: dict[str, Tensor], advance: Advance
 ) -> None:
-    """BFL's single file, and diffusers' config beside it, for what its shapes do not tell."""
+    """Write a BFL single file and, beside it, the config for `from-torch` to read."""
     stem, config = BFL_STEMS[component], read_config(model, component)
     if component == "transformer" and not config.guidance_embeds:
         stem = "flux1-schnell"
     parts = bfl.layout(component, published_shapes(slots(component, config)))
     fused = {name: part.join(tensors) for name, part in parts.items()}
-    whole = sum(t.nbytes for t in fused.values())
-    write_tensors(folder, stem, _specs(fused), _chunks(fused, advance), shard_bytes=whole)
+    total = sum(t.nbytes for t in fused.values())
+    write_tensors(folder, stem, _specs(fused), _chunks(fused, advance), shard_bytes=total)
     (folder / f"{stem}.json").write_bytes(as_json(_published_config(model, component, tensors)))
 
 
 def _write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], advance: Advance) -> None:
     chunks = _chunks(tensors, advance)
-    whole = sum(t.nbytes for t in tensors.values())
-    write_tensors(folder, ADAPTER, _specs(tensors), chunks, shard_bytes=whole)
+    total = sum(t.nbytes for t in tensors.values())
+    write_tensors(folder, ADAPTER, _specs(tensors), chunks, shard_bytes=total)
     groups: dict[str, dict[str, Spec]] = {"ip_adapter": {}, "image_proj": {}}
     for name, spec in _specs(tensors).items():
         group, _, rest = name.partition(".")
@@ -176,22 +174,22 @@ def _write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], advanc
 
 
 def _copy(model: ModelFolder, component: str, target: Path) -> None:
-    """Files that were kept as they are."""
+    """Copy the files that conversion left as they are."""
     target.mkdir(parents=True, exist_ok=True)
     for name in model.components[component]:
         if name not in (CONFIG, ORIGINAL, UNUSED) and not name.endswith(".safetensors"):
             (target / name).write_bytes((model.path / component / name).read_bytes())
 
 
-def _is_of_any_kind(model: ModelFolder, component: str) -> bool:
-    """Whether a tokenizer says that it is neither CLIP's nor T5's."""
+def _is_generic(model: ModelFolder, component: str) -> bool:
+    """Return whether a tokenizer is of transformers' generic class, not of CLIP's or T5's."""
     if "tokenizer_config.json" not in model.components[component]:
         return False
     return model.json(component, "tokenizer_config.json").get("tokenizer_class") == ANY
 
 
 def _write_rest(folder: Path, model: ModelFolder, written: list[str]) -> None:
-    """The pipeline's small files."""
+    """Write the tokenizers, the scheduler and the pipeline's index."""
     flux = folder / "flux"
     for component in ("tokenizer", "tokenizer_2"):
         if component in model.components:
@@ -215,7 +213,7 @@ def _write_rest(folder: Path, model: ModelFolder, written: list[str]) -> None:
     index |= {
         component: ("transformers", ANY)
         for component in components
-        if _is_of_any_kind(model, component)
+        if _is_generic(model, component)
     }
     if flux.exists():
         (flux / "model_index.json").write_bytes(as_json(index))

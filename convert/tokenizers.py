@@ -11,18 +11,18 @@ FILES = (
     *(MADE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "spiece.model"),
 )
-TYPES = {"tokenizer": "clip", "tokenizer_2": "t5"}  # transformers' names of the two kinds
+TYPES = {"tokenizer": "clip", "tokenizer_2": "t5"}  # transformers' names of the tokenizers
 
 
 class MissingPackageError(ValueError):
-    """A package that a command needs is not installed."""
+    """A package that a command needs and that is not installed."""
 
 
 def read_tokenizer(component: str, folder: Path) -> dict[str, bytes]:
-    """Return a tokenizer's files by name; transformers makes tokenizer.json if it is missing.
+    """Return the files of a tokenizer by name; make tokenizer.json if the publisher ships none.
 
     Raises:
-        MissingPackageError: transformers, or what it reads spiece.model with, is not installed.
+        MissingPackageError: transformers, or sentencepiece for spiece.model, is not installed.
         WeightsError: no tokenizer, or a damaged one.
     """
     files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
@@ -34,7 +34,7 @@ def read_tokenizer(component: str, folder: Path) -> dict[str, bytes]:
 
 
 def _make(component: str, folder: Path) -> bytes:
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of torch, which it lacks
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not installed
     packages = ["transformers"]
     if not (folder / "vocab.json").is_file():
         packages.append("sentencepiece")

@@ -1,7 +1,7 @@
-"""Reading torch's .bin files (a zip with a pickle and one stored entry per storage), without torch.
+"""Safe reader of torch's .bin files (a zip of a pickle and one entry per storage), without torch.
 
-The pickle may name nothing but tensors, storages and ordered dictionaries: it is data here,
-never a program. Tensors are mapped out of the zip, which stores them uncompressed.
+The pickle may name tensors, storages and ordered dictionaries only, so it cannot run code.
+Tensors are mapped from the zip, which stores them uncompressed.
 Format: torch/serialization.py, `_save` and `_load`.
 """
 
@@ -33,11 +33,11 @@ STORAGES: dict[str, np.dtype] = {
 }
 AGAIN = "download or copy it again"
 LEGACY = "is no zip archive: torch writes those since 1.6; get a newer file or safetensors"
-MAX_PICKLE = 100_000_000  # names and shapes of a hundred thousand tensors take a tenth of it
+MAX_PICKLE = 100_000_000  # ten times the names and shapes of 100 000 tensors
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .bin file; groups within groups are joined by dots.
+    """Return the tensors of a .bin file by name; dots join the names of nested groups.
 
     Raises:
         WeightsError: the file is damaged, compressed, or holds anything but tensors.
@@ -56,7 +56,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             content = _Unpickler(archive.read(entries.pickle), entries).load()
     except (WeightsError, OSError):
         raise
-    except Exception as error:  # BadZipFile, and whatever an unpickler fed garbage comes to
+    except Exception as error:  # BadZipFile, or any error of an unpickler that reads garbage
         reason = type(error).__name__
         raise WeightsError(f"{path}: is truncated or damaged ({reason}); {AGAIN}") from None
     return _flat(path, content)
@@ -74,7 +74,7 @@ def _flat(path: Path, content: Any) -> dict[str, Tensor]:
             return
         if not isinstance(value, dict):
             raise WeightsError(f"{path}: {name or 'the file'} is no tensor and no group of tensors")
-        if id(value) in seen:  # a loop, or a small file that unfolds into endless names
+        if id(value) in seen:  # a loop, or a small file that expands to endless names
             raise WeightsError(f"{path}: the group {name} occurs twice")
         seen.add(id(value))
         for key, inner in value.items():
@@ -85,7 +85,7 @@ def _flat(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 class _Entries:
-    """The archive's directory: where each storage's bytes lie in the file."""
+    """Directory of the archive: the place of each storage's bytes in the file."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile):
         self.path, self.archive = path, archive
@@ -120,7 +120,7 @@ class _Entries:
             raise WeightsError(f"{self.path}: storage {key} has another size than its tensors")
         with self.path.open("rb") as file:
             file.seek(info.header_offset)
-            header = file.read(30)  # the local header, whose name and extra field vary
+            header = file.read(30)  # the local header; its name and extra field vary in length
         skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         offset = info.header_offset + 30 + skip
         if header[:4] != b"PK\x03\x04" or offset + info.file_size > self.path.stat().st_size:
@@ -136,7 +136,7 @@ class _Entries:
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    """A torch storage class, of which only the element type matters."""
+    """A torch storage class: its element type."""
 
     dtype: np.dtype
 
@@ -185,7 +185,7 @@ class _Unpickler(pickle.Unpickler):
         self.entries = entries
 
     def find_class(self, module: str, name: str) -> Any:
-        # Every callable a pickle can reach comes through here, before it could be called.
+        # A pickle reaches every callable through this method, before it can call it.
         try:
             return ADMITTED[module, name]
         except KeyError:

@@ -1,4 +1,4 @@
-"""Writing torch's .bin files, see `torch_read`, without torch."""
+"""Writer of torch's .bin files (see `torch_read`), without torch."""
 
 import math
 import pickle
@@ -13,7 +13,7 @@ from ic_jax.files import sync
 from ic_jax.weights.safetensors_io import Spec
 from ic_jax.weights.tensors import WeightsError, contiguous
 
-ALIGNMENT = 64  # torch's, of every storage in the file
+ALIGNMENT = 64  # bytes, of every storage in the file, as torch's
 
 
 def write_torch(
@@ -21,10 +21,11 @@ def write_torch(
     groups: Mapping[str, Mapping[str, Spec]],
     array: Callable[[str, str], np.ndarray],
 ) -> None:
-    """Write {group: {name: tensor}} so that torch.load, weights_only or not, reads it.
+    """Write {group: {name: tensor}} for torch.load, with or without weights_only.
 
     Args:
-        array: gives a tensor's values by its group and name, one at a time.
+        groups: dtype and shape of each tensor, by group and name.
+        array: returns the values of a tensor by its group and name, called for one at a time.
     """
     keys = [(group, name) for group, tensors in groups.items() for name in tensors]
     for group, name in keys:
@@ -52,7 +53,7 @@ def write_torch(
 
 
 def _pickled(groups: Mapping[str, Mapping[str, Spec]]) -> bytes:
-    """The nested dictionary as torch pickles it: each tensor a call that names a storage."""
+    """Return the nested dictionary as torch pickles it: each tensor a call on a storage."""
     out = [pickle.PROTO + b"\x02", pickle.EMPTY_DICT, pickle.MARK]
     key = 0
     for group, tensors in groups.items():
