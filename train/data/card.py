@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from ic_jax.version import __version__
 from train.data.errors import DataError
 from train.data.records import FEATURES
-from train.data.shards import WORK, Shard
+from train.data.shards import WORK, RecordNote, Shard
 from train.data.sources import Rejected
 
 CARD, TEXT = "card.json", "card.md"
@@ -28,27 +28,26 @@ def write(
     Raises:
         DataError: the shards hold no record.
     """
-    if not any(shard.characters for shard in shards):
+    records = [record for shard in shards for record in shard.records]
+    if not records:
         raise DataError(f"{folder}: no picture of the source can be used")
     _write_metadata(folder, shards)
-    characters = sorted({name for shard in shards for name in shard.characters})
+    characters = sorted({record.character for record in records})
     number = {name: n for n, name in enumerate(characters)}
-    numbers = np.array([number[name] for shard in shards for name in shard.characters], np.int32)
+    numbers = np.array([number[record.character] for record in records], np.int32)
     index = folder / INDEX
     index.mkdir(exist_ok=True)
-    widths = np.array([w for shard in shards for w in shard.widths], np.int32)
-    heights = np.array([h for shard in shards for h in shard.heights], np.int32)
     np.save(index / "character.npy", numbers)
-    np.save(index / "width.npy", widths)
-    np.save(index / "height.npy", heights)
+    np.save(index / "width.npy", np.array([record.width for record in records], np.int32))
+    np.save(index / "height.npy", np.array([record.height for record in records], np.int32))
     (index / "characters.json").write_text(json.dumps(characters))
-    card = _statistics(shards, rejected, np.bincount(numbers), widths, heights)
+    card = _statistics(records, np.bincount(numbers)) | {"bad": len(rejected)}
     card["prepared_for"] = sorted(resolutions)
     card["index"] = {
         name: path.stat().st_size for name, path in sorted((p.name, p) for p in index.iterdir())
     }
     card["shards"] = [
-        {"file": s.file, "records": len(s.characters), "bytes": s.size, "sha256": s.sha256}
+        {"file": s.file, "records": len(s.records), "bytes": s.size, "sha256": s.sha256}
         for s in shards
     ]
     (folder / TEXT).write_text(_text(card))
@@ -74,7 +73,7 @@ def _write_metadata(folder: Path, shards: list[Shard]) -> None:
     )
     split = tfds.core.SplitInfo(
         name="train",
-        shard_lengths=[len(shard.characters) for shard in shards],
+        shard_lengths=[len(shard.records) for shard in shards],
         num_bytes=sum(shard.size for shard in shards),
         filename_template=template,
     )
@@ -88,32 +87,23 @@ def _write_metadata(folder: Path, shards: list[Shard]) -> None:
     )
 
 
-def _statistics(
-    shards: list[Shard],
-    rejected: list[Rejected],
-    per_character: np.ndarray,
-    widths: np.ndarray,
-    heights: np.ndarray,
-) -> dict[str, Any]:
-    captions = np.array([n for shard in shards for n in shard.captions])
-    sides = np.sqrt(widths.astype(np.float64) * heights)
-    frequencies = {
-        field: Counter(name for shard in shards for name in getattr(shard, field) if name)
-        for field in ("views", "styles")
-    }
+def _statistics(records: list[RecordNote], per_character: np.ndarray) -> dict[str, Any]:
+    sides = np.sqrt(np.array([record.width * record.height for record in records]))
+    views = Counter(record.view for record in records if record.view)
+    styles = Counter(record.style for record in records if record.style)
     return {
         "written_by": f"ic_jax {__version__}",
-        "pictures": len(widths),
+        "pictures": len(records),
         "characters": len(per_character),
         "in_pairs": int(per_character[per_character >= 2].sum()),
         "characters_with_pairs": int((per_character >= 2).sum()),
-        "masked": sum(shard.masked for shard in shards),
-        "focused": sum(shard.focused for shard in shards),
-        "bad": len(rejected),
+        "masked": sum(record.masked for record in records),
+        "focused": sum(record.focused for record in records),
         "pictures_per_character": _spread(per_character),
         "side": _spread(sides),  # square root of the area, pixels
-        "caption_length": _spread(captions),  # characters
-        **{field: dict(counts.most_common(50)) for field, counts in frequencies.items()},
+        "caption_length": _spread(np.array([record.caption for record in records])),  # characters
+        "views": dict(views.most_common(50)),
+        "styles": dict(styles.most_common(50)),
     }
 
 

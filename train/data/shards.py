@@ -39,21 +39,27 @@ class ShardJob(NamedTuple):
         return f"characters-train.array_record-{self.number:05d}-of-{self.shards:05d}"
 
 
+class RecordNote(NamedTuple):
+    """Properties of a record that index and card need."""
+
+    character: str
+    width: int
+    height: int
+    caption: int  # length in characters
+    view: str
+    style: str
+    masked: bool
+    focused: bool
+
+
 class Shard(NamedTuple):
-    """Finished shard; each list has one item per record, `rejected` one per unusable picture."""
+    """Finished shard."""
 
     file: str
     fingerprint: str
     sha256: str
     size: int  # bytes
-    characters: list[str]
-    widths: list[int]
-    heights: list[int]
-    captions: list[int]  # lengths in characters
-    views: list[str]
-    styles: list[str]
-    masked: int
-    focused: int
+    records: list[RecordNote]
     rejected: list[Rejected]
 
 
@@ -84,26 +90,19 @@ def write_shard(job: ShardJob) -> Shard:
 
 
 def _write(job: ShardJob, path: Path, key: str) -> Shard:
-    shard = Shard(job.file, key, "", 0, [], [], [], [], [], [], 0, 0, [])
-    masked = focused = 0
+    records, rejected = [], []
     with atomic_file(path, job.out / WORK) as part, _writer(part) as writer:
         for entry in job.entries:
             try:
                 record = ingest(job.root, entry, job.resolution)
             except ImageError as error:
-                shard.rejected.append(Rejected(entry.file, str(error)))
+                rejected.append(Rejected(entry.file, str(error)))
                 continue
             writer.write(serialize(record))
-            masked += bool(record.mask)
-            focused += bool(record.focus)
-            shard.characters.append(record.character)
-            shard.widths.append(record.width)
-            shard.heights.append(record.height)
-            shard.captions.append(len(record.caption))
-            shard.views.append(record.view)
-            shard.styles.append(record.style)
-    shard = shard._replace(masked=masked, focused=focused)
-    return shard._replace(sha256=sha256_file(path), size=path.stat().st_size)
+            shape, length = (record.width, record.height), len(record.caption)
+            labels, marks = (record.view, record.style), (bool(record.mask), bool(record.focus))
+            records.append(RecordNote(record.character, *shape, length, *labels, *marks))
+    return Shard(job.file, key, sha256_file(path), path.stat().st_size, records, rejected)
 
 
 @contextmanager
@@ -120,7 +119,10 @@ def _read_finished(path: Path, notes: Path, key: str) -> Shard | None:
     try:
         shard = Shard(**json.loads(notes.read_bytes()))
         if shard.fingerprint == key and path.stat().st_size == shard.size:
-            return shard._replace(rejected=[Rejected(*item) for item in shard.rejected])
+            records = [RecordNote(*item) for item in shard.records]
+            return shard._replace(
+                records=records, rejected=[Rejected(*item) for item in shard.rejected]
+            )
     except (OSError, ValueError, TypeError):
         pass  # missing or damaged notes: the shard is written again
     return None
