@@ -1,7 +1,7 @@
-"""Flow matching as FLUX uses it: the noise schedule, packed latents and position ids.
+"""Flow matching as FLUX uses it: noise schedule, packed latents and position ids.
 
-Everything here follows from a picture's shape and the number of steps. The schedule and the
-ids are numpy, computed on the host; packing is JAX.
+All of it depends only on a picture's shape and the number of steps. The schedule and the ids are
+NumPy arrays, computed outside of compiled programs; packing is JAX.
 """
 
 import math
@@ -18,12 +18,12 @@ PATCH = 2  # latent pixels along one side of a token
 def schedule(
     steps: int | Sequence[float], image_tokens: int, config: SchedulerConfig
 ) -> np.ndarray:
-    """Noise levels of a sampling run, float32 [steps + 1]: from pure noise to 0.
+    """Return the noise levels of a sampling run, float32 [steps + 1], from 1 (pure noise) to 0.
 
     Args:
-        steps: how many, for levels 1, (n-1)/n, ... 1/n; or the levels themselves, falling,
-            in 0..1 (0 excluded), as diffusers' `sigmas` argument takes them.
-        image_tokens: packed image tokens, which dynamic shifting goes by.
+        steps: number n of steps, for the levels 1, (n-1)/n, ... 1/n before shifting; or these
+            levels, falling within (0, 1], as diffusers' `sigmas` argument takes them.
+        image_tokens: number of packed image tokens, on which dynamic shifting depends.
         config: the model's schedule (diffusers FlowMatchEulerDiscreteScheduler).
     """
     levels = np.linspace(1.0, 1.0 / steps, steps) if isinstance(steps, int) else np.array(steps)
@@ -33,9 +33,10 @@ def schedule(
 
 
 def shift(image_tokens: int, config: SchedulerConfig) -> float:
-    """How the schedule is bent towards noise, s' = shift / (shift + 1 / s - 1).
+    """Return the factor that shifts a level s towards noise: s' = shift / (shift + 1 / s - 1).
 
-    Dynamic shifting keeps larger pictures noisy longer: e^mu, mu a line in the image tokens.
+    Dynamic shifting keeps larger pictures noisy for longer: the factor is e^mu, with mu linear in
+    the number of image tokens.
     """
     if not config.use_dynamic_shifting:
         return config.shift
@@ -46,23 +47,23 @@ def shift(image_tokens: int, config: SchedulerConfig) -> float:
 
 
 def pack(latents: Float[Array, "b h w c"]) -> Float[Array, "b n p"]:
-    """2 x 2 latent pixels to one token; within a token channels come first, then row, column."""
+    """Pack 2 x 2 latent pixels into a token, ordered by channel, then row, then column."""
     b, h, w, c = latents.shape
     x = latents.reshape(b, h // PATCH, PATCH, w // PATCH, PATCH, c)
     return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, -1, c * PATCH * PATCH)
 
 
 def unpack(tokens: Float[Array, "b n p"], height: int, width: int) -> Float[Array, "b h w c"]:
-    """The reverse of `pack`, for latents of the given height and width."""
+    """Undo `pack`, for latents of the given height and width."""
     b = tokens.shape[0]
     x = tokens.reshape(b, height // PATCH, width // PATCH, -1, PATCH, PATCH)
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, height, width, -1)
 
 
 def position_ids(text_tokens: int, height: int, width: int) -> np.ndarray:
-    """Position ids [text_tokens + height * width, 3], text first: (0, row, column).
+    """Return position ids (0, row, column), int [text_tokens + height * width, 3], text first.
 
-    `height` and `width` count tokens. Text tokens all stand at (0, 0, 0).
+    `height` and `width` are in tokens. All text tokens are at (0, 0, 0).
     """
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     image = np.stack([np.zeros_like(rows), rows, columns], axis=-1).reshape(-1, 3)

@@ -1,11 +1,14 @@
-"""InstantCharacter from a prompt and a picture to pictures: the models and sampler, joined."""
+"""Text-to-image pipeline: prompts and a picture of a character in, pictures of it out."""
 
+import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -13,30 +16,47 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from PIL import Image
 
-from ic_jax import auto_mesh, flow, sampler
+from ic_jax import auto_mesh
 from ic_jax.config import SamplingConfig, SchedulerConfig
+from ic_jax.models.adapter import Adapter
+from ic_jax.models.clip import ClipText
+from ic_jax.models.dinov2 import Dinov2
 from ic_jax.models.features import SubjectFeatures
-from ic_jax.models.rope import rope_table
+from ic_jax.models.flux import Flux
+from ic_jax.models.siglip import SiglipVision
+from ic_jax.models.t5 import T5Encoder
+from ic_jax.models.vae import Vae
 from ic_jax.preprocessing import arguments
+from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import Fit, Picture
-from ic_jax.preprocessing.tokenizers import check_prompt
-from ic_jax.runner import Grid, Runner
+from ic_jax.preprocessing.tokenizers import TextTokenizer
+from ic_jax.request import (
+    Prompts,
+    SubjectImage,
+    build_request,
+    encode_subjects,
+    encode_texts,
+    text_embeddings,
+)
+from ic_jax.runner import Runner
+from ic_jax.sharding import describe
 from ic_jax.weights import loading
-from ic_jax.weights.encoders import LARGE_ENCODERS, Encoders, EncodersOnDemand, Keeping
+from ic_jax.weights.encoders import LARGE_ENCODERS, Encoders, EncodersOnDemand
 from ic_jax.weights.lora import LoraSet, read_lora
-from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
+from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder, create
 
 OutputType = Literal["pil", "np", "latent"]
-Subject = Picture | SubjectFeatures
-Subjects = Subject | Sequence[Subject]
 StepCallback = Callable[[Any, int, float, dict[str, Array]], Mapping[str, Array] | None]
+LORA_FILE = "pytorch_lora_weights.safetensors"  # in the folder that diffusers saves
 
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """images: PIL pictures; or float32 [b, height, width, 3] in 0..1; or packed latents.
+    """Pictures of one call; those of one prompt are neighbours.
 
-    Pictures of one prompt are neighbours. seeds: each picture's own, None with given latents.
+    Attributes:
+        images: PIL images; or float32 [b, height, width, 3] in 0..1; or packed latents [b, n, c].
+        seeds: the seed of each picture; None if the call had `latents`.
     """
 
     images: list[Image.Image] | np.ndarray | Array
@@ -44,77 +64,146 @@ class PipelineResult:
 
 
 class InstantCharacterPipeline:
-    """Draws a character from one picture of it in the scene that a prompt describes.
+    """Pipeline that draws a character, known from one picture, in the scene of a prompt.
 
-    Every model compiles once per shape and number of steps; prompts, subjects, seeds, guidance
-    and scales are arguments of the compiled programs.
+    Every model compiles once per shape and number of steps. Prompts, subjects, seeds, guidance
+    and scales are arguments of the compiled programs: another value compiles nothing.
+
+    Examples:
+        >>> from ic_jax import InstantCharacterPipeline
+        >>> pipe = InstantCharacterPipeline.from_pretrained()  # the bundled small model
+        >>> prompt = "A person waving, in a red hoodie, on plain teal."
+        >>> result = pipe(prompt, subject_image="infer/demo.png", seed=[0, 1],
+        ...               num_images_per_prompt=2)
+        >>> result.images[0].size, result.seeds
+        ((96, 96), [0, 1])
+
+    Attributes:
+        scheduler: the noise schedule.
+        sampling: defaults of a call's arguments.
     """
 
+    scheduler: SchedulerConfig
+    sampling: SamplingConfig
+
     def __init__(self, model: loading.Model, encoders: Encoders | None = None):
-        """From models in memory, all of one dtype, which is computed in.
+        """Build a pipeline of models in memory; `from_pretrained` is the usual way.
 
         Args:
-            model: at least the transformer and the VAE; `from_pretrained` is the usual way.
-            encoders: where T5, SigLIP and DINOv2 are, if they are not the model's.
+            model: at least a transformer and a VAE, all of one dtype, which is computed in.
+            encoders: source of T5, SigLIP and DINOv2; the model's own by default.
         """
-        self._runner = Runner(model, encoders or Encoders(model))
+        self._model = model
+        self._encoders = encoders or Encoders(model)
+        self._runner = Runner(model, self._encoders)
         self.scheduler = model.scheduler or SchedulerConfig()
         self.sampling = model.sampling or SamplingConfig()
-        loaded = {"transformer": model.transformer, "clip": model.clip}
-        self._loras = LoraSet({kind: m for kind, m in loaded.items() if m is not None})
+        targets = {"transformer": model.transformer, "clip": model.clip}
+        self._loras = LoraSet({name: m for name, m in targets.items() if m is not None})
 
     @classmethod
     def from_pretrained(
         cls,
-        folder: Path | str = SMALL_MODEL,
+        name_or_path: Path | str = SMALL_MODEL,
         dtype: DTypeLike = "bfloat16",
         *,
+        revision: str | None = None,
         verify: bool = True,
         mesh: str | Mesh | None = "auto",
-        encoders: Keeping = "keep",
+        offload_encoders: bool = False,
     ) -> Self:
-        """Load a converted model folder (`python -m convert from-torch`).
+        """Load a converted model.
 
         Args:
-            folder: by default the small model that comes with ic_jax.
-            dtype: bfloat16 or float32, of all parameters and of computing. float16 is too
+            name_or_path: a MODEL folder (from `python -m convert from-torch`, or
+                `save_pretrained`), or the Hub id org/name of one. The Hub library downloads it
+                into its cache, from which it is read offline; HF_HUB_OFFLINE=1 forbids the network.
+                By default the small model that comes with ic_jax.
+            dtype: "bfloat16" or "float32", of all parameters and computation. float16 is too
                 narrow for T5.
+            revision: branch, tag or commit of the Hub repository; the main branch by default.
             verify: compare the files' SHA-256, which takes about as long as reading them.
-            mesh: devices to spread the model over, such as "tensor=4" or "data=2,tensor=4";
-                "auto" takes as many as it needs (docs/sharding.md), None is one device.
-            encoders: "free" reads T5, SigLIP and DINOv2 when something is to be encoded and
-                deletes them before the steps: 12.6 GB less for FLUX.1-dev, and reading T5 again
-                for every call with prompts.
+            mesh: devices to shard the model over, such as "tensor=4" or "data=2,tensor=4". "auto"
+                takes as many as the model needs (docs/sharding.md); None is one device.
+            offload_encoders: load T5, SigLIP and DINOv2 only to encode, and free them before
+                sampling: 12.6 GB less memory for FLUX.1-dev, but every call with prompts loads T5
+                again.
 
         Raises:
-            WeightsError: the folder is no model, incomplete or damaged.
+            FileNotFoundError: no such folder; or on the Hub no such repository or revision, no
+                access to it, or no connection.
+            WeightsError: not a converted model (the message holds the command that converts
+                published weights), or an incomplete or damaged one.
             ShardingError: the model cannot be laid out on the mesh.
         """
         if dtype not in ("bfloat16", "float32", jnp.bfloat16, jnp.float32):
             raise ValueError(f"dtype is {dtype!r}; it must be 'bfloat16' or 'float32'")
-        arguments.check_choice("encoders", encoders, get_args(Keeping))
-        kept = jnp.dtype(dtype)
-        placed = auto_mesh.for_inference(mesh, folder, kept) if isinstance(mesh, str) else mesh
-        if encoders == "keep":
-            return cls(loading.load_model(Path(folder), kept, verify=verify, mesh=placed))
-        opened = ModelFolder.open(folder)
+        dtype = jnp.dtype(dtype)
+        path = local_folder(name_or_path, revision)
+        if not isinstance(mesh, Mesh | None):
+            mesh = auto_mesh.for_inference(mesh, path, dtype)
+        if not offload_encoders:
+            return cls(loading.load_model(path, dtype, verify=verify, mesh=mesh))
+        folder = ModelFolder.open(path)
         if verify:
-            opened.verify()
-        others = set(opened.components) - set(LARGE_ENCODERS)
-        model = loading.load_model(folder, kept, components=others, verify=False, mesh=placed)
+            folder.verify()
+        others = set(folder.components) - set(LARGE_ENCODERS)
+        model = loading.load_model(path, dtype, components=others, verify=False, mesh=mesh)
 
-        def load(kind: str) -> Any:
-            if kind not in opened.components:
+        def load(component: str) -> Any:
+            if component not in folder.components:
                 return None
-            return loading.load_component(opened, kind, kept, verify=False, mesh=placed)
+            return loading.load_component(folder, component, dtype, verify=False, mesh=mesh)
 
         return cls(model, EncodersOnDemand(load))
 
+    def save_pretrained(self, folder: Path | str, *, overwrite: bool = False) -> None:
+        """Write a MODEL folder that `from_pretrained` loads; it is written whole or not at all.
+
+        Parameters keep the pipeline's dtype. LoRAs are not part of a model: the folder holds the
+        weights without them, and a warning says so.
+
+        Raises:
+            FileExistsError: `folder` is in the way, and `overwrite` is not set or it holds
+                something else.
+            ValueError: the model is sharded over several processes.
+        """
+        self._refuse_several_processes("saving")
+        if self._loras.active:
+            warnings.warn("saving the model without its LoRAs", stacklevel=2)
+        model = replace(self._model, scheduler=self.scheduler, sampling=self.sampling)
+        with self._loras.inactive(), create(folder, overwrite=overwrite) as writer:
+            loading.write_model(writer, model, self._encoders.get)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, commit_message: str | None = None
+    ) -> str:
+        """Upload the model to the Hugging Face Hub, for `from_pretrained(repo_id)`.
+
+        Log in first with `hf auth login`. A copy of the model is written into the folder for
+        temporary files.
+
+        Args:
+            repo_id: org/name; the repository is made if there is none.
+            private: whether a new repository is private.
+            commit_message: by default the Hub library's.
+
+        Returns:
+            The repository's address.
+        """
+        from ic_jax.weights import hub
+
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent, "MODEL")
+            self.save_pretrained(folder)
+            return hub.push(folder, repo_id, private=private, commit_message=commit_message)
+
     def __call__(
         self,
-        prompt: str | Sequence[str] | None = None,
-        prompt_2: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
+        prompt: Prompts | None = None,
+        prompt_2: Prompts | None = None,
+        negative_prompt: Prompts | None = None,
+        negative_prompt_2: Prompts | None = None,
         true_cfg_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -128,7 +217,7 @@ class InstantCharacterPipeline:
         pooled_prompt_embeds: Float[Array, "p d"] | np.ndarray | None = None,
         negative_prompt_embeds: Float[Array, "p t e"] | np.ndarray | None = None,
         negative_pooled_prompt_embeds: Float[Array, "p d"] | np.ndarray | None = None,
-        subject_image: Subjects | None = None,
+        subject_image: SubjectImage | Sequence[SubjectImage] | None = None,
         subject_scale: float | None = None,
         negative_subject_scale: float | None = None,
         subject_fit: Fit = "pad",
@@ -136,46 +225,59 @@ class InstantCharacterPipeline:
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
     ) -> PipelineResult:
-        """Draw.
+        """Draw pictures.
 
-        Sizes, steps, scales and lengths that are not given are the model's own
-        (`self.sampling`): for FLUX.1-dev the published ones, `ic_jax.config.SamplingConfig`.
+        Arguments are those of diffusers' FluxPipeline, and the subject's. Sizes, steps, scales
+        and lengths that are None take the model's defaults, `self.sampling`; for FLUX.1-dev they
+        are the published values, which are given here in brackets.
 
         Args:
-            prompt: one, or a list. A list of prompts and a list of subjects of the same length
-                go together one by one; a single one serves for all.
-            prompt_2: for T5, if it is to read something else than CLIP.
-            negative_prompt: what true classifier-free guidance steers away from.
-            true_cfg_scale: 1 is off; anything else draws every step twice.
-            height: in pixels, a multiple of 16; likewise `width`.
-            num_inference_steps: Euler steps; another number compiles again.
-            sigmas: noise levels instead of that number, as diffusers takes them.
-            guidance_scale: FLUX.1-dev's distilled guidance; FLUX.1-schnell ignores it.
-            num_images_per_prompt: pictures for each prompt, with the seeds seed, seed + 1, ...
-            seed: or a list, one for each picture. A picture follows from its own seed alone,
-                whatever is drawn beside it.
-            latents: packed starting noise instead of a seed.
-            prompt_embeds: T5's output instead of prompts; with `pooled_prompt_embeds`, CLIP's
-                (`encode_prompt`). Likewise the negative ones.
-            subject_image: a picture of the character (path, PIL, array), a list of them, or
-                what `encode_subject` returned. None draws with plain FLUX.
-            subject_scale: how strongly the subject is drawn, 0.8 to 1.0 as a rule.
-            negative_subject_scale: likewise in what true guidance steers away from; by default the
-                same, as published. At 0, guidance is towards the subject as towards the prompt.
-            subject_fit: how a picture is made square: "pad" with white, or "stretch" as the
+            prompt: a text, or a list of p. Prompts and subjects pair up in order; a single one is
+                shared by all. None is the empty prompt.
+            prompt_2: separate text for T5; None or "" uses `prompt`.
+            negative_prompt: text that true classifier-free guidance steers away from, shared or
+                one for each prompt.
+            negative_prompt_2: separate negative text for T5; None or "" uses `negative_prompt`.
+            true_cfg_scale: scale of true classifier-free guidance, at least 1, which is off [1].
+                Every step then costs two. Unlike in diffusers, a scale above 1 without anything
+                to steer away from is refused, and so is a negative prompt at scale 1.
+            height: in pixels, a multiple of 16 up to 4096 [1024].
+            width: likewise.
+            num_inference_steps: number of denoising steps [28]; another number compiles again.
+            sigmas: noise levels in place of `num_inference_steps`, falling within (0, 1].
+            guidance_scale: FLUX.1-dev's distilled guidance [3.5]; FLUX.1-schnell ignores it.
+            num_images_per_prompt: pictures of each prompt, with the seeds seed, seed + 1, ...
+            seed: from 0 to 2^32 - 1, or a list with one for each of the b pictures. A picture
+                depends on its own seed alone, whatever else is in the batch.
+            latents: packed starting noise in place of a seed, [b, height * width / 256, c].
+            prompt_embeds: T5's output, in place of prompts; with `pooled_prompt_embeds`, CLIP's.
+                `encode_prompt` returns both.
+            pooled_prompt_embeds: see `prompt_embeds`.
+            negative_prompt_embeds: likewise in place of negative prompts.
+            negative_pooled_prompt_embeds: see `negative_prompt_embeds`.
+            subject_image: picture of the character (path, PIL image, array), a list of them, or
+                the result of `encode_subject`. None draws with plain FLUX.
+            subject_scale: strength of the subject, at least 0, usually 0.8 to 1 [0.9].
+            negative_subject_scale: the same in the negative prediction [`subject_scale`, as
+                published]. At 0 true guidance steers towards the subject as well as the prompt;
+                without a negative prompt it steers away from the empty one.
+            subject_fit: how to make the picture square: "pad" with white, or "stretch" as the
                 published pipeline does.
-            max_sequence_length: T5 tokens.
-            output_type: "pil", "np" or "latent".
-            callback_on_step_end: called as diffusers does, (pipeline, step, timestep in 0..1000,
-                {"latents": ...}); may return {"latents": ...} to go on with. The loop then runs
-                step by step instead of as one program.
+            max_sequence_length: T5 tokens, at most 512 [512].
+            output_type: "pil", "np" (float32 in 0..1) or "latent".
+            callback_on_step_end: called after each step as in diffusers, with (pipeline, step,
+                timestep in 0..1000, {"latents": latents}); may return {"latents": new}. Steps are
+                then separate calls of one compiled step instead of one program.
 
         Raises:
             ValueError: an argument that cannot be used, in one line.
             FloatingPointError: the model produced numbers that are not finite.
         """
-        settings = arguments.settings(
+        negative_texts = (negative_prompt, negative_prompt_2)
+        negative_embeds = (negative_prompt_embeds, negative_pooled_prompt_embeds)
+        args = arguments.sampling_arguments(
             self.sampling,
+            has_negative=any(x is not None for x in (*negative_texts, *negative_embeds)),
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
@@ -189,52 +291,67 @@ class InstantCharacterPipeline:
             max_sequence_length=max_sequence_length,
             output_type=output_type,
         )
-        settings.check_size(self._runner.pixels_per_token)
-        texts = self._given("", prompt_embeds, pooled_prompt_embeds)
-        if texts is None:
-            prompt = "" if prompt is None else prompt
-            texts = self._encoded(prompt, prompt_2, settings.max_sequence_length)
+        args.check_size(self._runner.pixels_per_token)
+        embeds = (prompt_embeds, pooled_prompt_embeds)
+        length, triggers = args.max_sequence_length, self._loras.triggers
+        runner, texts = self._runner, (prompt, prompt_2)
+        prompts = text_embeddings(runner, texts, embeds, length, triggers=triggers)
         negative = None
-        if settings.true_cfg_scale != 1.0:
-            negative = self._given(
-                "negative_", negative_prompt_embeds, negative_pooled_prompt_embeds
+        if args.true_cfg_scale != 1:
+            length = prompts.embeds.shape[1]
+            negative = text_embeddings(
+                runner, negative_texts, negative_embeds, length, kind="negative_"
             )
-            if negative is None:
-                unwanted = arguments.as_list("negative_prompt", negative_prompt or "")
-                length = texts.embeds.shape[1]
-                negative = self._runner.encode_prompts(unwanted, unwanted, length)
-        subjects = self._subjects(subject_image, subject_fit)
-        request, seeds = self._request(settings, texts, negative, subjects, seed, latents)
+        request, seeds = build_request(
+            runner,
+            self.scheduler,
+            args,
+            texts=prompts,
+            negative=negative,
+            subjects=encode_subjects(runner, subject_image, subject_fit),
+            seed=seed,
+            latents=latents,
+        )
         if callback_on_step_end is None:
-            final = self._runner.sample(request)
+            denoised = runner.sample(request)
         else:
-            final = self._runner.sample_stepwise(request, partial(callback_on_step_end, self))
-        return PipelineResult(self._output(final, settings), seeds)
+            denoised = runner.sample_stepwise(request, partial(callback_on_step_end, self))
+        return PipelineResult(self._images(denoised, args), seeds)
 
     def encode_prompt(
         self,
-        prompt: str | Sequence[str],
-        prompt_2: str | Sequence[str] | None = None,
+        prompt: Prompts,
+        prompt_2: Prompts | None = None,
         max_sequence_length: int | None = None,
         *,
         triggers: bool = True,
     ) -> tuple[Float[Array, "p t e"], Float[Array, "p d"]]:
-        """What T5 and CLIP make of prompts: `prompt_embeds` and `pooled_prompt_embeds`.
+        """Encode prompts with T5 and CLIP; return `prompt_embeds` and `pooled_prompt_embeds`.
 
-        `triggers` says whether the LoRAs' go before, which a negative prompt does without.
+        Args:
+            prompt: a text, or a list of p.
+            prompt_2: separate text for T5; None or "" uses `prompt`.
+            max_sequence_length: T5 tokens t, at most 512; the model's default.
+            triggers: whether the active LoRAs' trigger words go before the prompt; not wanted for
+                a negative prompt.
 
         Raises:
             ValueError: the model has no text encoders, or prompts that cannot be used.
         """
         length = max_sequence_length or self.sampling.max_sequence_length
         arguments.check_count("max_sequence_length", length, 512)
-        texts = self._encoded(prompt, prompt_2, length, triggers=triggers)
+        words = self._loras.triggers if triggers else []
+        texts = encode_texts(self._runner, prompt, prompt_2, length, triggers=words)
         return texts.embeds, texts.pooled
 
     def encode_subject(
         self, image: Picture | Sequence[Picture], fit: Fit = "pad"
     ) -> SubjectFeatures:
-        """Encode one picture or a list, to be given as `subject_image` any number of times.
+        """Encode one picture or a list; the result serves as `subject_image` in any call.
+
+        Args:
+            image: pictures as `__call__` takes them.
+            fit: see `subject_fit` of `__call__`.
 
         Raises:
             ImageError: a picture that cannot be read.
@@ -243,148 +360,188 @@ class InstantCharacterPipeline:
         arguments.check_choice("fit", fit, ("pad", "stretch"))
         return self._runner.encode_pictures(arguments.as_list("subject_image", image), fit)
 
-    def load_lora(self, file: Path | str, weight: float = 1.0, trigger: str | None = None) -> None:
-        """Merge a style LoRA (peft layout) at `weight`; `trigger` goes before every prompt.
+    def load_lora_weights(
+        self,
+        path: Path | str,
+        adapter_name: str | None = None,
+        *,
+        weight: float = 1.0,
+        trigger: str | None = None,
+    ) -> None:
+        """Load a style LoRA in peft's layout, as diffusers writes it, and activate it.
 
-        Several add up. The base weights are kept and come back exactly with `unload_loras`.
+        LoRAs that are active already stay so, and all add up. Prompts that are encoded from then
+        on begin with the trigger words of the active LoRAs.
+
+        Args:
+            path: a safetensors file, or a folder with pytorch_lora_weights.safetensors.
+            adapter_name: name for the methods below; "default_0", "default_1", ... by default.
+            weight: strength; may be negative.
+            trigger: words that the LoRA was trained to answer to.
 
         Raises:
-            WeightsError: the file is not such a LoRA, or not for this model; nothing changed.
-            ValueError: the model is spread over several hosts.
+            WeightsError: not such a LoRA, or one for another model; nothing changed.
+            ValueError: the name is taken, or the model is sharded over several processes.
         """
-        if self._runner.spans_hosts:
-            raise ValueError("a LoRA needs the whole model within a host; take a smaller mesh")
-        self._loras.add(read_lora(file, weight, trigger))
+        self._refuse_several_processes("a LoRA")
+        file = Path(path) / LORA_FILE if Path(path).is_dir() else path
+        self._loras.add(read_lora(file, weight, trigger), adapter_name)
 
-    def unload_loras(self) -> None:
-        """Take every LoRA out; the weights are again what they were, bit for bit."""
+    def set_adapters(
+        self, adapter_names: Prompts, adapter_weights: float | Sequence[float] | None = None
+    ) -> None:
+        """Activate these loaded LoRAs, at these weights, and no others.
+
+        Weights follow from the base and the active LoRAs alone, whatever was active before.
+
+        Args:
+            adapter_names: a name, or a list, which may be empty.
+            adapter_weights: one for all, or one for each; by default those that they were loaded
+                with.
+
+        Raises:
+            ValueError: unknown names, or weights that are not as many or not finite.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        if adapter_weights is None:
+            loras = self._loras.loras
+            weights = [loras[name].weight if name in loras else 1.0 for name in names]
+        elif isinstance(adapter_weights, Sequence):
+            weights = list(adapter_weights)
+        else:
+            weights = [adapter_weights] * len(names)
+        if len(weights) != len(names):
+            raise ValueError(f"{len(weights)} weights for {len(names)} LoRAs; give one for each")
+        self._loras.activate(dict(zip(names, weights, strict=True)))
+
+    def get_active_adapters(self) -> list[str]:
+        """Return the names of the active LoRAs."""
+        return list(self._loras.active)
+
+    def delete_adapters(self, adapter_names: Prompts) -> None:
+        """Forget loaded LoRAs by name; ValueError for an unknown one."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        self._loras.delete(names)
+
+    def unload_lora_weights(self) -> None:
+        """Forget every LoRA; the weights are those of the base again, bit for bit."""
         self._loras.clear()
 
-    def _request(
-        self,
-        settings: arguments.Settings,
-        texts: sampler.TextEmbeddings,
-        negative: sampler.TextEmbeddings | None,
-        subjects: SubjectFeatures | None,
-        seed: Any,
-        latents: Any,
-    ) -> tuple[sampler.SamplingRequest, list[int] | None]:
-        """What is sampled, and each picture's seed."""
-        count = arguments.common_count(
-            prompts=len(texts.embeds),
-            negatives=None if negative is None else len(negative.embeds),
-            subjects=None if subjects is None else len(subjects.low_res_deep),
-        )
-        total = count * settings.num_images_per_prompt
+    @property
+    def transformer(self) -> Flux:
+        """The FLUX transformer."""
+        return self._runner.transformer
 
-        def rows(prompt: sampler.TextEmbeddings) -> sampler.TextEmbeddings:  # one for each picture
-            return self._runner.repeated(prompt, total // len(prompt.embeds))
+    @property
+    def adapter(self) -> Adapter | None:
+        """The InstantCharacter adapter; None if the model has none."""
+        return self._model.adapter
 
-        def filled(value: float) -> Any:  # on the host: an array made by JAX is a program too
-            return np.full(total, value, np.float32)
+    @property
+    def vae(self) -> Vae:
+        """The autoencoder."""
+        return self._runner.vae
 
-        subject = true_cfg = None
-        if subjects is not None:
-            subject = sampler.Subject(subjects, filled(settings.subject_scale))
-        if negative is not None:
-            true_cfg = sampler.TrueCfg(
-                rows(negative),
-                filled(settings.true_cfg_scale),
-                filled(settings.negative_subject_scale),
-            )
-        height, width = self._grid(settings)
-        seeds, start = self._start(seed, latents, (height, width), total, settings)
-        ids = flow.position_ids(texts.embeds.shape[1], height, width)
-        levels: Any = flow.schedule(
-            settings.sigmas or settings.num_inference_steps, height * width, self.scheduler
-        )
-        request = sampler.SamplingRequest(
-            latents=start,
-            prompt=rows(texts),
-            guidance_scale=filled(settings.guidance_scale),
-            sigmas=levels,
-            rope=rope_table(ids, self._runner.transformer.config),
-            subject=subject,
-            true_cfg=true_cfg,
-        )
-        return request, seeds
+    @property
+    def text_encoder(self) -> ClipText | None:
+        """CLIP's text encoder; None if the model has none."""
+        return self._model.clip
 
-    def _grid(self, settings: arguments.Settings) -> Grid:
-        """Height and width in tokens."""
-        side = self._runner.pixels_per_token
-        return settings.height // side, settings.width // side
+    @property
+    def text_encoder_2(self) -> T5Encoder | None:
+        """The T5 encoder; None if the model has none or `offload_encoders` is set."""
+        return self._model.t5
 
-    def _encoded(
-        self, prompt: Any, prompt_2: Any, length: int, *, triggers: bool = True
-    ) -> sampler.TextEmbeddings:
-        words = self._loras.triggers if triggers else []
+    @property
+    def image_encoder(self) -> SiglipVision | None:
+        """The SigLIP encoder; None if the model has none or `offload_encoders` is set."""
+        return self._model.siglip
 
-        def lines(name: str, given: str | Sequence[str]) -> list[str]:
-            checked = map(check_prompt, arguments.as_list(name, given))
-            return [", ".join(filter(None, [*words, text])) for text in checked]
+    @property
+    def image_encoder_2(self) -> Dinov2 | None:
+        """The DINOv2 encoder; None if the model has none or `offload_encoders` is set."""
+        return self._model.dinov2
 
-        prompt_2 = prompt if prompt_2 is None else prompt_2
-        return self._runner.encode_prompts(
-            lines("prompt", prompt), lines("prompt_2", prompt_2), length
-        )
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """CLIP's tokenizer; None if the model lacks a tokenizer."""
+        return None if (pair := self._runner.tokenizer) is None else pair.clip
 
-    def _given(self, kind: str, embeds: Any, pooled: Any) -> sampler.TextEmbeddings | None:
-        if embeds is None and pooled is None:
-            return None
-        name, pooled_name = f"{kind}prompt_embeds", f"{kind}pooled_prompt_embeds"
-        if embeds is None or pooled is None:
-            raise ValueError(f"{name} and {pooled_name} go together; give both")
-        flux, dtype = self._runner.transformer.config, self._runner.dtype
-        arguments.check_shape(name, embeds, (None, None, flux.joint_attention_dim))
-        arguments.check_shape(pooled_name, pooled, (len(embeds), flux.pooled_projection_dim))
-        return sampler.TextEmbeddings(jnp.asarray(embeds, dtype), jnp.asarray(pooled, dtype))
+    @property
+    def tokenizer_2(self) -> TextTokenizer | None:
+        """T5's tokenizer; None if the model lacks a tokenizer."""
+        return None if (pair := self._runner.tokenizer) is None else pair.t5
 
-    def _subjects(self, subjects: Subjects | None, fit: Fit) -> SubjectFeatures | None:
-        """Features of all subjects in order, encoding what is not encoded yet."""
-        if subjects is None:
-            return None
-        given = arguments.as_list("subject_image", subjects)
-        pictures = [x for x in given if not isinstance(x, SubjectFeatures)]
-        if len(pictures) == len(given):
-            return self.encode_subject(pictures, fit)
-        encoded = self.encode_subject(pictures, fit) if pictures else None
-        parts, fresh = [], iter(range(len(pictures)))
-        for x in given:
-            if not isinstance(x, SubjectFeatures):
-                assert encoded is not None
-                i = next(fresh)
-                x = SubjectFeatures(*(field[i : i + 1] for field in encoded))
-            parts.append(self._runner.check_features(x))
-        if len(parts) == 1:
-            return parts[0]
-        return SubjectFeatures(*(jnp.concatenate(field) for field in zip(*parts, strict=True)))
+    @property
+    def components(self) -> dict[str, Any]:
+        """All components by the names of these properties, absent ones as None."""
+        names = "transformer adapter vae text_encoder text_encoder_2 image_encoder image_encoder_2"
+        names += " tokenizer tokenizer_2 scheduler"
+        return {name: getattr(self, name) for name in names.split()}
 
-    def _start(
-        self,
-        seed: Any,
-        latents: Any,
-        grid: Grid,
-        total: int,
-        settings: arguments.Settings,
-    ) -> tuple[list[int] | None, Array]:
-        """Each picture's seed, and its packed noise."""
-        if latents is not None:
-            channels = self._runner.transformer.config.in_channels
-            arguments.check_shape("latents", latents, (total, grid[0] * grid[1], channels))
-            return None, jnp.asarray(latents, jnp.float32)
-        each = settings.num_images_per_prompt
-        seeds = arguments.seeds(seed, total // each, each)
-        return seeds, self._runner.noise(seeds, grid)
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of all parameters and computation."""
+        return np.dtype(self._runner.dtype)
 
-    def _output(
-        self, latents: Array, settings: arguments.Settings
+    @property
+    def mesh(self) -> Mesh | None:
+        """Mesh that the parameters are sharded over; None on one device."""
+        return self._runner.mesh
+
+    @property
+    def device(self) -> jax.Device:
+        """Device of the parameters; the first of the mesh."""
+        devices: set[Any] = self.transformer.proj_out.kernel[...].sharding.device_set
+        return min(devices, key=lambda device: device.id)
+
+    def __repr__(self) -> str:
+        """Say what is loaded, on which devices, in which dtype, and which LoRAs are active."""
+        lines = []
+        for name, part in self.components.items():
+            leaves = jax.tree.leaves(part) if hasattr(part, "config") else []
+            size = f", {sum(x.size for x in leaves):,} parameters" if leaves else ""
+            lines.append(f"{name}: {type(part).__name__ if part is not None else None}{size}")
+        lines.append(f"dtype: {self.dtype}")
+        devices = f"mesh {describe(self.mesh)} of {self.mesh.size} x " if self.mesh else ""
+        lines.append(f"device: {devices}{self.device.device_kind}")
+        loras = ", ".join(f"{name} at {weight:g}" for name, weight in self._loras.active.items())
+        lines.append(f"active LoRAs: {loras or None}")
+        return "\n  ".join([f"{type(self).__name__}(", *lines]) + "\n)"
+
+    def _refuse_several_processes(self, what: str) -> None:
+        if self._runner.spans_processes:
+            raise ValueError(f"{what} needs the whole model within a process; take a smaller mesh")
+
+    def _images(
+        self, latents: Array, args: SamplingArguments
     ) -> list[Image.Image] | np.ndarray | Array:
         runner = self._runner
-        if settings.output_type == "latent":
-            runner.refuse_not_finite(latents)
+        if args.output_type == "latent":
+            runner.check_finite(latents)
             return latents
-        pixels = runner.decode(latents, self._grid(settings))
-        runner.refuse_not_finite(pixels)
-        if settings.output_type == "np":
+        pixels = runner.decode(latents, runner.grid(args.height, args.width))
+        runner.check_finite(pixels)
+        if args.output_type == "np":
             return pixels
         return [Image.fromarray(np.round(255 * image).astype(np.uint8)) for image in pixels]
+
+
+def local_folder(name_or_path: Path | str, revision: str | None = None) -> Path:
+    """Return the local MODEL folder of a path or Hub id, downloading what is not there.
+
+    Raises:
+        FileNotFoundError: no such folder or Hub repository, or no access to it.
+        ValueError: a revision of a local folder.
+        WeightsError: a Hub repository that is no MODEL folder.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        if revision is not None:
+            raise ValueError(f"{path}: a local folder has no revision; it is for a Hub id")
+        return path
+    from ic_jax.weights import hub  # takes a third of a second, for downloads only
+
+    if hub.REPO_ID.fullmatch(str(name_or_path)):
+        return hub.fetch_model(str(name_or_path), revision)
+    raise FileNotFoundError(f"{name_or_path}: no such folder, and not a Hub id (org/name)")

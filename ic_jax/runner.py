@@ -1,4 +1,4 @@
-"""A model's parts, each run as a compiled program: one per shape, with the weights as arguments."""
+"""A model's parts, each run as one compiled program per shape, with weights as arguments."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,10 +27,17 @@ Grid = tuple[int, int]  # height and width of a picture in tokens
 
 
 class Runner:
-    """Checks what a model lacks, and runs what it has, on the mesh that its parameters lie on."""
+    """Compiled parts of a model, on the mesh of its parameters; a missing part is one clear error.
+
+    Attributes:
+        mesh: None on one device.
+        dtype: of all parameters and computation.
+        pixels_per_token: along one side of a picture.
+        tokenizer: None if the model has none.
+    """
 
     def __init__(self, model: Model, encoders: Encoders):
-        """`encoders` are the model's, or read for it."""
+        """Take a model; `encoders` is the source of its large encoders."""
         if model.transformer is None or model.vae is None:
             raise ValueError(
                 "drawing needs the transformer and the VAE; convert with --flux and --vae"
@@ -38,25 +45,29 @@ class Runner:
         self.model, self._encoders = model, encoders
         self.transformer, self.vae = model.transformer, model.vae
         self.mesh = mesh_of(model.transformer)
-        self.spans_hosts = self.mesh is not None and self.mesh.is_multi_process
+        self.spans_processes = self.mesh is not None and self.mesh.is_multi_process
         self.dtype = self.transformer.proj_out.kernel.dtype
         self.pixels_per_token = self.vae.config.downscale * flow.PATCH
-        self._tokenizer = None
+        self.tokenizer = None
         if model.tokenizer is not None and model.tokenizer_2 is not None:
-            self._tokenizer = PromptTokenizer.from_folders(model.tokenizer, model.tokenizer_2)
+            self.tokenizer = PromptTokenizer.from_folders(model.tokenizer, model.tokenizer_2)
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Convert a picture's sides from pixels to tokens."""
+        return height // self.pixels_per_token, width // self.pixels_per_token
 
     def encode_prompts(
         self, prompts: list[str], prompts_2: list[str], length: int
     ) -> sampler.TextEmbeddings:
-        """One row for each; a single prompt of either list goes with all of the other."""
+        """Encode pairs of prompts, CLIP's and T5's; a list of one serves all of the other."""
         clip, (t5,) = self.model.clip, self._encoders.get("t5")
-        if self._tokenizer is None or clip is None or t5 is None:
+        if self.tokenizer is None or clip is None or t5 is None:
             raise ValueError(
                 "the model has no text encoders; give prompt_embeds and pooled_prompt_embeds, "
                 "or convert it with --t5 and --clip"
             )
         count = arguments.common_count(prompts=len(prompts), prompts_2=len(prompts_2))
-        clip_ids, t5_ids = self._tokenizer(
+        clip_ids, t5_ids = self.tokenizer(
             prompts * (count // len(prompts)),
             prompts_2 * (count // len(prompts_2)),
             max_sequence_length=length,
@@ -65,7 +76,7 @@ class Runner:
             return _encode_text(clip, t5, clip_ids, t5_ids)
 
     def encode_pictures(self, pictures: Sequence[Picture], fit: Fit) -> SubjectFeatures:
-        """One row for each."""
+        """Encode pictures, one row each."""
         adapter, (siglip, dinov2) = self.model.adapter, self._encoders.get("siglip", "dinov2")
         if adapter is None or siglip is None or dinov2 is None:
             raise ValueError(
@@ -81,7 +92,7 @@ class Runner:
             )
 
     def check_features(self, features: SubjectFeatures) -> SubjectFeatures:
-        """Features that fit the adapter, in its dtype; ValueError for others."""
+        """Cast features to the model's dtype; ValueError if they do not fit the adapter."""
         if self.model.adapter is None:
             raise ValueError("a subject needs the adapter; convert the model with --adapter")
         config = self.model.adapter.config
@@ -92,24 +103,24 @@ class Runner:
             arguments.check_shape(f"subject_image's {name}", getattr(features, name), shape)
         return SubjectFeatures(*(jnp.asarray(field, self.dtype) for field in features))
 
-    def repeated(self, prompt: sampler.TextEmbeddings, times: int) -> sampler.TextEmbeddings:
-        """Each row as often, one after the other."""
+    def repeat_rows(self, prompt: sampler.TextEmbeddings, times: int) -> sampler.TextEmbeddings:
+        """Repeat each row, copies beside each other."""
         if times == 1:
             return prompt
         with self._on_mesh():
-            return _repeated(prompt, times=times)
+            return _repeat_rows(prompt, times=times)
 
     def noise(self, seeds: Sequence[int], grid: Grid) -> Float[Array, "b n c"]:
-        """Packed noise of each seed, float32."""
+        """Return the packed noise of each seed, float32."""
         height, width = (n * flow.PATCH for n in grid)
         channels = self.vae.config.latent_channels
         numbers = np.asarray(seeds, np.uint32)
-        made = _noise(numbers, height=height, width=width, channels=channels)
-        # What every host has of its own goes to a mesh of all as a host's array.
-        return np.asarray(made) if self.spans_hosts else made  # type: ignore[return-value]
+        packed = _noise(numbers, height=height, width=width, channels=channels)
+        # A mesh of several processes takes local data as NumPy arrays only.
+        return np.asarray(packed) if self.spans_processes else packed  # type: ignore[return-value]
 
     def sample(self, request: sampler.SamplingRequest) -> Float[Array, "b n c"]:
-        """Packed latents, drawn by one program for all steps."""
+        """Return the denoised packed latents; one program runs all steps."""
         self._encoders.put_away()
         with self._on_mesh():
             return _sample(self.transformer, self.model.adapter, request)
@@ -119,7 +130,12 @@ class Runner:
         request: sampler.SamplingRequest,
         after_step: Callable[[int, float, dict[str, Array]], Mapping[str, Any] | None],
     ) -> Float[Array, "b n c"]:
-        """The same by one program a step; `after_step` sees and may replace the latents."""
+        """Do the same step by step; `after_step` may return latents to continue with.
+
+        Args:
+            request: see `sampler.sample`.
+            after_step: takes (step, timestep in 0..1000, {"latents": latents}).
+        """
         self._encoders.put_away()
         flux, adapter = self.transformer, self.model.adapter
         with self._on_mesh():
@@ -134,13 +150,13 @@ class Runner:
         return latents
 
     def decode(self, latents: Float[Array, "b n c"], grid: Grid) -> np.ndarray:
-        """Pictures of packed latents, float32 [b, height, width, 3] in 0..1."""
+        """Decode packed latents to pictures, float32 [b, height, width, 3] in 0..1."""
         with self._on_mesh():
             cast = latents if latents.dtype == self.dtype else _cast(latents, dtype=self.dtype)
             return np.asarray(_decode(self.vae, cast, grid=grid))
 
-    def refuse_not_finite(self, values: Array | np.ndarray) -> None:
-        """FloatingPointError unless all of `values` are numbers."""
+    def check_finite(self, values: Array | np.ndarray) -> None:
+        """Raise FloatingPointError unless all values are finite."""
         if not bool(_all_finite(values)):
             raise FloatingPointError(
                 f"the model produced numbers that are not finite in {self.dtype}; "
@@ -172,11 +188,11 @@ def _noise(
 
 
 @partial(jax.jit, static_argnames=("times",))
-def _repeated(prompt: sampler.TextEmbeddings, times: int) -> sampler.TextEmbeddings:
+def _repeat_rows(prompt: sampler.TextEmbeddings, times: int) -> sampler.TextEmbeddings:
     return sampler.TextEmbeddings(*(jnp.repeat(x, times, axis=0) for x in prompt))
 
 
-# Apart from what computes with it: within one program a CPU would not round at all.
+# A program of its own: fused into the one that uses the result, a CPU would not round at all.
 @partial(jax.jit, static_argnames=("dtype",))
 def _cast(x: Array, dtype: DTypeLike) -> Array:
     return x.astype(dtype)
@@ -186,8 +202,8 @@ def _cast(x: Array, dtype: DTypeLike) -> Array:
 def _decode(vae: Vae, latents: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b h w 3"]:
     height, width = (n * flow.PATCH for n in grid)
     pixels = vae.decode(vae.from_latents(flow.unpack(latents, height, width)))
-    whole = constrain(pixels, None, None, None, None)  # every host can look at them
-    return jnp.clip(whole.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
+    pixels = constrain(pixels, None, None, None, None)  # replicated: every process can read them
+    return jnp.clip(pixels.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
 
 
 @jax.jit

@@ -1,8 +1,8 @@
-"""The sampler: from noise and conditioning to a picture's latents, as pure functions.
+"""Flow-matching sampler: pure functions from noise and conditioning to a picture's latents.
 
-`sample` is one compiled program per (shape, steps). Prompts, subjects, seeds, guidance and
-scales are all arguments, so another prompt compiles nothing. It is `prepare`, then a scan of
-`step`; whoever wants to look in between calls those two.
+`sample` is one compiled program per shape and number of steps. Prompts, subjects, seeds, guidance
+and scales are all arguments, so another prompt compiles nothing. `sample` is `prepare` and then a
+scan of `step`; call these two to see or change the latents between steps.
 """
 
 from typing import NamedTuple
@@ -18,21 +18,21 @@ from ic_jax.models.image_prompt import ImagePrompt
 from ic_jax.models.rope import Rope
 from ic_jax.sharding import constrain
 
-STEPS_AT_ONCE = 4  # that the resampler runs for; its attention is large enough to fill a chip
+RESAMPLER_STEPS = 4  # in one batch of the resampler; its attention is large enough to fill a chip
 
 
 class TextEmbeddings(NamedTuple):
     """Text embeddings of one prompt per picture."""
 
-    embeds: Float[Array, "b t e"]  # T5's
-    pooled: Float[Array, "b p"]  # CLIP's
+    embeds: Float[Array, "b t e"]  # T5's, one vector per token
+    pooled: Float[Array, "b p"]  # CLIP's, one vector per prompt
 
 
 class Subject(NamedTuple):
-    """Whom to draw: u subjects for b pictures; u divides b, pictures of one are neighbours."""
+    """Features of u subjects for b pictures; u divides b, pictures of one are neighbours."""
 
     features: SubjectFeatures
-    scale: Float[Array, "b"]
+    scale: Float[Array, "b"]  # strength, usually 0.8 to 1
 
 
 class TrueCfg(NamedTuple):
@@ -40,23 +40,23 @@ class TrueCfg(NamedTuple):
 
     negative: TextEmbeddings
     scale: Float[Array, "b"]
-    subject_scale: Float[Array, "b"]  # of the negative; 0: guidance is towards the subject, too
+    subject_scale: Float[Array, "b"]  # in v_negative; at 0 the subject is guided towards as well
 
 
 class SamplingRequest(NamedTuple):
-    """All that a sampling run depends on. Computes in the dtype of `prompt.embeds`."""
+    """All inputs of a sampling run, which computes in the dtype of `prompt.embeds`."""
 
     latents: Float[Array, "b n c"]  # packed noise, float32
     prompt: TextEmbeddings
     guidance_scale: Float[Array, "b"]  # FLUX.1-dev's distilled guidance
     sigmas: Float[Array, "steps_1"]  # steps + 1 levels, see flow.schedule
-    rope: Rope
+    rope: Rope  # of flow.position_ids, see rope_table
     subject: Subject | None = None
     true_cfg: TrueCfg | None = None
 
 
 class Steps(NamedTuple):
-    """What the steps need that does not depend on the latents: a leading axis s over steps."""
+    """Inputs of every step that do not depend on the latents; axis s is the step."""
 
     sigma: Float[Array, "s"]
     next_sigma: Float[Array, "s"]
@@ -65,9 +65,9 @@ class Steps(NamedTuple):
 
 
 class Conditioning(NamedTuple):
-    """What the loop needs beside the latents.
+    """Inputs of the loop over steps, apart from the latents.
 
-    Under true guidance every picture has two neighbouring rows: negative, positive.
+    With true classifier-free guidance every picture has two neighbouring rows: negative, positive.
     """
 
     text: Float[Array, "rows t d"]
@@ -78,13 +78,13 @@ class Conditioning(NamedTuple):
 
 
 def prepare(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Conditioning:
-    """Compute once what does not depend on the noise, for all steps."""
+    """Compute what does not depend on the noise, once for all steps."""
     prompt, guidance, subject = request.prompt, request.guidance_scale, request.subject
     scale = jnp.zeros_like(guidance) if subject is None else subject.scale
-    if (true := request.true_cfg) is not None:
-        prompt = jax.tree.map(_interleave, true.negative, prompt)
+    if (true_cfg := request.true_cfg) is not None:
+        prompt = jax.tree.map(_interleave, true_cfg.negative, prompt)
         guidance = jnp.repeat(guidance, 2)
-        scale = _interleave(scale if subject is None else true.subject_scale, scale)
+        scale = _interleave(scale if subject is None else true_cfg.subject_scale, scale)
     times = request.sigmas[:-1]
     return Conditioning(
         text=flux.embed_text(prompt.embeds),
@@ -96,28 +96,28 @@ def prepare(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Co
         ),
         rope=request.rope,
         subject_scale=scale,
-        true_cfg_scale=None if true is None else true.scale,
+        true_cfg_scale=None if true_cfg is None else true_cfg.scale,
     )
 
 
 def _modulation(
     flux: Flux, times: Float[Array, "s"], guidance: Float[Array, "b"], pooled: Float[Array, "b p"]
 ) -> Modulation:
-    """The vectors of all steps at once: 27% of FLUX's weights are read for nothing else."""
+    """Compute the modulation of all steps at once; 27% of FLUX's weights serve nothing else."""
     s, b = len(times), len(guidance)
-    every = flux.modulation(
+    rows = flux.modulation(
         jnp.repeat(times, b), jnp.tile(guidance, s), jnp.tile(pooled, (s, 1))
-    )  # rows: step by step, all pictures of one after the other
+    )  # s * b of them, the b pictures of a step beside each other
 
     def by_step(x: Float[Array, "blocks sb k d"]) -> Float[Array, "s blocks b k d"]:
         steps = x.reshape(x.shape[0], s, b, *x.shape[2:]).swapaxes(0, 1)
         return constrain(steps, None, None, "batch", None, None)
 
     return Modulation(
-        img=by_step(every.img),
-        txt=by_step(every.txt),
-        single=by_step(every.single),
-        out=every.out.reshape(s, b, *every.out.shape[1:]),
+        img=by_step(rows.img),
+        txt=by_step(rows.txt),
+        single=by_step(rows.single),
+        out=rows.out.reshape(s, b, *rows.out.shape[1:]),
     )
 
 
@@ -133,7 +133,7 @@ def _subject_tokens(
         return projector.resample(gathered, jnp.full(gathered.shape[0], 1000.0 * t))
 
     # All steps at once would need memory without bound as steps and subjects grow.
-    return jax.lax.map(at, times, batch_size=STEPS_AT_ONCE)
+    return jax.lax.map(at, times, batch_size=RESAMPLER_STEPS)
 
 
 def _interleave(negative: Array, positive: Array) -> Array:
@@ -147,7 +147,7 @@ def step(
     latents: Float[Array, "b n c"],
     index: Int[Array, ""],
 ) -> Float[Array, "b n c"]:
-    """Euler step number `index`, in float32: latents + (next_sigma - sigma) * velocity."""
+    """Take Euler step `index` in float32: latents + (next_sigma - sigma) * velocity."""
     c, at = conditioning, jax.tree.map(lambda x: x[index], conditioning.steps)
     prompt = None
     if adapter is not None and at.subject_tokens is not None:
@@ -163,7 +163,34 @@ def step(
 
 
 def sample(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Float[Array, "b n c"]:
-    """Denoise `request.latents`; returns packed latents, float32. Pure: jit it."""
+    """Denoise `request.latents`; return packed latents, float32. Pure, to be called in jax.jit.
+
+    Examples:
+        >>> import jax
+        >>> import numpy as np
+        >>> import ic_jax
+        >>> from ic_jax import flow
+        >>> pipe = ic_jax.InstantCharacterPipeline.from_pretrained()  # the bundled small model
+        >>> flux, adapter, vae = pipe.transformer, pipe.adapter, pipe.vae
+        >>> embeds, pooled = pipe.encode_prompt("A person riding a bicycle.")
+        >>> subject = pipe.encode_subject("infer/demo.png")
+        >>> side = 96 // 16  # tokens of 16 x 16 pixels
+        >>> seeds = jax.numpy.uint32([7])
+        >>> latents = ic_jax.noise(seeds, 2 * side, 2 * side, vae.config.latent_channels)
+        >>> request = ic_jax.SamplingRequest(
+        ...     latents=flow.pack(latents),
+        ...     prompt=ic_jax.TextEmbeddings(embeds, pooled),
+        ...     guidance_scale=np.float32([3.5]),
+        ...     sigmas=flow.schedule(12, side * side, pipe.scheduler),
+        ...     rope=ic_jax.rope_table(flow.position_ids(36, side, side), flux.config),
+        ...     subject=ic_jax.Subject(subject, np.float32([1.0])),
+        ... )
+        >>> denoised = jax.jit(ic_jax.sample)(flux, adapter, request)
+        >>> denoised = flow.unpack(denoised, 2 * side, 2 * side).astype(pipe.dtype)
+        >>> pixels = jax.jit(lambda vae, x: vae.decode(vae.from_latents(x)))(vae, denoised)
+        >>> pixels.shape  # in -1..1
+        (1, 96, 96, 3)
+    """
     conditioning = prepare(flux, adapter, request)
 
     def body(latents: Array, index: Array) -> tuple[Array, None]:
@@ -176,9 +203,16 @@ def sample(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Flo
 def noise(
     seeds: UInt32[Array, "b"], height: int, width: int, channels: int
 ) -> Float[Array, "b h w c"]:
-    """Unit normal latents, float32; a picture's noise follows from its own seed alone."""
+    """Sample unit normal latents, float32; a picture's noise depends on its own seed alone.
 
-    def one(seed: Array) -> Array:
+    Args:
+        seeds: one for each picture.
+        height: in latent pixels, `flow.PATCH` to a token; likewise `width`.
+        width: see `height`.
+        channels: of the VAE's latents.
+    """
+
+    def of_seed(seed: Array) -> Array:
         return jax.random.normal(jax.random.key(seed), (height, width, channels), jnp.float32)
 
-    return jax.vmap(one)(seeds)
+    return jax.vmap(of_seed)(seeds)

@@ -41,10 +41,10 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> None:
         request.dtype,
         verify=request.verify,
         mesh=request.mesh,
-        encoders="free" if request.offload_encoders else "keep",
+        offload_encoders=request.offload_encoders,
     )
     for lora in request.loras:
-        pipe.load_lora(*lora)
+        pipe.load_lora_weights(lora.file, weight=lora.weight, trigger=lora.trigger)
     say(f"loaded {request.model.path}: {watch.lap()}")
     subject = None
     if request.subject is not None:
@@ -116,13 +116,12 @@ def _prompt_arguments(
 ) -> dict[str, Any]:
     """Return the pipeline's arguments that say the prompts, as text or as embeddings."""
     if encoded is None:
-        others = {
+        return {
+            "prompt": [job.prompt for job in jobs],
             "prompt_2": request.prompt_2,
             "negative_prompt": request.negative_prompt,
             "negative_prompt_2": request.negative_prompt_2,
         }
-        others = {name: text for name, text in others.items() if text is not None}
-        return {"prompt": [job.prompt for job in jobs], **others}
     pairs = zip(*(encoded[job.prompt] for job in jobs), strict=True)
     embeds, pooled = (x[0] if len(x) == 1 else jnp.concatenate(x) for x in pairs)
     arguments = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}

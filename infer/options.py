@@ -26,8 +26,8 @@ def _add_what(group: cli.Arguments) -> None:
         "--model",
         metavar="MODEL",
         type=Path,
-        help="folder written by `python -m convert from-torch` or `python -m train export` "
-        "(default: the small model that comes with ic_jax)",
+        help="folder written by `python -m convert from-torch` or `python -m train export`, "
+        "or Hub id org/name of one (default: the small model that comes with ic_jax)",
     )
     add("--subject", metavar="PICTURE", help="reference picture of the character")
     add("--prompt", action="append", help="the scene; repeat for several")

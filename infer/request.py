@@ -12,8 +12,9 @@ from ic_jax import auto_mesh
 from ic_jax.cli import say
 from ic_jax.config import SamplingConfig
 from ic_jax.flow import PATCH
+from ic_jax.pipeline import local_folder
 from ic_jax.preprocessing import arguments
-from ic_jax.preprocessing.arguments import Settings
+from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import read_rgb
 from ic_jax.version import __version__
 from ic_jax.weights.loading import read_config
@@ -105,7 +106,7 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     loras = _loras(args.lora or [], args.trigger or [])
     seeds = _seeds(args.seed, args.num_images_per_prompt)
     jobs = output.jobs(args.out or DEFAULT_OUT, prompts or [""], seeds)
-    model = ModelFolder.open(args.model or SMALL_MODEL)
+    model = ModelFolder.open(local_folder(args.model or SMALL_MODEL))
     settings = _settings(args, model)
     if subject is not None:
         read_rgb(subject)
@@ -129,20 +130,16 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     )
 
 
-def _settings(args: argparse.Namespace, model: ModelFolder) -> Settings:
+def _settings(args: argparse.Namespace, model: ModelFolder) -> SamplingArguments:
     """Return the sampling settings: those of the options, and the model's own otherwise."""
     has_own = "sampling" in model.components
-    settings = arguments.settings(
+    settings = arguments.sampling_arguments(
         read_config(model, "sampling") if has_own else SamplingConfig(),
+        has_negative=args.negative_prompt is not None or args.negative_prompt_2 is not None,
         num_images_per_prompt=1,
         output_type="pil",
         **{name: getattr(args, name) for name in SAMPLING},
     )
-    if settings.true_cfg_scale == 1.0:
-        for name in ("negative_prompt", "negative_prompt_2", "negative_subject_scale"):
-            if getattr(args, name) is not None:
-                option = "--" + name.replace("_", "-")
-                raise ValueError(f"{option} does nothing at --true-cfg-scale 1; give more, say 2")
     settings.check_size(read_config(model, "vae").downscale * PATCH)
     return settings
 

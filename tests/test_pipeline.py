@@ -58,7 +58,8 @@ def test_equals_the_published_pipeline(pipe, golden, i):
     expected, cases = golden
     case = cases[i]
     if "trigger" in case:
-        pipe.load_lora(TINY / "style_lora.safetensors", case["lora_weight"], case["trigger"])
+        lora = {"weight": case["lora_weight"], "trigger": case["trigger"]}
+        pipe.load_lora_weights(TINY / "style_lora.safetensors", **lora)
 
     def draw(output_type):
         return pipe(
@@ -81,7 +82,7 @@ def test_equals_the_published_pipeline(pipe, golden, i):
         assert relative(draw("latent"), expected[f"case/{i}/final_latents"]) < 1e-4
         assert relative(draw("np"), expected[f"case/{i}/image"]) < 1e-4
     finally:
-        pipe.unload_loras()
+        pipe.unload_lora_weights()
 
 
 def test_steps_equal_the_published_pipeline(pipe, golden):
@@ -151,7 +152,12 @@ def test_true_guidance_steers_towards_the_subject_where_the_negative_has_none(
     one = SMALL | {"num_inference_steps": 1, "output_type": "latent"}
     given = {"subject_image": subjects[0], "subject_scale": 1.0}
     guided = pipe(
-        *("a girl", None, "blurry", 2.5), **one, **given, negative_subject_scale=scale
+        "a girl",
+        negative_prompt="blurry",
+        true_cfg_scale=2.5,
+        **one,
+        **given,
+        negative_subject_scale=scale,
     ).images
     wanted = pipe("a girl", **one, **given).images
     unwanted = pipe("blurry", **one, **({} if scale == 0 else given)).images
@@ -239,6 +245,38 @@ def test_what_is_not_given_is_the_models_own(tiny_model, pipe, subjects):
     assert np.array_equal(drawn, given)
 
 
+def test_an_empty_second_prompt_is_the_first_as_in_diffusers(pipe):
+    girl, boy = (pipe.encode_prompt(text, None, 32) for text in ("a girl", "a boy"))
+    both = pipe.encode_prompt("a girl", "a boy", 32)
+    assert relative(both[0], boy[0]) < 1e-6
+    assert relative(both[1], girl[1]) < 1e-6
+    for second in ("", None):
+        for ours, expected in zip(pipe.encode_prompt("a girl", second, 32), girl, strict=True):
+            assert relative(ours, expected) < 1e-6
+
+
+def test_negative_prompts_of_both_encoders(pipe):
+    guided = SMALL | {"prompt": "a girl", "true_cfg_scale": 2.0}
+    one = pipe(**guided, negative_prompt="dark").images
+    empty = pipe(**guided, negative_prompt="dark", negative_prompt_2="").images
+    np.testing.assert_array_equal(one, empty)
+    other = pipe(**guided, negative_prompt="dark", negative_prompt_2="blurry").images
+    assert relative(other, one) > 1e-3
+
+
+def test_a_models_own_guidance_needs_something_to_steer_away_from(tiny_model, pipe, subjects):
+    """Without a negative prompt, as diffusers, unless the model has a negative subject scale."""
+    model, given = loading.load_model(tiny_model, "float32"), {"subject_image": subjects[0]}
+    model.sampling = SamplingConfig(64, 64, 2, max_sequence_length=32, true_cfg_scale=2.0)
+    own = InstantCharacterPipeline(model)
+    unguided = own("a girl", **given, output_type="latent").images
+    np.testing.assert_array_equal(unguided, pipe("a girl", **SMALL, **given).images)
+    own.sampling = dataclasses.replace(own.sampling, negative_subject_scale=0.0)
+    guided = own("a girl", **given, output_type="latent").images
+    asked = {"negative_prompt": "", "true_cfg_scale": 2.0, "negative_subject_scale": 0.0}
+    np.testing.assert_array_equal(guided, pipe("a girl", **SMALL, **given, **asked).images)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "int8", "bf16"])
 def test_other_dtypes_are_refused_before_loading(dtype):
     with pytest.raises(ValueError, match=f"dtype is '{dtype}'"):
@@ -308,7 +346,7 @@ def test_the_count_of_compilations_counts(compilations):
 
 def test_freed_encoders_draw_the_same(pipe, tiny_model, monkeypatch):
     """They are read when something is encoded, and nothing of them is left before the steps."""
-    free = InstantCharacterPipeline.from_pretrained(tiny_model, "float32", encoders="free")
+    free = InstantCharacterPipeline.from_pretrained(tiny_model, "float32", offload_encoders=True)
     read, at_the_steps, load = {}, [], loading.load_component
 
     def loaded(folder, kind, *rest, **options):
@@ -322,7 +360,7 @@ def test_freed_encoders_draw_the_same(pipe, tiny_model, monkeypatch):
     def step(*_):
         at_the_steps.append(held())
 
-    monkeypatch.setattr(checkpoint, "load_component", loaded)
+    monkeypatch.setattr(loading, "load_component", loaded)
     asked = SMALL | {"subject_image": REFERENCE, "negative_prompt": "dark", "true_cfg_scale": 2.0}
     for prompt in ("a girl", "a boy"):
         ours = free(prompt, **asked).images
@@ -337,7 +375,7 @@ def test_freed_encoders_draw_the_same(pipe, tiny_model, monkeypatch):
     assert held()
     given = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), embeds, strict=True))
     given |= {f"negative_{k}": v for k, v in zip(given, unwanted, strict=True)}
-    again = free(**given, **asked).images
+    again = free(**given, **asked | {"negative_prompt": None}).images
     np.testing.assert_array_equal(again, ours)
     assert len(read["t5"]) == 4
 
@@ -389,6 +427,23 @@ def test_given_sigmas(pipe):
         (
             {"prompt": ["a", "b"], "negative_prompt": ["c"] * 3, "true_cfg_scale": 2.0},
             "2 prompts and 3 negatives",
+        ),
+        ({"negative_prompt": "dark"}, "a negative prompt does nothing at true_cfg_scale 1"),
+        ({"negative_prompt_2": ""}, "a negative prompt does nothing at true_cfg_scale 1"),
+        ({"negative_subject_scale": 0.0}, "negative_subject_scale does nothing at true_cfg_scale"),
+        ({"true_cfg_scale": 2.0}, "true_cfg_scale 2 does nothing without a negative prompt"),
+        (
+            {"true_cfg_scale": 0.5},
+            "true_cfg_scale is 0.5; it must be a finite number of at least 1",
+        ),
+        ({"subject_scale": -1}, "subject_scale is -1; it must be a finite number of at least 0"),
+        (
+            {"negative_subject_scale": -0.5, "true_cfg_scale": 2.0},
+            "negative_subject_scale is -0.5; it must be a finite number of at least 0",
+        ),
+        (
+            {"prompt_embeds": np.zeros((1, 32, 40)), "pooled_prompt_embeds": np.zeros((1, 32))},
+            "prompt and prompt_embeds exclude each other",
         ),
         ({"prompt": ["a", "b"], "subject_image": [REFERENCE] * 3}, "2 prompts and 3 subjects"),
         ({"subject_image": []}, "subject_image is an empty list"),

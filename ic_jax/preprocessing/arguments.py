@@ -1,9 +1,9 @@
-"""Checks of what a caller asks for: each failure is one line with the value and the remedy."""
+"""Checks of a caller's arguments: each failure is one line with the value and the remedy."""
 
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -15,8 +15,11 @@ MAX_SIDE = 4096  # pixels; FLUX was trained up to about 2 megapixels
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The numbers and choices of a request that can be checked without a model."""
+class SamplingArguments:
+    """The numbers and choices of a call that can be checked without a model.
+
+    `true_cfg_scale` is 1 and `negative_subject_scale` None without true guidance.
+    """
 
     height: int
     width: int
@@ -26,29 +29,35 @@ class Settings:
     true_cfg_scale: float
     num_images_per_prompt: int
     subject_scale: float
-    negative_subject_scale: float
+    negative_subject_scale: float | None
     subject_fit: str
     max_sequence_length: int
     output_type: str
 
     def __post_init__(self) -> None:
-        """Bring every field to its plain type; ValueError names the first that has none."""
-        scales = ("guidance_scale", "true_cfg_scale", "subject_scale", "negative_subject_scale")
-        checked: dict[str, Any] = {name: check_finite(name, getattr(self, name)) for name in scales}
+        """Convert every field to its plain type; ValueError names the first that cannot be."""
+        checked: dict[str, Any] = {
+            "guidance_scale": check_finite("guidance_scale", self.guidance_scale),
+            "true_cfg_scale": check_finite("true_cfg_scale", self.true_cfg_scale, 1),
+            "subject_scale": check_finite("subject_scale", self.subject_scale, 0),
+        }
+        if self.negative_subject_scale is not None:
+            name = "negative_subject_scale"
+            checked[name] = check_finite(name, self.negative_subject_scale, 0)
         for name in ("height", "width", "num_inference_steps", "num_images_per_prompt"):
             checked[name] = check_count(name, getattr(self, name))
         checked["max_sequence_length"] = check_count(
             "max_sequence_length", self.max_sequence_length, 512
         )
         if self.sigmas is not None:
-            checked["sigmas"] = check_levels(self.sigmas)
+            checked["sigmas"] = check_sigmas(self.sigmas)
         check_choice("subject_fit", self.subject_fit, ("pad", "stretch"))
         check_choice("output_type", self.output_type, ("pil", "np", "latent"))
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     def check_size(self, multiple: int) -> None:
-        """Sides that the VAE and the 2 x 2 packing divide: `multiple` pixels to a token."""
+        """Raise ValueError unless a token's `multiple` pixels divide both sides."""
         for name, side in (("height", self.height), ("width", self.width)):
             if side % multiple or side > MAX_SIDE:
                 nearest = min(max(round(side / multiple), 1) * multiple, MAX_SIDE)
@@ -58,17 +67,46 @@ class Settings:
                 )
 
 
-def settings(own: SamplingConfig, **given: Any) -> Settings:
-    """Checked settings: what is given, and the model's own where that is None."""
-    values = own.to_dict()
-    values = given | {k: v for k, v in values.items() if given.get(k) is None}
-    if values["negative_subject_scale"] is None:
-        values["negative_subject_scale"] = values["subject_scale"]
-    return Settings(**values)
+def sampling_arguments(
+    defaults: SamplingConfig, *, has_negative: bool, **values: Any
+) -> SamplingArguments:
+    """Check a call's arguments and fill in the model's defaults where they are None.
+
+    True guidance needs a `true_cfg_scale` above 1 and something to guide away from: a negative
+    prompt, or a `negative_subject_scale` (a model's default counts), for which an absent negative
+    prompt is an empty one. Whoever asks for one without the other is refused.
+
+    Args:
+        defaults: the model's own.
+        has_negative: whether there is a negative prompt, as text or embeddings.
+        values: the fields of `SamplingArguments`.
+
+    Raises:
+        ValueError: a value that cannot be used.
+    """
+    filled = values | {k: v for k, v in defaults.to_dict().items() if values.get(k) is None}
+    args = SamplingArguments(**filled)
+    if args.true_cfg_scale == 1:
+        negatives = {
+            "a negative prompt": has_negative,
+            "negative_subject_scale": values["negative_subject_scale"] is not None,
+        }
+        for name in (name for name, is_given in negatives.items() if is_given):
+            raise ValueError(f"{name} does nothing at true_cfg_scale 1; give a larger one, say 2")
+    elif has_negative or args.negative_subject_scale is not None:
+        if args.negative_subject_scale is None:
+            return replace(args, negative_subject_scale=args.subject_scale)
+        return args
+    elif values["true_cfg_scale"] is not None:
+        raise ValueError(
+            f"true_cfg_scale {args.true_cfg_scale:g} does nothing without a negative prompt; "
+            "give one, which may be empty"
+        )
+    return replace(args, true_cfg_scale=1.0, negative_subject_scale=None)
 
 
-def check_levels(sigmas: Any) -> tuple[float, ...]:
-    """Noise levels as diffusers takes them: falling, in 0..1, 0 excluded."""
+def check_sigmas(sigmas: Any) -> tuple[float, ...]:
+    """Return noise levels as floats; they must fall strictly within (0, 1], as in diffusers."""
     levels = np.asarray(sigmas, np.float64)
     falling = levels.ndim == 1 and levels.size and np.all(np.diff(levels) < 0)
     if not (falling and levels[-1] > 0 and levels[0] <= 1):
@@ -76,23 +114,26 @@ def check_levels(sigmas: Any) -> tuple[float, ...]:
     return tuple(map(float, levels))
 
 
-def check_finite(name: str, value: Any) -> float:
+def check_finite(name: str, value: Any, minimum: float | None = None) -> float:
+    """Return a number as a float; ValueError if it is not finite or less than `minimum`."""
     real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}; it must be a finite number")
+    if not real or not math.isfinite(value) or (minimum is not None and value < minimum):
+        limit = "" if minimum is None else f" of at least {minimum}"
+        raise ValueError(f"{name} is {value!r}; it must be a finite number{limit}")
     return float(value)
 
 
-def check_count(name: str, value: Any, most: int | None = None) -> int:
-    count = _whole(value)
-    if count is None or count < 1 or (most is not None and count > most):
-        limits = "at least 1" if most is None else f"from 1 to {most}"
+def check_count(name: str, value: Any, maximum: int | None = None) -> int:
+    """Return a positive integer as an int; ValueError for any other value."""
+    count = _as_int(value)
+    if count is None or count < 1 or (maximum is not None and count > maximum):
+        limits = "at least 1" if maximum is None else f"from 1 to {maximum}"
         raise ValueError(f"{name} is {value!r}; it must be a whole number {limits}")
     return count
 
 
-def _whole(value: Any) -> int | None:
-    """A whole number of any type as an int; None for anything else, True and False too."""
+def _as_int(value: Any) -> int | None:
+    """Return an integer of any type as an int; None for any other value, bool included."""
     if isinstance(value, bool):
         return None
     try:
@@ -102,33 +143,34 @@ def _whole(value: Any) -> int | None:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is among `choices`."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
 
 
 def check_shape(name: str, array: Any, shape: tuple[int | None, ...]) -> None:
-    """None stands for any size."""
-    found = np.shape(array)
-    fits = len(found) == len(shape) and all(
-        want in (None, have) for want, have in zip(shape, found, strict=True)
+    """Raise ValueError unless an array has `shape`, in which None stands for any size."""
+    actual = np.shape(array)
+    fits = len(actual) == len(shape) and all(
+        want in (None, have) for want, have in zip(shape, actual, strict=True)
     )
     if not fits:
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name} has shape {list(found)}; expected [{wanted}]")
+        raise ValueError(f"{name} has shape {list(actual)}; expected [{wanted}]")
 
 
-def common_count(**counts: int | None) -> int:
-    """The length that several lists share, each of that length, of length one, or None."""
-    given = {name: n for name, n in counts.items() if n is not None}
-    most = max(given.values())
-    if any(n not in (1, most) for n in given.values()):
-        found = " and ".join(f"{n} {name}" for name, n in given.items())
-        raise ValueError(f"{found} do not go together; give as many of each, or one for all")
-    return most
+def common_count(**lengths: int | None) -> int:
+    """Return the length that lists share; those of length 1 repeat, None is an absent list."""
+    present = {name: n for name, n in lengths.items() if n is not None}
+    longest = max(present.values())
+    if any(n not in (1, longest) for n in present.values()):
+        listed = " and ".join(f"{n} {name}" for name, n in present.items())
+        raise ValueError(f"{listed} do not go together; give as many of each, or one for all")
+    return longest
 
 
 def as_list(name: str, value: Any) -> list:
-    """One thing or several, as a list that is not empty."""
+    """Return a list or tuple as a list, anything else as a list of one; ValueError if empty."""
     values = list(value) if type(value) in (list, tuple) else [value]
     if not values:
         raise ValueError(f"{name} is an empty list; give at least one")
@@ -136,8 +178,8 @@ def as_list(name: str, value: Any) -> list:
 
 
 def seeds(value: Any, prompts: int, images_each: int) -> list[int]:
-    """Each picture's seed: seed, seed + 1, ... for every prompt, or as listed."""
-    first = _whole(value)
+    """Return each picture's seed: seed, seed + 1, ... for every prompt, or as listed."""
+    first = _as_int(value)
     if first is not None:
         values = [first + i for i in range(images_each)] * prompts
     elif isinstance(value, Iterable):
@@ -149,6 +191,6 @@ def seeds(value: Any, prompts: int, images_each: int) -> list[int]:
     else:
         values = [value]
     for seed in values:
-        if _whole(seed) is None or not 0 <= seed < 2**32:
+        if _as_int(seed) is None or not 0 <= seed < 2**32:
             raise ValueError(f"seed {seed!r} is not a whole number from 0 to {2**32 - 1}")
     return [int(seed) for seed in values]

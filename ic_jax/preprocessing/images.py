@@ -1,4 +1,4 @@
-"""Pictures that people bring, as RGB bytes, and the squares and tiles that the encoders see."""
+"""Picture preprocessing: any common picture to RGB bytes, then to the encoders' squares."""
 
 import os
 import warnings
@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Checked before anything is decoded. The square of the longer side is what gets allocated:
-# 200 MB here, where a 12 kB file may claim any size and a 1 x 60 000 000 picture few pixels.
+# Checked before anything is decoded, since a 12 kB file may claim any size. It is a side and not
+# an area because the square of the longer side is allocated: 200 MB here, but for a picture of
+# 1 x 60 000 000 pixels more than any memory.
 MAX_SIDE = 8192
 
-# Opening tells the format, decoding runs it: EPS would start Ghostscript.
+# Opening a file only tells its format; decoding may run programs: EPS would start Ghostscript.
 FORMATS = ["AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF"]
 FORMATS += ["WEBP"]
 
@@ -23,20 +24,20 @@ Picture = str | os.PathLike[str] | Image.Image | np.ndarray | jax.Array
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used; one line: which, what is wrong, what to do."""
+    """A picture that cannot be used: one line with its name, the problem and the remedy."""
 
 
 def read_rgb(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture of any common kind as RGB bytes, upright, transparency laid on white.
+    """Convert a picture of any common kind to RGB bytes, upright, on white if transparent.
 
     Args:
         picture: a path; a PIL image; or an array, [h, w] or [h, w, c] with c = 1 grey, 2 grey
-            and alpha, 3 RGB or 4 RGBA. Of an animated file, the first frame. 16-bit values
-            count to 65535; other numbers wider than a byte to 1 (if not whole), 255 or 65535,
-            the first of these that holds them all.
+            and alpha, 3 RGB or 4 RGBA. Of an animated file, the first frame. White is 65535 for
+            16-bit values; for other numbers wider than a byte it is 1 (floats only), 255 or
+            65535, the smallest that no value exceeds.
 
     Raises:
-        ImageError: what is not a picture, is damaged, or has a side beyond `MAX_SIDE`.
+        ImageError: not a picture, damaged, or with a side beyond `MAX_SIDE` pixels.
     """
     if isinstance(picture, Image.Image):
         filename = getattr(picture, "filename", "")
@@ -56,12 +57,12 @@ def read_rgb(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def to_square(picture: UInt8[np.ndarray, "h w 3"], fit: Fit) -> UInt8[np.ndarray, "s s 3"]:
-    """A square of the longer side.
+    """Make a picture square; the side is its longer one.
 
     Args:
         picture: RGB.
         fit: "stretch" loses the aspect ratio, as the published code does; "pad" keeps it and
-            fills up with white on both sides.
+            adds white on both sides.
     """
     height, width = picture.shape[:2]
     side = max(height, width)
@@ -80,9 +81,10 @@ def to_square(picture: UInt8[np.ndarray, "h w 3"], fit: Fit) -> UInt8[np.ndarray
 def tiles(
     square: UInt8[np.ndarray, "s s 3"], size: int
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "4 {size} {size} 3"]]:
-    """The square at `size` pixels a side (the encoders': 384), and at twice that cut in four.
+    """Resize a square to `size` pixels a side, and to twice that, cut into four tiles.
 
-    The tiles are ordered top left, top right, bottom left, bottom right.
+    Tiles are ordered top left, top right, bottom left, bottom right. The published encoders'
+    size is 384.
     """
     high = _resize(square, 2 * size).reshape(2, size, 2, size, 3)  # row y column x c
     return _resize(square, size), high.swapaxes(1, 2).reshape(4, size, size, 3)
@@ -94,7 +96,7 @@ def _resize(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def _open(path: Path, name: str) -> Image.Image:
-    """The file with its header read, its pixels not yet decoded."""
+    """Open a file and read its header; pixels are not decoded yet."""
     try:
         if path.is_dir():
             raise ImageError(f"{name} is a directory; give one picture file")
@@ -130,7 +132,7 @@ def _decode(image: Image.Image, name: str) -> np.ndarray:
         image = _narrow(image, name)
     try:
         return np.asarray(_on_white(image))
-    except ValueError as error:  # premultiplied grey, for one, has no conversion
+    except ValueError as error:  # some modes, such as premultiplied grey, have no conversion
         raise ImageError(
             f"{name}: colours of mode {image.mode} are not read; save it as RGB"
         ) from error
@@ -149,24 +151,24 @@ def _from_array(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _narrow(image: Image.Image, name: str) -> Image.Image:
-    """Grey wider than a byte, scaled; Pillow's own conversion clips it to white."""
+    """Scale grey wider than a byte to bytes; Pillow's own conversion clips it to white."""
     values = np.asarray(image)
     grey = Image.fromarray(_to_bytes(values, name))
     transparent = image.info.get("transparency")
-    if transparent is not None:  # one grey value that counts as a hole
+    if transparent is not None:  # the one grey value that is transparent
         grey.putalpha(Image.fromarray(_to_bytes(values != transparent, name)))
     return grey
 
 
 def _to_bytes(values: np.ndarray, name: str) -> np.ndarray:
-    """Numbers of any type as bytes, white at 255; the rule is `read_rgb`'s."""
+    """Scale numbers of any type to bytes, white to 255, by the rule in `read_rgb`."""
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
         whites: tuple[int, ...] = (65535,)
     else:
-        whole = np.issubdtype(values.dtype, np.integer)
-        whites = (255, 65535) if whole else (1, 255, 65535)
+        integers = np.issubdtype(values.dtype, np.integer)
+        whites = (255, 65535) if integers else (1, 255, 65535)
     numbers = values.astype(np.float64)
     low, high = numbers.min(), numbers.max()
     if not (low >= 0 and high <= 65535):  # or not a number
@@ -178,7 +180,7 @@ def _to_bytes(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """RGB, so that what hides under transparent pixels stays hidden."""
+    """Convert to RGB on white, so that colours under transparent pixels stay hidden."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -201,6 +203,6 @@ def _too_large(name: str, what: str) -> ImageError:
 
 
 def _damaged(name: str, error: Exception) -> ImageError:
-    """For whatever a decoder stumbled over: each raises errors of its own kind."""
+    """Return the error for any exception of a decoder; each raises its own kinds."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return ImageError(f"{name} is damaged or incomplete ({reason}); copy or download it again")

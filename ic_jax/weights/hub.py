@@ -4,8 +4,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import errors, snapshot_download
+from huggingface_hub import HfApi, errors, snapshot_download
 
+from ic_jax.version import __version__
 from ic_jax.weights.model_folder import COMPONENT_NAMES, MANIFEST, not_converted
 
 REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # org/name
@@ -62,6 +63,20 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
     if not (folder / MANIFEST).is_file():
         raise not_converted(repo_id)
     # A snapshot's folder is named after its commit, so both downloads are of one revision.
-    return fetch(
-        repo_id, [MANIFEST, *(f"{component}/*" for component in COMPONENT_NAMES)], folder.name
+    return fetch(repo_id, [MANIFEST, *(f"{name}/*" for name in COMPONENT_NAMES)], folder.name)
+
+
+def push(folder: Path, repo_id: str, *, private: bool, commit_message: str | None) -> str:
+    """Upload a MODEL folder as one commit; return the repository's address.
+
+    Component files of an earlier upload that are not in the folder are deleted.
+    """
+    api = HfApi(library_name="ic_jax", library_version=__version__)
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(
+        repo_id=url.repo_id,
+        folder_path=folder,
+        commit_message=commit_message,
+        delete_patterns=[f"{name}/*" for name in COMPONENT_NAMES],
     )
+    return str(url)

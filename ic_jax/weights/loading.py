@@ -1,6 +1,6 @@
 """A MODEL folder's components as modules on the device."""
 
-from collections.abc import Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,7 @@ class Model:
     vae: Vae | None = None
     tokenizer: Path | None = None  # CLIP's
     tokenizer_2: Path | None = None  # T5's
+    source: ModelFolder | None = None  # that it was loaded from
 
 
 def load_model(
@@ -157,7 +158,7 @@ def load_model(
     wanted = [component for component in folder.components if component in components]
     if verify:
         folder.verify(wanted)
-    model = Model()
+    model = Model(source=folder)
     for component in wanted:
         if component in COMPONENTS:
             part = load_component(
@@ -183,3 +184,23 @@ def write_component(writer: ModelWriter, component: str, module: Any, dtype: Any
         {path: Spec(dtypes[path], v.shape) for path, v in values.items()},
         lambda path: [np.asarray(values[path][...].astype(dtypes[path]))],
     )
+
+
+def write_model(writer: ModelWriter, model: Model, encoder: Callable[[str], Sequence[Any]]) -> None:
+    """Write a model's components, with what their source folder has beside their parameters.
+
+    Args:
+        encoder: returns [module] of a component that is not in `model`, [None] if there is none.
+    """
+    for component in COMPONENTS:
+        module = getattr(model, component) or encoder(component)[0]
+        if module is not None:
+            write_component(writer, component, module)
+            if model.source is not None:
+                writer.add_extras(model.source, component)
+    for component in CONFIG_ONLY:
+        writer.add_config(component, getattr(model, component).to_dict())
+    for component in ("tokenizer", "tokenizer_2"):
+        if (folder := getattr(model, component)) is not None:
+            for file in sorted(folder.iterdir()):
+                writer.add_file(component, file.name, file.read_bytes())

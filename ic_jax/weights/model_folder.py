@@ -31,6 +31,7 @@ from ic_jax.weights.safetensors_io import Spec
 from ic_jax.weights.tensors import Tensor, WeightsError
 
 MANIFEST, CONFIG, UNUSED = "manifest.json", "config.json", "unused.safetensors"
+PARAMETERS = "model"  # what the names of their files begin with
 FORMAT = 1
 SMALL_MODEL = (
     Path(__file__).parent.parent / "small_model"
@@ -191,7 +192,7 @@ class ModelWriter:
         unused: bool = False,
     ) -> None:
         """Write a component's parameters; see `ic_jax.weights.safetensors_io.write_tensors`."""
-        stem = UNUSED.removesuffix(".safetensors") if unused else "model"
+        stem = UNUSED.removesuffix(".safetensors") if unused else PARAMETERS
         for file in safetensors_io.write_tensors(self._component(component), stem, specs, chunks):
             self.components[component][file.path.name] = FileEntry(file.size, file.sha256)
 
@@ -213,6 +214,12 @@ class ModelWriter:
             except OSError:  # another disk
                 shutil.copyfile(source, folder / name)
             self.components[component][name] = entry
+
+    def add_extras(self, model: ModelFolder, component: str) -> None:
+        """Copy the files of another model's component apart from its parameters and config."""
+        for name in model.components.get(component, {}):
+            if name != CONFIG and not name.startswith(PARAMETERS):
+                self.add_file(component, name, (model.path / component / name).read_bytes())
 
     def _component(self, component: str) -> Path:
         self.components.setdefault(component, {})
