@@ -1,8 +1,8 @@
-"""Sizes of every model, as frozen dataclasses, and the published ones by name.
+"""Configs of all models: frozen dataclasses, and the published sizes by name.
 
-Field names are those of the published config files (diffusers', transformers' and, for the
-adapter, the published code's arguments), so that reading one is a plain lookup. Configs
-hold architecture only: no dtype, random key or mesh.
+Field names are those of the published config files (of diffusers and transformers; for the
+adapter, the arguments of the published code). Configs hold the architecture only: no dtype, random
+key or mesh.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,11 +14,16 @@ from ic_jax.from_dict import dataclass_from_dict
 
 class _Config:
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary."""
         return asdict(self)  # type: ignore[call-overload]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from JSON values; ConfigError names what is unknown, missing or impossible."""
+        """Build a config from JSON values.
+
+        Raises:
+            ConfigError: a field is unknown, missing, of another type or impossible.
+        """
         start = f"{cls.__name__}: "
         try:
             return dataclass_from_dict(cls, values)
@@ -68,9 +73,9 @@ class FluxConfig(_Config):
 
 @dataclass(frozen=True)
 class AdapterConfig(_Config):
-    """InstantCharacter adapter: the projector's sizes, and the encoder layers that it reads.
+    """InstantCharacter adapter: sizes of the projector, and the encoder layers that it reads.
 
-    The image-prompt attention takes its sizes from FLUX's config and `output_dim`.
+    The sizes of the image-prompt attention follow from FLUX's config and `output_dim`.
     """
 
     inner_dim: int  # width E of the cross stacks: SigLIP's plus DINOv2's
@@ -86,7 +91,7 @@ class AdapterConfig(_Config):
     timestep_in_dim: int
     cross_attention_dim: int | None = None  # inner_dim
     embedding_dim: int | None = None  # inner_dim
-    ff_mult: int = 4  # of the resampler's feed-forwards; the cross stacks' are always 4 wide
+    ff_mult: int = 4  # of the resampler's feed-forwards; those of the cross stacks are 4
     timestep_flip_sin_to_cos: bool = True
     timestep_freq_shift: int = 0
     siglip_layers: tuple[int, ...] = (7, 13, 26)
@@ -139,7 +144,7 @@ class Dinov2Config(_Config):
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    image_size: int  # that the position table was made for
+    image_size: int  # pixels; the size of the position table
     patch_size: int
     mlp_ratio: int = 4
     use_swiglu_ffn: bool = False
@@ -176,7 +181,7 @@ class ClipConfig(_Config):
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
-    eos_token_id: int = 2  # 2 stands for "the largest id", as in CLIP's first configs
+    eos_token_id: int = 2  # 2 means the largest id, as in CLIP's first configs
 
     def __post_init__(self) -> None:
         self._check_heads(self.hidden_size, self.num_attention_heads)
@@ -208,7 +213,7 @@ class VaeConfig(_Config):
 
     @property
     def downscale(self) -> int:
-        """Pixels per latent pixel along one side."""
+        """Pixels per latent pixel along each side."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
@@ -226,8 +231,7 @@ class SchedulerConfig(_Config):
 
 @dataclass(frozen=True)
 class SamplingConfig(_Config):
-    """What a model is drawn with where nobody says otherwise; FLUX.1-dev's and
-    InstantCharacter's published values."""
+    """Default sampling settings of a model; here, those published for InstantCharacter."""
 
     height: int = 1024  # pixels
     width: int = 1024
@@ -235,7 +239,7 @@ class SamplingConfig(_Config):
     guidance_scale: float = 3.5
     true_cfg_scale: float = 1.0
     subject_scale: float = 0.9
-    negative_subject_scale: float | None = None  # None: the same
+    negative_subject_scale: float | None = None  # None takes subject_scale
     max_sequence_length: int = 512  # T5 tokens
 
 

@@ -1,7 +1,7 @@
-"""The large encoders of a model: in memory for good, or only while something is encoded.
+"""Large encoders of a model: kept in memory, or loaded only to encode.
 
-T5, SigLIP and DINOv2 are 12.6 of the 42 GB, and the steps of drawing do not use them. CLIP's text
-encoder is small, and LoRAs change it: it stays.
+T5, SigLIP and DINOv2 are 12.6 of the 42 GB, and the denoising steps do not use them. CLIP's text
+encoder is small and LoRAs change it, so it always stays in memory.
 """
 
 from collections.abc import Callable
@@ -16,38 +16,38 @@ LARGE_ENCODERS = ("t5", "siglip", "dinov2")
 
 
 class Encoders:
-    """Those of a model in memory, kept there."""
+    """Encoders that stay in memory."""
 
     def __init__(self, model: Model):
-        self._held = {component: getattr(model, component) for component in LARGE_ENCODERS}
+        self._loaded = {component: getattr(model, component) for component in LARGE_ENCODERS}
 
     def get(self, *components: str) -> list[Any]:
-        """Modules; None for what the model does not have."""
-        return [self._held.get(component) for component in components]
+        """Return the modules of these components; None for one that the model lacks."""
+        return [self._loaded.get(component) for component in components]
 
     def put_away(self) -> None:
-        """Before the steps."""
+        """Free what can be freed; called before the denoising steps."""
 
 
 class EncodersOnDemand(Encoders):
-    """Read when they are asked for, and deleted when others are, or before the steps."""
+    """Encoders that are loaded when requested, and deleted before others and before the steps."""
 
     def __init__(self, load: Callable[[str], Any]):
-        """`load` reads one component; None if the model does not have it."""
-        self._load, self._held = load, {}
+        """Take `load`, which returns the module of a component; None if the model lacks it."""
+        self._load, self._loaded = load, {}
 
     def get(self, *components: str) -> list[Any]:
-        self._delete(set(self._held) - set(components))
+        self._delete(set(self._loaded) - set(components))
         for component in components:
-            if component not in self._held:
-                self._held[component] = self._load(component)
+            if component not in self._loaded:
+                self._loaded[component] = self._load(component)
         return super().get(*components)
 
     def put_away(self) -> None:
-        self._delete(set(self._held))
+        self._delete(set(self._loaded))
 
     def _delete(self, components: set[str]) -> None:
         for component in components:
-            # Not left to the garbage collector: the steps want the memory now.
-            for array in jax.tree.leaves(self._held.pop(component)):
+            # Not left to the garbage collector: the steps need the memory now.
+            for array in jax.tree.leaves(self._loaded.pop(component)):
                 array.delete()

@@ -1,4 +1,4 @@
-"""A MODEL folder's components as modules on the device."""
+"""Loading of a MODEL folder: its components as modules on the devices."""
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -48,25 +48,25 @@ CONFIG_ONLY: dict[str, Any] = {"scheduler": SchedulerConfig, "sampling": Samplin
 
 
 def abstract(component: str, config: Any, flux: FluxConfig | None = None) -> Any:
-    """A component's module, shapes in place of arrays; the adapter also needs FLUX's sizes."""
+    """Return a component's module with shapes for arrays; the adapter also takes FLUX's config."""
     make = COMPONENTS[component][1]
     sizes = (config, flux) if component == "adapter" else (config,)
     return nnx.eval_shape(lambda: make(*sizes, rngs=nnx.Rngs(0)))
 
 
 def parameters(module: Any) -> dict[str, Any]:
-    """A module's variables by their dotted paths."""
+    """Return the variables of a module by dotted path."""
     state = nnx.to_flat_state(nnx.state(module))
     return {".".join(map(str, path)): variable for path, variable in state}
 
 
 def config_class(component: str) -> Any:
-    """What a component's config.json is read as."""
+    """Return the class of a component's config."""
     return CONFIG_ONLY.get(component) or COMPONENTS[component][0]
 
 
 def read_config(folder: ModelFolder, component: str) -> Any:
-    """A component's config; WeightsError if it is absent, or is none."""
+    """Read a component's config; raise WeightsError if it is missing or invalid."""
     try:
         return config_class(component).from_dict(folder.json(component))
     except ConfigError as error:
@@ -84,48 +84,48 @@ def load_component(
     mesh: Mesh | None = None,
     replicate: bool = False,
 ) -> Any:
-    """One component of a MODEL folder, tensor by tensor from the mapped file to the devices.
+    """Load one component, tensor by tensor from the mapped file to the devices.
 
     Args:
-        dtype: what every parameter is cast to; None keeps the types of the files.
-        verify: compare the files' SHA-256 first; their sizes are compared always.
-        mesh: where the parameters go, as `ic_jax.sharding` says; a host reads its own pieces
-            only. Without one they go to the default device.
+        dtype: dtype of every parameter; None keeps those of the files.
+        verify: compare the files' SHA-256 first; their sizes are always compared.
+        mesh: devices to shard the parameters over, by the rules of `ic_jax.sharding`; each process
+            reads its own shards only. None takes the default device.
         replicate: see `sharding.shardings`.
 
     Raises:
-        WeightsError: the component is absent or damaged, or is not what its config says.
-        ShardingError: it cannot be laid out on the mesh; nothing is read then.
+        WeightsError: the component is missing, damaged, or does not match its config.
+        ShardingError: a parameter cannot be sharded over the mesh; nothing is read.
     """
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(folder)
     components = [component, "transformer"] if component == "adapter" else [component]
     if verify and component in folder.components:
         folder.verify([component])
-    config, *flux = (read_config(folder, k) for k in components)
+    config, *flux = (read_config(folder, name) for name in components)
     module, tensors = abstract(component, config, *flux), folder.tensors(component)
     variables = parameters(module)
     if wrong := Mismatch.between({path: v.shape for path, v in variables.items()}, tensors):
         raise WeightsError(f"{folder.path / component}: {wrong}; convert the model again")
-    places = {
+    shardings = {
         path: mesh
         and parameter_sharding(f"{component}.{path}", variable, mesh, replicate=replicate)
         for path, variable in variables.items()
     }
     for path, variable in variables.items():
-        array, place = tensors[path].array(), places[path]
-        kept = array.dtype if dtype is None else jnp.dtype(dtype)
+        array, sharding = tensors[path].array(), shardings[path]
+        target = array.dtype if dtype is None else jnp.dtype(dtype)
         variable.set_value(
-            to_global_array(array, place, kept)
-            if place
-            else jax.device_put(array.astype(kept, copy=False))
+            to_global_array(array, sharding, target)
+            if sharding
+            else jax.device_put(array.astype(target, copy=False))
         )
     return module
 
 
 @dataclass
 class Model:
-    """The components that a MODEL folder has: modules, and the folders of the tokenizers."""
+    """Components of a MODEL folder: modules, configs and the folders of the tokenizers."""
 
     scheduler: SchedulerConfig | None = None
     sampling: SamplingConfig | None = None
@@ -150,9 +150,12 @@ def load_model(
     mesh: Mesh | None = None,
     replicate: bool = False,
 ) -> Model:
-    """The components of a MODEL folder that are of `components`, all by default.
+    """Load a MODEL folder.
 
-    Other arguments and errors as for `load_component`.
+    Args:
+        components: names of the components to load, if the folder has them; by default all.
+
+    The other arguments and the errors are those of `load_component`.
     """
     folder = ModelFolder.open(path)
     wanted = [component for component in folder.components if component in components]
@@ -165,17 +168,14 @@ def load_model(
                 folder, component, dtype, verify=False, mesh=mesh, replicate=replicate
             )
         else:
-            part = (
-                read_config(folder, component)
-                if component in CONFIG_ONLY
-                else folder.path / component
-            )
+            is_config = component in CONFIG_ONLY
+            part = read_config(folder, component) if is_config else folder.path / component
         setattr(model, component, part)
     return model
 
 
 def write_component(writer: ModelWriter, component: str, module: Any, dtype: Any = None) -> None:
-    """Write a module as a component of a new MODEL folder, in `dtype` or as it is."""
+    """Write a module as a component of a new MODEL folder, cast to `dtype` if one is given."""
     values = parameters(module)
     dtypes = {path: np.dtype(dtype or v.dtype) for path, v in values.items()}
     writer.add_config(component, module.config.to_dict())

@@ -1,8 +1,8 @@
-"""Style LoRAs: files read into low-rank pairs, and models changed by them without loss.
+"""Style LoRAs: reading and writing their files, and applying them to models.
 
-A LoRA adds (alpha / rank) * B A to a linear map. The sum is taken in float32 from the base
-weights as they were loaded, whatever was applied before, and the base is put back bit by bit:
-adding and subtracting in bfloat16 would change a tenth of all weights by rounding.
+A LoRA adds (alpha / rank) * B A to a linear map. The sum is always computed in float32 from the
+base weights as they were loaded, and the base is restored bit for bit: adding and subtracting in
+bfloat16 would change a tenth of all weights by rounding.
 """
 
 import json
@@ -25,14 +25,14 @@ from ic_jax.weights.loading import parameters
 from ic_jax.weights.safetensors_io import Spec, read_metadata, read_tensors, write_file
 from ic_jax.weights.tensors import WeightsError
 
-# The peft layout that diffusers writes: which of our models each prefix speaks of.
+# Prefixes of the peft layout, as diffusers writes it -> components.
 PREFIXES = {"transformer.": "transformer", "text_encoder.": "clip"}
 _KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|alpha)$")
 
 
 @dataclass(frozen=True)
 class LoraDelta:
-    """One linear map's change: scale * b @ a, with a [rank, in] and b [out, rank]."""
+    """Change of one linear map: scale * b @ a, with a [rank, in] and b [out, rank]."""
 
     a: np.ndarray
     b: np.ndarray
@@ -41,7 +41,7 @@ class LoraDelta:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file: changes by (model, published module name), and how to apply them."""
+    """Contents of a LoRA file; changes are by (component, published module name)."""
 
     name: str
     changes: Mapping[tuple[str, str], LoraDelta]
@@ -52,12 +52,16 @@ class LoraFile:
 def read_lora(file: Path | str, weight: float = 1.0, trigger: str | None = None) -> LoraFile:
     """Read a LoRA in the peft layout, as diffusers writes it.
 
-    Alpha comes from the tensor `<module>.alpha`, or from the settings that diffusers keeps in
-    the file's header; without either it is the rank.
+    Alpha is the tensor `<module>.alpha`, or else the setting in the file's header, or else the
+    rank.
+
+    Args:
+        weight: factor of the changes.
+        trigger: words to put before every prompt.
 
     Raises:
-        WeightsError: another layout or kind, or pairs that are incomplete, misshapen or not
-            finite.
+        WeightsError: another layout or kind of LoRA, or a matrix that is missing, misshapen or
+            not finite.
     """
     file = Path(file)
     weight = check_finite("LoRA weight", weight)
@@ -78,8 +82,8 @@ def read_lora(file: Path | str, weight: float = 1.0, trigger: str | None = None)
         )
     alphas = _Alphas(file)
     changes = {
-        (PREFIXES[prefix], module): _low_rank(file, module, found, alphas.of(prefix, module))
-        for (prefix, module), found in parts.items()
+        (PREFIXES[prefix], module): _delta(file, module, tensors, alphas.of(prefix, module))
+        for (prefix, module), tensors in parts.items()
     }
     return LoraFile(file.name, changes, weight, trigger)
 
@@ -91,17 +95,16 @@ def write_lora(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write what `read_lora` and diffusers read; the file is there whole or not at all.
+    """Write a LoRA file for `read_lora` and diffusers, atomically.
 
-    Scales go into B and no alpha is written: some loaders ignore one, and then draw at another
-    strength.
+    B includes the scale, and no alpha is written, because some loaders ignore alpha.
 
     Args:
-        changes: by (model, published module name).
+        changes: by (component, published module name).
 
     Raises:
-        ValueError: a name that does not end in .safetensors.
-        FileExistsError: `file` is in the way.
+        ValueError: the file name does not end in .safetensors.
+        FileExistsError: `file` exists.
     """
     file = Path(file)
     if file.suffix != ".safetensors":
@@ -120,7 +123,7 @@ def write_lora(
 
 
 class _Alphas:
-    """Alphas by peft's settings in a file's header, {"transformer.lora_alpha": 16, ...}."""
+    """Alphas in peft's settings in a file's header, {"transformer.lora_alpha": 16, ...}."""
 
     def __init__(self, file: Path):
         try:
@@ -135,27 +138,28 @@ class _Alphas:
                     )
 
     def of(self, prefix: str, module: str) -> float | None:
+        """Return the alpha of a module; None if the settings name none."""
         patterns = self._settings.get(f"{prefix}alpha_pattern") or {}
-        # As peft does: a pattern is a regular expression for the end of a module's name.
-        own = (v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", module))
-        return next(own, self._settings.get(f"{prefix}lora_alpha"))
+        # As in peft, a pattern is a regular expression for the end of a module's name.
+        matching = (v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", module))
+        return next(matching, self._settings.get(f"{prefix}lora_alpha"))
 
 
-def _low_rank(
-    file: Path, module: str, found: dict[str, np.ndarray], alpha: float | None
+def _delta(
+    file: Path, module: str, tensors: dict[str, np.ndarray], alpha: float | None
 ) -> LoraDelta:
     def fail(problem: str) -> WeightsError:
         return WeightsError(f"{file}: {module}: {problem}")
 
-    missing = {"lora_A.weight", "lora_B.weight"} - set(found)
+    missing = {"lora_A.weight", "lora_B.weight"} - set(tensors)
     if missing:
         raise fail(f"{' and '.join(sorted(missing))} is missing")
-    a, b = found["lora_A.weight"], found["lora_B.weight"]
+    a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise fail(f"lora_A {a.shape} and lora_B {b.shape} do not share a rank")
     rank = a.shape[0]
-    if "alpha" in found:
-        alpha = float(found["alpha"])
+    if "alpha" in tensors:
+        alpha = float(tensors["alpha"])
     alpha = float(rank) if alpha is None else float(alpha)
     if not (np.isfinite(alpha) and np.isfinite(a).all() and np.isfinite(b).all()):
         raise fail("holds numbers that are not finite")
@@ -163,32 +167,32 @@ def _low_rank(
 
 
 class LoraSet:
-    """Named LoRAs of some models, of which any may be active, each at its weight.
+    """Loaded LoRAs by name, any of which may be active at a weight of its own.
 
-    The base values of the parameters that an active LoRA changes stay in host memory.
+    Host memory keeps the base values of all parameters that an active LoRA changes.
     """
 
     def __init__(self, models: Mapping[str, Any]):
         self._parameters = {component: parameters(model) for component, model in models.items()}
         self._base: dict[tuple[str, str], np.ndarray] = {}
-        self.loras: dict[str, LoraFile] = {}  # all, by name
-        self.active: dict[str, float] = {}  # the weights of those that are applied, by name
+        self.loras: dict[str, LoraFile] = {}  # loaded, by name
+        self.active: dict[str, float] = {}  # weights of the active ones, by name
 
     @property
     def triggers(self) -> list[str]:
-        """Trigger words of the active LoRAs, in the order in which they were added."""
+        """Trigger words of the active LoRAs, in order of loading."""
         triggers = (self.loras[name].trigger for name in self.active)
         return [trigger for trigger in triggers if trigger]
 
     def add(self, lora: LoraFile, name: str | None = None) -> None:
-        """Add a LoRA and apply it beside the active ones, at its own weight.
+        """Add a LoRA and activate it, beside the active ones, at its weight.
 
         Args:
             name: by default "default_0", "default_1", ... as in diffusers.
 
         Raises:
-            ValueError: another LoRA has the name; nothing changed.
-            WeightsError: the LoRA does not fit the models; nothing changed.
+            ValueError: the name is taken; nothing is changed.
+            WeightsError: the LoRA does not fit the models; nothing is changed.
         """
         if name is None:
             name = next(n for n in map("default_{}".format, count()) if n not in self.loras)
@@ -209,22 +213,22 @@ class LoraSet:
         self.activate({**self.active, name: lora.weight})
 
     def activate(self, weights: Mapping[str, float]) -> None:
-        """Apply these LoRAs at these weights, and no others.
+        """Apply the named LoRAs at the given weights, and no others.
 
         Raises:
-            ValueError: no LoRA has such a name, or a weight is not finite; nothing changed.
+            ValueError: an unknown name, or a weight that is not finite; nothing is changed.
         """
         self._check_names(weights)
         checked = {n: check_finite(f"weight of LoRA {n!r}", w) for n, w in weights.items()}
-        # Always in the order of loading: a sum depends on its order.
+        # In order of loading, because the rounding of a sum depends on its order.
         self.active = {name: checked[name] for name in self.loras if name in checked}
         self._apply()
 
     def delete(self, names: Iterable[str]) -> None:
-        """Forget LoRAs; without any, the base weights are back bit for bit.
+        """Remove LoRAs; the changes of those that stay are applied anew to the base weights.
 
         Raises:
-            ValueError: no LoRA has such a name; nothing changed.
+            ValueError: an unknown name; nothing is changed.
         """
         names = set(names)
         self._check_names(names)
@@ -233,12 +237,12 @@ class LoraSet:
         self.activate(active)
 
     def clear(self) -> None:
-        """Forget every LoRA; the base weights are back bit for bit."""
+        """Remove every LoRA; restore the base weights bit for bit."""
         self.delete(self.loras)
 
     @contextmanager
     def inactive(self) -> Iterator[None]:
-        """Put the base weights back for the length of a block."""
+        """Restore the base weights for the duration of a `with` block."""
         active = self.active
         self.activate({})
         try:
@@ -260,11 +264,11 @@ class LoraSet:
                 entry.append((weight * change.scale, change))
         for key in set(changes) | set(self._base):
             variable = self._parameters[key[0]][key[1]]
-            where = variable[...].sharding
+            sharding = variable[...].sharding
             base = self._base.setdefault(key, jax.device_get(variable[...]))
-            # The old value goes before its successor comes: a stack of blocks is gigabytes.
+            # Free the old value before the new one is made: a stack of blocks is gigabytes.
             variable.set_value(base)
-            value = jax.device_put(base, where)
+            value = jax.device_put(base, sharding)
             if key in changes:
                 value = _merge(value, *_stacked(changes[key], base.shape))
             else:
@@ -273,7 +277,7 @@ class LoraSet:
 
 
 def _locate(module: str) -> tuple[str, int | None]:
-    """A published module's path among ours: the first number is the place in a stack."""
+    """Return the parameter path of a published module, and its index in a stack of blocks."""
     match = re.search(r"(?<=blocks\.|layers\.)\d+(?=\.)", module)
     if match is None:
         return module, None
@@ -283,9 +287,9 @@ def _locate(module: str) -> tuple[str, int | None]:
 def _stacked(
     changes: dict[int | None, list], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All changes of a parameter as a [*l, rank, in], b [*l, rank, out], scales within b.
+    """Return all changes of a parameter as a [*l, rank, in] and b [*l, rank, out], scaled.
 
-    Ranks of several LoRAs add up; blocks that none of them touches have zeros.
+    The ranks of several LoRAs are concatenated; blocks that no LoRA changes are zero.
     """
     rank = max(sum(len(c.a) for _, c in entries) for entries in changes.values())
     a = np.zeros((*shape[:-2], rank, shape[-2]), np.float32)
@@ -302,10 +306,10 @@ def _stacked(
 def _merge(
     kernel: Float[Array, "*l i o"], a: Float[Array, "*l r i"], b: Float[Array, "*l r o"]
 ) -> Float[Array, "*l i o"]:
-    def one(x: tuple[Array, Array, Array]) -> Array:
+    def merge(x: tuple[Array, Array, Array]) -> Array:
         kernel, a, b = x
         change = jnp.dot(a.T, b, precision=jax.lax.Precision.HIGHEST)  # not in TF32
         return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
 
-    # Block by block: a whole stack of float32 sums would be several gigabytes.
-    return one((kernel, a, b)) if kernel.ndim == 2 else jax.lax.map(one, (kernel, a, b))
+    # Block by block, because a stack of float32 sums would take several gigabytes.
+    return merge((kernel, a, b)) if kernel.ndim == 2 else jax.lax.map(merge, (kernel, a, b))

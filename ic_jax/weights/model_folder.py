@@ -1,14 +1,16 @@
-"""MODEL, the folder that holds a whole model.
+"""MODEL folder: a model on disk.
 
-    manifest.json             every other file's size and SHA-256; written last
-    transformer/config.json   a config of ic_jax.config
-    transformer/*.safetensors parameters under their paths, laid out as the modules hold them
-    adapter, siglip, dinov2, t5, clip, vae: the same
-    siglip/unused.safetensors published tensors that no module has, for the way back
-    scheduler/config.json     tokenizer/*, tokenizer_2/*: as published
-    sampling/config.json      what it is drawn with where nobody says otherwise
+    manifest.json              size and SHA-256 of every other file; written last
+    transformer/config.json    a config of ic_jax.config
+    transformer/*.safetensors  parameters by path, in the layout of the modules
+    transformer/published.json the published config, for the way back to PyTorch
+    adapter/, siglip/, dinov2/, t5/, clip/, vae/: the same
+    siglip/unused.safetensors  published tensors that no module has, for the way back
+    scheduler/config.json      noise schedule
+    sampling/config.json       default sampling settings
+    tokenizer/, tokenizer_2/   tokenizer.json, and the published files of CLIP's and T5's tokenizer
 
-Any component may be absent.
+Any component may be missing.
 """
 
 import hashlib
@@ -33,10 +35,8 @@ from ic_jax.weights.tensors import Tensor, WeightsError
 MANIFEST, CONFIG, UNUSED = "manifest.json", "config.json", "unused.safetensors"
 PARAMETERS = "model"  # what the names of their files begin with
 FORMAT = 1
-SMALL_MODEL = (
-    Path(__file__).parent.parent / "small_model"
-)  # trained by this project, and part of it
-PUBLISHED = {  # where the options of `convert from-torch` find the published weights
+SMALL_MODEL = Path(__file__).parent.parent / "small_model"  # bundled with the library
+PUBLISHED = {  # options of `convert from-torch` -> Hub ids of the published weights
     "flux": "black-forest-labs/FLUX.1-dev",
     "adapter": "tencent/InstantCharacter",
     "siglip": "google/siglip-so400m-patch14-384",
@@ -50,24 +50,26 @@ COMPONENT_NAMES = (
 
 @dataclass(frozen=True)
 class FileEntry:
+    """Size in bytes and SHA-256 of a file."""
+
     size: int
     sha256: str
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A MODEL folder opened for reading: files are there, at their sizes."""
+    """A MODEL folder opened for reading."""
 
     path: Path
     components: dict[str, dict[str, FileEntry]]  # component -> file name -> entry
 
     @classmethod
     def open(cls, path: "str | Path | ModelFolder") -> "ModelFolder":
-        """Read the manifest and compare the sizes of the files; an opened folder stays as it is.
+        """Read the manifest and check the sizes of all files; return an opened folder as it is.
 
         Raises:
             FileNotFoundError: no such folder.
-            WeightsError: not a MODEL folder, or a file of it is missing or cut.
+            WeightsError: not a MODEL folder, or a file is missing or truncated.
         """
         if isinstance(path, ModelFolder):
             return path
@@ -89,12 +91,13 @@ class ModelFolder:
     def files(
         self, components: Iterable[str] | None = None
     ) -> Iterator[tuple[str, str, FileEntry]]:
+        """Yield component, file name and entry of every file of `components`, by default all."""
         for component in self.components if components is None else components:
             for name, entry in self.components[component].items():
                 yield component, name, entry
 
     def verify(self, components: Iterable[str] | None = None) -> None:
-        """Compare the SHA-256 of every file; WeightsError lists those that differ."""
+        """Compare the SHA-256 of every file; raise WeightsError with those that differ."""
 
         def differs(file: tuple[str, str, FileEntry]) -> str | None:
             component, name, entry = file
@@ -110,7 +113,7 @@ class ModelFolder:
             )
 
     def json(self, component: str, name: str = CONFIG) -> dict[str, Any]:
-        """A JSON file of a component; WeightsError if the model lacks the component."""
+        """Read a JSON file of a component; raise WeightsError if the model lacks the component."""
         if component not in self.components:
             has = ", ".join(self.components)
             raise WeightsError(
@@ -119,20 +122,22 @@ class ModelFolder:
         return json.loads((self.path / component / name).read_text())
 
     def tensors(self, component: str) -> dict[str, Tensor]:
-        """A component's parameters by path, from all its shards."""
-        found: dict[str, Tensor] = {}
+        """Return the parameters of a component by path, from all its shards."""
+        tensors: dict[str, Tensor] = {}
         for name in self.components[component]:
             if name.endswith(".safetensors") and name != UNUSED:
                 shard = safetensors_io.read_tensors(self.path / component / name)
-                if both := sorted(found.keys() & shard.keys()):
-                    raise WeightsError(f"{self.path / component / name}: holds {both[0]} once more")
-                found |= shard
-        return found
+                if twice := sorted(tensors.keys() & shard.keys()):
+                    path = self.path / component / name
+                    raise WeightsError(f"{path}: holds {twice[0]}, as another shard does")
+                tensors |= shard
+        return tensors
 
     def unused(self, component: str) -> dict[str, Tensor]:
-        """Published tensors, under their published names, that the component's module lacks."""
-        has = UNUSED in self.components[component]
-        return safetensors_io.read_tensors(self.path / component / UNUSED) if has else {}
+        """Return the published tensors, by published name, that the component's module lacks."""
+        if UNUSED not in self.components[component]:
+            return {}
+        return safetensors_io.read_tensors(self.path / component / UNUSED)
 
 
 def not_converted(name: str) -> WeightsError:
@@ -177,7 +182,7 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, FileEntry]]:
 
 
 class ModelWriter:
-    """Collects the components of a new MODEL folder; made by `create`."""
+    """Writer of the components of a new MODEL folder, returned by `create`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -191,21 +196,23 @@ class ModelWriter:
         *,
         unused: bool = False,
     ) -> None:
-        """Write a component's parameters; see `ic_jax.weights.safetensors_io.write_tensors`."""
+        """Write the parameters of a component; see `safetensors_io.write_tensors`."""
         stem = UNUSED.removesuffix(".safetensors") if unused else PARAMETERS
         for file in safetensors_io.write_tensors(self._component(component), stem, specs, chunks):
             self.components[component][file.path.name] = FileEntry(file.size, file.sha256)
 
     def add_file(self, component: str, name: str, content: bytes) -> None:
+        """Write a file of a component."""
         atomic_write(self._component(component) / name, content)
         digest = hashlib.sha256(content).hexdigest()
         self.components[component][name] = FileEntry(len(content), digest)
 
     def add_config(self, component: str, values: dict[str, Any]) -> None:
+        """Write the config.json of a component."""
         self.add_file(component, CONFIG, as_json(values))
 
     def add_from(self, model: ModelFolder, component: str) -> None:
-        """A component of another model as it is: the same files where the disk allows it."""
+        """Take a component of another model unchanged, by hard links if the disk allows them."""
         folder = self._component(component)
         for _, name, entry in model.files([component]):
             source = model.path / component / name
@@ -230,14 +237,14 @@ class ModelWriter:
 
 @contextmanager
 def create(out: str | Path, *, overwrite: bool = False) -> Iterator[ModelWriter]:
-    """Write a MODEL folder. It is at `out` when the block ends without exception, or not at all.
+    """Write a MODEL folder atomically: it appears at `out` when the `with` block ends.
 
     Raises:
-        FileExistsError: `out` is in the way.
+        FileExistsError: `out` exists and may not be replaced.
     """
     out, owned = Path(out), {*COMPONENT_NAMES, MANIFEST}
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        # Perhaps published weights, whose folders have the same names.
+        # It may hold published weights, whose folders have the same names.
         raise FileExistsError(f"{out}: exists and is no ic_jax model; name another folder")
     with atomic_folder(out, overwrite=overwrite, owns=owned.__contains__) as folder:
         writer = ModelWriter(folder)
