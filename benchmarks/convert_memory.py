@@ -34,7 +34,7 @@ COMPONENTS = {
 STEMS = {"transformer": "diffusion_pytorch_model", "t5": "model"}
 CHILD = """
 import json, sys, time
-from convert.__main__ import main
+from convert.commands import main
 
 def resident(field):
     for line in open("/proc/self/status"):

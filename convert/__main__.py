@@ -1,47 +1,18 @@
-"""Command line of `python -m convert`."""
+"""`python -m convert`."""
 
 import os
 import signal
 import sys
-from collections.abc import Sequence
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX computes shapes only: reserve no accelerator
-
-from convert import from_torch, inspect_model, to_torch
-from ic_jax import cli
-from ic_jax.cli import Command
-
-COMMANDS = (
-    Command(
-        "from-torch",
-        "Convert published PyTorch weights to a MODEL folder.",
-        from_torch.add_arguments,
-        from_torch.run,
-        description="Convert published PyTorch weights to a MODEL folder. Every source is a folder "
-        "or a Hub id (org/name); name those that the model is to have.",
-    ),
-    Command(
-        "to-torch",
-        "Convert a MODEL folder back to the layouts that diffusers and transformers load.",
-        to_torch.add_arguments,
-        to_torch.run,
-    ),
-    Command(
-        "inspect",
-        "List the components of a MODEL folder with their sizes and dtypes.",
-        inspect_model.add_arguments,
-        inspect_model.run,
-    ),
-)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code, see `ic_jax.cli.run`."""
-    description = "Convert weights between the published PyTorch layouts and MODEL folders."
-    return cli.main("python -m convert", description, COMMANDS, arguments)
-
 
 if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only shapes are computed: reserve no device
     # SIGTERM raises an exception, so that a half-written folder is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    sys.exit(main())
+    try:
+        from convert.commands import main
+        from ic_jax.cli import leave
+
+        leave(main())
+    except KeyboardInterrupt:  # while importing
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)

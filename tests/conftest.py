@@ -27,7 +27,7 @@ TINY = GOLDENS / "tiny_instantcharacter"
 
 def from_torch(out: Path, *options: str) -> Path:
     """The whole golden model, converted as a person would."""
-    from convert.__main__ import main
+    from convert.commands import main
 
     sources = ["--flux", TINY / "flux", "--siglip", TINY / "siglip", "--dinov2", TINY / "dinov2"]
     sources += ["--adapter", TINY / "instantcharacter_ip-adapter.bin", "--out", out]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import torch
 
-from convert.__main__ import main
+from convert.commands import main
 from ic_jax.weights.loading import load_component
 
 

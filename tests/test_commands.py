@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import convert.commands
 import infer.commands
 import train.commands
 from ic_jax import cli
 
 ROOT = Path(__file__).parent.parent
 MAINS = {
+    "convert": (convert.commands.main, convert.commands.COMMANDS),
     "infer": (infer.commands.main, infer.commands.COMMANDS),
     "train": (train.commands.main, train.commands.COMMANDS),
 }
@@ -29,8 +31,9 @@ def test_help_lists_every_command_with_a_sentence(name, capsys):
         assert f"{command.name} {command.help}" in out
         assert command.help[0].isupper()
         assert command.help.endswith(".")
-    assert f"{commands[0].help} (the default)" in out
-    assert "--debug" in out  # the options of the default follow
+    if name != "convert":  # which has no default
+        assert f"{commands[0].help} (the default)" in out
+        assert "--debug" in out  # the options of the default follow
 
 
 @pytest.mark.parametrize(("main", "command"), EVERY, ids=lambda x: getattr(x, "name", ""))
@@ -49,6 +52,8 @@ def test_every_option_has_a_sentence_of_help(main, command, capsys):
     [
         ("infer", ["evalute"], "there is no command 'evalute'; give one of draw, plan"),
         ("train", ["exprot", "runs/x"], "there is no command 'exprot'; give one of run, prepare"),
+        ("convert", [], "required: COMMAND; see python -m convert --help"),
+        ("convert", ["inspct", "x"], "there is no command 'inspct'; give one of from-torch"),
         ("train", [], "required: RECIPE; see python -m train run --help"),
         ("infer", ["--promt", "a girl"], "unrecognized arguments: --promt"),
         ("infer", ["--heigh", "64"], "unrecognized arguments: --heigh 64"),

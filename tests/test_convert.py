@@ -22,7 +22,7 @@ from diffusers.loaders.single_file_utils import (
 from huggingface_hub.utils import filter_repo_objects
 
 from convert import bfl
-from convert.__main__ import main
+from convert.commands import main
 from convert.configs import from_published, to_published
 from convert.names import published_shapes, slots
 from convert.published import PUBLISHED
@@ -402,7 +402,7 @@ def test_the_adapter_needs_neither_torch_nor_its_modules(tmp_path):
     """In a process in which importing torch fails."""
     script = (
         "import sys; sys.modules['torch'] = None\n"
-        "from convert.__main__ import main\n"
+        "from convert.commands import main\n"
         f"sys.exit(main(['from-torch', '--flux', '{TINY / 'flux'}', '--adapter', "
         f"'{TINY / ADAPTER}.bin', '--out', '{tmp_path / 'MODEL'}']) or "
         f"main(['to-torch', '{tmp_path / 'MODEL'}', '--out', '{tmp_path / 'back'}']))"

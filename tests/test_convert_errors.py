@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from huggingface_hub import errors
 
-from convert.__main__ import main
+from convert.commands import main
 from convert.torch_read import read_torch
 from ic_jax.weights import hub, loading
 from ic_jax.weights import safetensors_io as ours
@@ -367,7 +367,7 @@ def start(out, trap):
     """The conversion in a process of its own, with a trap set in it."""
     script = (
         "import os, signal, sys\n"
-        "from convert.__main__ import main\n"
+        "from convert.commands import main\n"
         "from ic_jax import files\n"
         "from ic_jax.weights import model_folder, safetensors_io\n"
         f"{trap}\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from convert.__main__ import main as convert
+from convert.commands import main as convert
 from examples.open_peeps.evaluation import generation, scores
 from examples.open_peeps.evaluation.triples import held_out_triples
 from ic_jax import InstantCharacterPipeline

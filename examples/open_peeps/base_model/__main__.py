@@ -8,7 +8,7 @@ from pathlib import Path
 from examples.open_peeps.base_model import continue_training
 from examples.open_peeps.base_model.config import PEEPS, SMALL, change
 from examples.open_peeps.base_model.training import train_base_model
-from ic_jax import cli, compilation_cache
+from ic_jax import cli
 
 CONFIGS = {"small": SMALL, "peeps": PEEPS}
 
@@ -38,8 +38,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train and write a MODEL folder."""
-    if not args.no_compile_cache:
-        compilation_cache.enable()
     train_base_model(args.out, change(CONFIGS[args.world], args.set), overwrite=args.overwrite)
 
 

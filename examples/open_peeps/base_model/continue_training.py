@@ -17,7 +17,7 @@ from examples.open_peeps.base_model.flux import TextToImage, train_base
 from examples.open_peeps.base_model.renders import Renders, render_references, render_views
 from examples.open_peeps.base_model.vision import train_siglip
 from examples.open_peeps.world.worlds import WORLDS
-from ic_jax import cli, compilation_cache
+from ic_jax import cli
 from ic_jax.weights import loading, model_folder
 from ic_jax.weights.model_folder import ModelFolder
 
@@ -48,8 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train one part further, write OUT, and print the figures."""
-    if not args.no_compile_cache:
-        compilation_cache.enable()
     components, batch, rate, train = PARTS[args.part]
     if args.out.exists():
         raise FileExistsError(f"{args.out} exists; name another folder")

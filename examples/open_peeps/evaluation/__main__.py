@@ -15,7 +15,7 @@ from examples.open_peeps.evaluation.sheet import contact_sheet
 from examples.open_peeps.evaluation.triples import held_out_triples
 from examples.open_peeps.world.render import body_kind
 from examples.open_peeps.world.worlds import WORLDS
-from ic_jax import InstantCharacterPipeline, cli, compilation_cache
+from ic_jax import InstantCharacterPipeline, cli
 from ic_jax.files import atomic_folder
 from ic_jax.weights import loading
 from ic_jax.weights.model_folder import SMALL_MODEL
@@ -64,8 +64,6 @@ def evaluate(args: argparse.Namespace) -> None:
             f"--triples {args.triples} --seeds {args.seeds}: give 2 triples or more, and every "
             "seed once"
         )
-    if not args.no_compile_cache:
-        compilation_cache.enable()
     start = time.perf_counter()
     with atomic_folder(args.out, overwrite=args.overwrite, owns=_is_written_here) as folder:
         model = loading.load_model(args.model, "float32")
@@ -112,8 +110,6 @@ def front(args: argparse.Namespace) -> None:
 
     Half-length views are what is legible at 96 pixels.
     """
-    if not args.no_compile_cache:
-        compilation_cache.enable()
     triples = held_out_triples("peeps", "known parts", 30)
     busts = list(islice((t for t in triples if body_kind(t.view.body) == "bust"), 3))
     pipe = InstantCharacterPipeline.from_pretrained(dtype="float32")

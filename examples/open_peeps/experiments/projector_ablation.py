@@ -14,7 +14,7 @@ from examples.open_peeps.evaluation.generation import Pictures
 from examples.open_peeps.evaluation.origin import origin
 from examples.open_peeps.evaluation.triples import Triple, held_out_triples
 from examples.open_peeps.world.worlds import WORLDS
-from ic_jax import InstantCharacterPipeline, cli, compilation_cache, flow
+from ic_jax import InstantCharacterPipeline, cli, flow
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.layers import sinusoid
 from ic_jax.models.projector import Resampler
@@ -44,8 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Generate and score with every ablation; print tables and write the results."""
-    if not args.no_compile_cache:
-        compilation_cache.enable()
     model = loading.load_model(args.model, "float32")
     assert model.adapter is not None
     assert model.siglip is not None

@@ -13,7 +13,7 @@ from examples.open_peeps.evaluation.sheet import contact_sheet
 from examples.open_peeps.evaluation.triples import Triple, held_out_triples
 from examples.open_peeps.experiments.stages import reference_effect
 from examples.open_peeps.world.worlds import WORLDS
-from ic_jax import InstantCharacterPipeline, cli, compilation_cache
+from ic_jax import InstantCharacterPipeline, cli
 from train.export import export, recipe_in
 from train.recipe import Recipe
 
@@ -41,8 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export, generate and score every stage's end; write the results and the picture."""
-    if not args.no_compile_cache:
-        compilation_cache.enable()
     recipe = replace(recipe_in(args.run), out=args.run)
     triples = {p: held_out_triples(WORLD, p, args.triples) for p in WORLDS[WORLD].held_out}
     results: dict[str, Any] = {}

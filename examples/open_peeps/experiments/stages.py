@@ -14,7 +14,7 @@ from examples.open_peeps.evaluation.origin import origin
 from examples.open_peeps.evaluation.sheet import contact_sheet
 from examples.open_peeps.evaluation.triples import Triple, held_out_triples
 from examples.open_peeps.experiments.characters import prepare_characters
-from ic_jax import InstantCharacterPipeline, cli, compilation_cache
+from ic_jax import InstantCharacterPipeline, cli
 from ic_jax.weights import loading
 from train.export import export, recipe_in
 from train.loop import train
@@ -57,8 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train and measure both stages for every seed; write the results and the picture."""
-    if not args.no_compile_cache:
-        compilation_cache.enable()
     data = prepare_characters(args.work, args.characters, args.views)
     triples = held_out_triples("small", "held out", args.triples)
     prompted, unprompted, effects = _controls(args.model, triples), {}, {}
