@@ -177,10 +177,10 @@ def test_control_characters_are_left_out(tokenizer):
 
 @pytest.mark.parametrize("prompt", ["a red cat " * 100_000, "x" * 1_000_000, " " * 1_000_000])
 def test_a_million_characters_take_seconds(tokenizer, prompt):
-    start = time.monotonic()
+    start = time.process_time()
     with warnings.catch_warnings(action="ignore"):
         tokenizer(prompt)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_a_model_without_tokenizer_json_is_to_be_converted_again():
