@@ -66,8 +66,9 @@ def export(
 
 
 def _write_cast(writer: ModelWriter, base: ModelFolder, kind: str, dtype: np.dtype) -> None:
-    """A component of the base in another type, with what only the way back to PyTorch needs."""
+    """Write a component of the base in another dtype, with its files for the way to PyTorch."""
     loading.write_component(writer, kind, loading.load_component(base, kind), dtype)
+    writer.add_extras(base, kind)
     if unused := base.unused(kind):
         specs = {name: Spec(dtype, tensor.shape) for name, tensor in unused.items()}
         writer.add_tensors(

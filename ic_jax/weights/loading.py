@@ -196,10 +196,11 @@ def write_model(writer: ModelWriter, model: Model, encoder: Callable[[str], Sequ
         module = getattr(model, component) or encoder(component)[0]
         if module is not None:
             write_component(writer, component, module)
-            if model.source is not None:
-                writer.add_extras(model.source, component)
     for component in CONFIG_ONLY:
         writer.add_config(component, getattr(model, component).to_dict())
+    if model.source is not None:
+        for component in [*writer.components]:
+            writer.add_extras(model.source, component)
     for component in ("tokenizer", "tokenizer_2"):
         if (folder := getattr(model, component)) is not None:
             for file in sorted(folder.iterdir()):
