@@ -33,6 +33,7 @@ FLOORS = (
     {"sampler", "weights"},
     {"auto_mesh", "cli"},
     {"planning", "runner"},
+    {"request"},
     {"pipeline"},
     {"__init__"},
 )
