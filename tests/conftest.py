@@ -1,4 +1,4 @@
-"""Settings that every test runs under, and the toy models that several tests share."""
+"""Settings of all tests, and the golden model that several tests share."""
 
 import os
 from pathlib import Path
@@ -10,12 +10,12 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# Shapes in the array code's signatures are checked here and cost nothing elsewhere.
+# In tests alone, arrays are checked against the shapes in the array code's signatures.
 ARRAY_CODE = ["ic_jax.models", "ic_jax.models.features", "ic_jax.flow", "ic_jax.sampler"]
 install_import_hook(ARRAY_CODE, "beartype.beartype")
 
 CACHE = Path(__file__).parent.parent / ".cache" / "jax"
-jax.config.update("jax_num_cpu_devices", 8)  # for what is spread over devices
+jax.config.update("jax_num_cpu_devices", 8)  # for meshes
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -26,7 +26,7 @@ TINY = GOLDENS / "tiny_instantcharacter"
 
 
 def from_torch(out: Path, *options: str) -> Path:
-    """The whole golden model, converted as a person would."""
+    """Convert the golden model with the command that users run; return `out`."""
     from convert.commands import main
 
     sources = ["--flux", TINY / "flux", "--siglip", TINY / "siglip", "--dinov2", TINY / "dinov2"]
@@ -37,5 +37,5 @@ def from_torch(out: Path, *options: str) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
-    """The golden model as a MODEL folder, float32."""
+    """Return the golden model as a MODEL folder, float32."""
     return from_torch(tmp_path_factory.mktemp("converted") / "tiny")

@@ -1,4 +1,4 @@
-"""Golden files of weights, inputs and outputs: their weights through the real converter."""
+"""Golden files: weights, which go through the real converter, inputs and expected outputs."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.oracle import convert
 
 
 class Golden:
-    """A file of tests/goldens; `golden[name]` is a tensor of it."""
+    """A file of tests/goldens; `golden[name]` is one of its tensors."""
 
     def __init__(self, file: Path, folder: Path):
         with safe_open(file, "pt") as f:
@@ -30,7 +30,7 @@ class Golden:
         self.flux = load_component(folder / "MODEL-", "transformer")
 
     def adapter_at(self, prefix: str) -> Any:
-        """The adapter whose published tensors stand under `prefix`; made of any such values."""
+        """Return the adapter whose published tensors have names that start with `prefix`."""
         name = prefix.replace("/", "-").strip("-")
         file = self._folder / f"adapter-{name}.safetensors"
         groups = ("image_proj", "ip_adapter")

@@ -1,4 +1,4 @@
-"""The projector and FLUX with the image-prompt attention, against the published code's outputs."""
+"""The projector, and FLUX with image-prompt attention, against outputs of the published code."""
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ def golden(tmp_path_factory):
     return Golden(GOLDENS / "adapter.safetensors", tmp_path_factory.mktemp("golden"))
 
 
+@jax.jit
+def tokens(projector, features, t):
+    return projector.resampler(projector.gather(features), t)
+
+
 @pytest.mark.parametrize("i", range(3))
 def test_projector(golden, i):
     t = jnp.full(2, golden.config["timesteps"][i], jnp.float32)
-
-    @jax.jit
-    def tokens(projector, features, t):
-        return projector.resampler(projector.gather(features), t)
-
     ours, temb = tokens(golden.adapter.image_proj, golden.features("in/"), t)
     assert relative(ours, golden[f"out/{i}/subject_tokens"]) < 1e-5
     assert relative(temb, golden[f"out/{i}/timestep_embedding"]) < 1e-5

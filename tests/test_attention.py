@@ -1,4 +1,4 @@
-"""The attention backends against plain float64, at shapes that make them split their work."""
+"""The attention backends against NumPy in float64, at sizes that make them split their work."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def exact(q, k, v):
 @pytest.mark.parametrize("backend", ["xla", "blocked", None])
 @pytest.mark.parametrize("block", [4096, 4, 5])
 def test_backends_agree(backend, block, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", block)  # 13 queries: in one block, or with one over
+    monkeypatch.setattr(module, "BLOCK", block)  # 13 queries: one block, or a remainder of 1 or 3
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, n, 3, 8), np.float32) for n in (13, 7, 7))
     ours = attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), backend)
@@ -47,7 +47,7 @@ HALF, FULL = jnp.bfloat16, jnp.float32
         ("gpu", "7.5", HALF, 4608, 128, "xla"),  # Turing
         ("gpu", "gfx942", HALF, 4608, 128, "xla"),  # AMD
         ("gpu", "9.0", HALF, 16384, 512, "xla"),  # the VAE at 1024 x 1024
-        ("gpu", "9.0", HALF, 65536, 512, "blocked"),  # and at 2048 x 2048
+        ("gpu", "9.0", HALF, 65536, 512, "blocked"),  # the VAE at 2048 x 2048
         ("tpu", "", HALF, 4608, 128, "splash"),
         ("tpu", "", HALF, 729, 128, "xla"),  # few keys
         ("tpu", "", HALF, 4608, 72, "xla"),

@@ -16,7 +16,7 @@ from tests.oracle import relative
 
 @pytest.fixture(scope="module")
 def features(tiny_model) -> SubjectFeatures:
-    """Of two subjects: noise, then the reference picture."""
+    """Return the features of two subjects: noise, and the reference picture."""
     siglip, dinov2 = (load_component(tiny_model, kind) for kind in ("siglip", "dinov2"))
     noise = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
     pictures = (noise, read_rgb(TINY / "reference.png"))

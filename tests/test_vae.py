@@ -1,4 +1,4 @@
-"""The autoencoder against diffusers on random weights, and against the golden case."""
+"""The VAE against diffusers on random weights, and against the golden model."""
 
 from functools import cache
 
@@ -37,7 +37,7 @@ def pair(config):
 
 
 def inputs(config, size):
-    """Pixels of a size, and latents to match, channels first."""
+    """Return pixels of a size and latents of the size to match, channels first."""
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(2, 3, *size, generator=generator) * 2 - 1
     small = [s // config.downscale for s in size]
@@ -105,9 +105,9 @@ def test_latents_there_and_back():
 def test_log_variance_is_clamped():
     vae = pair(CASES[1][0])[0]
     conv = vae.encoder.conv_out
-    wild = jnp.array([0.0, 0.0, 0.0, -100.0, 0.0, 100.0])  # three means, three log-variances
+    extreme = jnp.array([0.0, 0.0, 0.0, -100.0, 0.0, 100.0])  # three means, three log-variances
     bias = conv.bias[...]
-    conv.bias.set_value(wild)
+    conv.bias.set_value(extreme)
     pixels, raw = (jnp.zeros((2, 10, 14, 3)), jnp.zeros((2, 5, 7, 3)))
     logvar = both(vae, pixels, raw)[1]
     conv.bias.set_value(bias)

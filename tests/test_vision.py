@@ -33,7 +33,7 @@ SIGLIP = [
         layer_norm_eps=1e-2,  # large enough to show
     ),
 ]
-# With the (height, width) of the picture: table shrunk, table grown and not square, as it is.
+# With the (height, width) of the picture: positions shrunk, enlarged and not square, unchanged.
 DINOV2 = [
     (
         Dinov2Config(
@@ -93,7 +93,7 @@ def picture(size: tuple[int, int]) -> np.ndarray:
 
 
 def torch_states(oracle: torch.nn.Module, pixels: np.ndarray) -> list[np.ndarray]:
-    """The last hidden state, then the hidden states numbered LAYERS."""
+    """Return the last hidden state, then the hidden states numbered LAYERS."""
     dtype = next(oracle.parameters()).dtype
     x = torch.from_numpy(pixels.transpose(0, 3, 1, 2)).to(dtype)
     with torch.no_grad():
@@ -104,8 +104,8 @@ def torch_states(oracle: torch.nn.Module, pixels: np.ndarray) -> list[np.ndarray
 
 @jax.jit
 def our_states(model, pixels):
-    last, kept = model(pixels, LAYERS)
-    return [last, *kept]
+    last, states = model(pixels, LAYERS)
+    return [last, *states]
 
 
 @pytest.mark.parametrize(("make", "config", "size"), CASES)
@@ -130,22 +130,24 @@ def test_bfloat16_is_no_worse_than_that_of_torch(make, config, size):
         assert relative(a, truth) <= 1.5 * relative(b, truth)
 
 
-def test_float32_parameters_serve_bfloat16_pixels():
+def test_float32_parameters_compute_in_the_dtype_of_bfloat16_pixels():
     for make, config, size in (CASES[0], CASES[2]):
         _, model = make(config)
         pixels = jnp.asarray(picture(size), jnp.bfloat16)
-        last, kept = jax.eval_shape(lambda m, x: m(x, (1,)), model, pixels)
-        assert last.dtype == kept[0].dtype == jnp.bfloat16
+        last, states = jax.eval_shape(lambda m, x: m(x, (1,)), model, pixels)
+        assert last.dtype == states[0].dtype == jnp.bfloat16
 
 
-def test_only_the_states_asked_for_come_back_in_the_order_asked():
+def test_only_the_requested_states_are_returned_in_the_requested_order():
     _, model = siglip(SIGLIP[0])
-    pixels = jnp.asarray(picture((62, 62)))
-    _, ascending = model(pixels, (0, 2, 3))
-    last, descending = model(pixels, (3, 2, 0))
-    alone, none = model(pixels)
+
+    @jax.jit
+    def run(pixels):
+        return model(pixels, (0, 2, 3))[1], model(pixels, (3, 2, 0)), model(pixels)
+
+    ascending, (last, descending), (last_alone, none) = run(jnp.asarray(picture((62, 62))))
     assert none == ()
-    np.testing.assert_array_equal(last, alone)
+    np.testing.assert_array_equal(last, last_alone)
     np.testing.assert_array_equal(jnp.stack(ascending), jnp.stack(descending[::-1]))
 
 
@@ -191,5 +193,5 @@ def test_the_published_sizes_have_as_many_parameters(make, name, oracle, sizes, 
     assert sum(x.size for x in jax.tree.leaves(model)) == expected
 
     pixels = jax.ShapeDtypeStruct((1, 384, 384, 3), jnp.bfloat16)
-    last, kept = jax.eval_shape(lambda m, x: m(x, (7, 13, 26)), model, pixels)
-    assert last.shape == kept[2].shape == (1, tokens, config.hidden_size)
+    last, states = jax.eval_shape(lambda m, x: m(x, (7, 13, 26)), model, pixels)
+    assert last.shape == states[2].shape == (1, tokens, config.hidden_size)
