@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import ic_jax
 from benchmarks import plans
 from ic_jax import InstantCharacterPipeline, cli
 from ic_jax.weights.model_folder import SMALL_MODEL
@@ -257,4 +258,10 @@ def test_python_examples_run(page, tmp_path, monkeypatch):
     names: dict[str, object] = {}
     for block in _blocks(page):
         if block.language == "python" and not block.needs:
-            exec(compile(block.text, _name(page), "exec"), names)
+            exec(compile(block.text, f"<{_name(page)}>", "exec"), names)
+
+
+def test_api_page_holds_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text()
+    names = set(re.findall(r"^::: ic_jax\.(\w+)$", page, re.MULTILINE))
+    assert names == set(ic_jax.__all__) - {"__version__"}
