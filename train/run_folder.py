@@ -38,7 +38,7 @@ def owned(run: Path) -> Iterator[None]:
             raise FileNotFoundError(
                 f"{run}: {multihost.process_name(0)} has made it and "
                 f"{multihost.process_name(multihost.process_index())} does not "
-                "see it; name an out on a file system that all hosts share"
+                "see it; name an out on a file system that all processes share"
             )
         yield
         return
