@@ -184,8 +184,8 @@ def add_multiprocess(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a command that runs on several processes."""
     group = parser.add_argument_group(
         "several processes",
-        "the same command for every process; a TPU pod, SLURM, Open MPI and Kubernetes need no flags "
-        "(docs/multihost.md)",
+        "every process runs the same command; a TPU pod, SLURM, Open MPI and Kubernetes need no "
+        "flags (docs/multihost.md)",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="an open port of process 0")
     group.add_argument("--num-processes", type=int, metavar="N", help="how many; 1 is a single one")
