@@ -67,9 +67,9 @@ def test_examples_in_docstrings_run(documented, monkeypatch):
 
 def test_components_are_where_users_of_diffusers_look_for_them(pipe, tiny_model):
     assert pipe.transformer is pipe.components["transformer"]
-    kinds = "Flux Adapter Vae ClipText T5Encoder SiglipVision Dinov2 TextTokenizer TextTokenizer"
-    found = [type(part).__name__ for part in pipe.components.values()]
-    assert found == [*kinds.split(), "SchedulerConfig"]
+    expected = "Flux Adapter Vae ClipText T5Encoder SiglipVision Dinov2 TextTokenizer TextTokenizer"
+    classes = [type(part).__name__ for part in pipe.components.values()]
+    assert classes == [*expected.split(), "SchedulerConfig"]
     assert (pipe.dtype, pipe.mesh, pipe.device) == (np.float32, None, jax.devices()[0])
     text = repr(pipe)
     for part in (

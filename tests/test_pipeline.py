@@ -149,18 +149,18 @@ def test_true_guidance_in_a_batch_equals_single_calls(pipe, portraits, subjects)
 def test_true_guidance_steers_towards_the_subject_where_the_negative_has_none(
     pipe, subjects, scale
 ):
-    one = SMALL | {"num_inference_steps": 1, "output_type": "latent"}
-    given = {"subject_image": subjects[0], "subject_scale": 1.0}
+    single_step = SMALL | {"num_inference_steps": 1, "output_type": "latent"}
+    subject = {"subject_image": subjects[0], "subject_scale": 1.0}
     guided = pipe(
         "a girl",
         negative_prompt="blurry",
         true_cfg_scale=2.5,
-        **one,
-        **given,
+        **single_step,
+        **subject,
         negative_subject_scale=scale,
     ).images
-    wanted = pipe("a girl", **one, **given).images
-    unwanted = pipe("blurry", **one, **({} if scale == 0 else given)).images
+    wanted = pipe("a girl", **single_step, **subject).images
+    unwanted = pipe("blurry", **single_step, **({} if scale == 0 else subject)).images
     assert relative(guided, unwanted + 2.5 * (wanted - unwanted)) < 1e-5
 
 
@@ -236,13 +236,13 @@ def test_schnell_draws_and_guidance_does_nothing(tiny_model, subjects):
     assert relative(drawn[0], pipe("b", **SMALL, subject_image=subjects[0]).images) > 1e-4
 
 
-def test_what_is_not_given_is_the_models_own(tiny_model, pipe, subjects):
+def test_missing_arguments_take_the_models_defaults(tiny_model, pipe, subjects):
     model = loading.load_model(tiny_model, "float32")
     model.sampling = SamplingConfig(64, 64, 2, max_sequence_length=32, subject_scale=0.5)
-    own = InstantCharacterPipeline(model)
-    drawn = own("a girl", subject_image=subjects[0], output_type="latent").images
-    given = pipe("a girl", subject_image=subjects[0], subject_scale=0.5, **SMALL).images
-    assert np.array_equal(drawn, given)
+    of_model = InstantCharacterPipeline(model)
+    drawn = of_model("a girl", subject_image=subjects[0], output_type="latent").images
+    expected = pipe("a girl", subject_image=subjects[0], subject_scale=0.5, **SMALL).images
+    assert np.array_equal(drawn, expected)
 
 
 def test_an_empty_second_prompt_is_the_first_as_in_diffusers(pipe):
@@ -257,24 +257,24 @@ def test_an_empty_second_prompt_is_the_first_as_in_diffusers(pipe):
 
 def test_negative_prompts_of_both_encoders(pipe):
     guided = SMALL | {"prompt": "a girl", "true_cfg_scale": 2.0}
-    one = pipe(**guided, negative_prompt="dark").images
+    same = pipe(**guided, negative_prompt="dark").images
     empty = pipe(**guided, negative_prompt="dark", negative_prompt_2="").images
-    np.testing.assert_array_equal(one, empty)
+    np.testing.assert_array_equal(same, empty)
     other = pipe(**guided, negative_prompt="dark", negative_prompt_2="blurry").images
-    assert relative(other, one) > 1e-3
+    assert relative(other, same) > 1e-3
 
 
-def test_a_models_own_guidance_needs_something_to_steer_away_from(tiny_model, pipe, subjects):
+def test_a_models_default_guidance_needs_something_to_steer_away_from(tiny_model, pipe, subjects):
     """Without a negative prompt, as diffusers, unless the model has a negative subject scale."""
-    model, given = loading.load_model(tiny_model, "float32"), {"subject_image": subjects[0]}
+    model, subject = loading.load_model(tiny_model, "float32"), {"subject_image": subjects[0]}
     model.sampling = SamplingConfig(64, 64, 2, max_sequence_length=32, true_cfg_scale=2.0)
-    own = InstantCharacterPipeline(model)
-    unguided = own("a girl", **given, output_type="latent").images
-    np.testing.assert_array_equal(unguided, pipe("a girl", **SMALL, **given).images)
-    own.sampling = dataclasses.replace(own.sampling, negative_subject_scale=0.0)
-    guided = own("a girl", **given, output_type="latent").images
+    of_model = InstantCharacterPipeline(model)
+    unguided = of_model("a girl", **subject, output_type="latent").images
+    np.testing.assert_array_equal(unguided, pipe("a girl", **SMALL, **subject).images)
+    of_model.sampling = dataclasses.replace(of_model.sampling, negative_subject_scale=0.0)
+    guided = of_model("a girl", **subject, output_type="latent").images
     asked = {"negative_prompt": "", "true_cfg_scale": 2.0, "negative_subject_scale": 0.0}
-    np.testing.assert_array_equal(guided, pipe("a girl", **SMALL, **given, **asked).images)
+    np.testing.assert_array_equal(guided, pipe("a girl", **SMALL, **subject, **asked).images)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "bf16"])
@@ -294,14 +294,14 @@ def test_prompt_alone_is_plain_flux_and_subject_alone_draws(pipe, subjects):
 @pytest.fixture
 def compilations():
     """Names of the programs that JAX compiles from here on."""
-    found = []
+    compiled = []
 
     def listen(event, seconds, **details):
         if event == "/jax/core/compile/backend_compile_duration":
-            found.append(details)
+            compiled.append(details)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
+    yield compiled
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
@@ -354,8 +354,7 @@ def test_freed_encoders_draw_the_same(pipe, tiny_model, monkeypatch):
         return read[kind][-1]
 
     def held():
-        every = [jax.tree.leaves(one) for ones in read.values() for one in ones]
-        return sum(not x.is_deleted() for leaves in every for x in leaves)
+        return sum(not x.is_deleted() for x in jax.tree.leaves(read))
 
     def step(*_):
         at_the_steps.append(held())
@@ -367,15 +366,17 @@ def test_freed_encoders_draw_the_same(pipe, tiny_model, monkeypatch):
         np.testing.assert_array_equal(ours, pipe(prompt, **asked).images)
         assert held() == 0
     free(prompt, **asked, callback_on_step_end=step)
-    assert {kind: len(made) for kind, made in read.items()} == dict.fromkeys(LARGE_ENCODERS, 3)
+    assert {name: len(modules) for name, modules in read.items()} == dict.fromkeys(
+        LARGE_ENCODERS, 3
+    )
     assert set(at_the_steps) == {0}
 
     embeds = free.encode_prompt("a boy", max_sequence_length=SMALL["max_sequence_length"])
     unwanted = free.encode_prompt("dark", None, SMALL["max_sequence_length"], triggers=False)
     assert held()
-    given = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), embeds, strict=True))
-    given |= {f"negative_{k}": v for k, v in zip(given, unwanted, strict=True)}
-    again = free(**given, **asked | {"negative_prompt": None}).images
+    embeddings = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), embeds, strict=True))
+    embeddings |= {f"negative_{k}": v for k, v in zip(embeddings, unwanted, strict=True)}
+    again = free(**embeddings, **asked | {"negative_prompt": None}).images
     np.testing.assert_array_equal(again, ours)
     assert len(read["t5"]) == 4
 
@@ -391,10 +392,10 @@ def test_output_types(pipe):
     np.testing.assert_allclose(np.asarray(picture) / 255, arrays[0], atol=0.5 / 255 + 1e-6)
 
 
-def test_given_sigmas(pipe):
+def test_sigmas_in_place_of_a_number_of_steps(pipe):
     from_steps = pipe("a girl", **SMALL).images
-    given = pipe("a girl", **SMALL, sigmas=[1.0, 0.5]).images
-    np.testing.assert_array_equal(from_steps, given)
+    levels = pipe("a girl", **SMALL, sigmas=[1.0, 0.5]).images
+    np.testing.assert_array_equal(from_steps, levels)
 
 
 @pytest.mark.parametrize(

@@ -35,14 +35,14 @@ def test_it_draws_whom_it_is_shown_and_what_it_is_told(pipe, monkeypatch):
         "shown": generation.generate(pipe, triples, 0),
         "not shown": generation.generate(pipe, triples, 0, subject=False),
     }
-    found = scores.score_all(drawn, triples)
+    score = scores.score_all(drawn, triples)
     # Far below what it reaches (docs/small-model.md), and far above chance: 2%, 1 in 62, 31, 8.
-    assert found["shown"]["identity"] >= 0.5
-    assert found["shown"]["face"] >= 0.1
-    assert found["shown"]["body"] >= 0.8
-    assert found["shown"]["clothing"] >= 0.8
-    assert found["shown"]["copied"] <= 0.1
-    assert found["not shown"]["identity"] <= 0.1
+    assert score["shown"]["identity"] >= 0.5
+    assert score["shown"]["face"] >= 0.1
+    assert score["shown"]["body"] >= 0.8
+    assert score["shown"]["clothing"] >= 0.8
+    assert score["shown"]["copied"] <= 0.1
+    assert score["not shown"]["identity"] <= 0.1
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def test_transformers_sees_the_same_with_it(exported, name, theirs):
     pixels = np.random.default_rng(0).standard_normal((2, side, side, 3)).astype(np.float32)
     with torch.no_grad():
         expected = oracle(torch.from_numpy(pixels.transpose(0, 3, 1, 2))).last_hidden_state
-    found, _ = jax.jit(ours)(pixels)
-    assert relative(found, expected.numpy()) < 1e-4
+    hidden, _ = jax.jit(ours)(pixels)
+    assert relative(hidden, expected.numpy()) < 1e-4
 
 
 def test_diffusers_draws_the_same_with_it(pipe, exported):
