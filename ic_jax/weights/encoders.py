@@ -5,13 +5,12 @@ encoder is small and LoRAs change it, so it always stays in memory.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
 from ic_jax.weights.loading import Model
 
-Keeping = Literal["keep", "free"]
 LARGE_ENCODERS = ("t5", "siglip", "dinov2")
 
 
