@@ -11,6 +11,10 @@ import pytest
 import convert.commands
 import infer.commands
 import train.commands
+from examples.open_peeps.base_model import __main__ as base_model
+from examples.open_peeps.evaluation import __main__ as evaluation
+from examples.open_peeps.experiments import __main__ as experiments
+from examples.open_peeps.world import __main__ as world
 from ic_jax import cli
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +24,11 @@ MAINS = {
     "train": (train.commands.main, train.commands.COMMANDS),
 }
 EVERY = [(main, command) for main, commands in MAINS.values() for command in commands]
+EVERY += [
+    (module.main, command)
+    for module in (world, base_model, evaluation, experiments)
+    for command in module.COMMANDS
+]
 
 
 @pytest.mark.parametrize("name", MAINS)

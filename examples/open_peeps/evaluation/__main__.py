@@ -44,7 +44,9 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         default=300,
         help="number of people of each kind, each with a reference picture and a prompt",
     )
-    parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2], help="seeds of the noise"
+    )
     parser.add_argument(
         "--out", metavar="FOLDER", type=Path, default=Path("evaluation"), help="to write"
     )

@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", type=Path, help="base model of `base_model train --world small`"
     )
     parser.add_argument("work", metavar="WORK", type=Path, help="folder for data set and runs")
-    parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2], help="seeds of training"
+    )
     cli.add_set(parser, "stage1.steps=300")
     parser.add_argument(
         "--characters", metavar="N", type=int, default=900, help="characters of the data set"
