@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,13 +26,18 @@ GOLDENS = Path(__file__).parent / "goldens"
 TINY = GOLDENS / "tiny_instantcharacter"
 
 
-def from_torch(out: Path, *options: str) -> Path:
-    """Convert the golden model with the command that users run; return `out`."""
+def convert(*arguments: Any) -> None:
+    """Run `python -m convert` with `arguments`; it must succeed."""
     from convert.commands import main
 
-    sources = ["--flux", TINY / "flux", "--siglip", TINY / "siglip", "--dinov2", TINY / "dinov2"]
-    sources += ["--adapter", TINY / "instantcharacter_ip-adapter.bin", "--out", out]
-    assert main(["from-torch", *map(str, sources), *options]) == 0
+    assert main([*map(str, arguments)]) == 0
+
+
+def from_torch(out: Path, *options: str, source: Path = TINY) -> Path:
+    """Convert the golden model, or `source` in its layout; return `out`."""
+    adapter = ("--adapter", source / "instantcharacter_ip-adapter.bin")
+    towers = ("--siglip", source / "siglip", "--dinov2", source / "dinov2")
+    convert("from-torch", "--flux", source / "flux", *towers, *adapter, "--out", out, *options)
     return out
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.weights.loading import load_component
-from tests.oracle import convert
+from tests.conftest import convert
 
 
 class Golden:
@@ -38,7 +38,7 @@ class Golden:
         save_file(published, file)
         file.with_suffix(".json").write_text(json.dumps(self.config["projector"]))
         model = self._folder / f"MODEL-{name}"
-        convert("--flux", self._transformer, "--adapter", file, "--out", model)
+        convert("from-torch", "--flux", self._transformer, "--adapter", file, "--out", model)
         return load_component(model, "adapter")
 
     def group(self, prefix: str) -> dict[str, Any]:

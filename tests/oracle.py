@@ -1,4 +1,4 @@
-"""PyTorch models as oracles: random weights, and the way from one to ours."""
+"""PyTorch models as oracles: random weights, and their conversion to our modules."""
 
 import tempfile
 from pathlib import Path
@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import torch
 
-from convert.commands import main
 from ic_jax.weights.loading import load_component
+from tests.conftest import convert
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Draw every parameter away from its initial value, so that no scale or bias hides."""
+    """Draw every parameter at random, so that no scale of 1 or bias of 0 hides a fault."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -25,7 +25,7 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
-# Which component a published class is, and the option that takes it.
+# Published class -> component, and the option that takes it.
 COMPONENTS = {
     "FluxTransformer2DModel": ("transformer", "--flux"),
     "AutoencoderKL": ("vae", "--vae"),
@@ -36,23 +36,18 @@ COMPONENTS = {
 }
 
 
-def convert(*arguments: Any) -> None:
-    """python -m convert from-torch ..., which must succeed."""
-    assert main(["from-torch", *map(str, arguments)]) == 0
-
-
 def converted(theirs: Any) -> Any:
-    """The same model as ours: saved by its own library, converted on disk, loaded."""
+    """Return our module of a published model, which is saved by its library and converted."""
     kind, option = COMPONENTS[type(theirs).__name__]
     with tempfile.TemporaryDirectory() as folder:
         published, model = Path(folder) / "published", Path(folder) / "MODEL"
         theirs.save_pretrained(published)
-        convert(option, published, "--out", model)
+        convert("from-torch", option, published, "--out", model)
         return load_component(model, kind)
 
 
 def relative(a: Any, b: Any) -> float:
-    """Norm of the difference over the norm of `b`."""
+    """Return the norm of the difference, divided by the norm of `b`."""
     a, b = (np.asarray(x, np.float64) for x in (a, b))
     assert a.shape == b.shape, (a.shape, b.shape)
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))

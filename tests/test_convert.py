@@ -22,7 +22,6 @@ from diffusers.loaders.single_file_utils import (
 from huggingface_hub.utils import filter_repo_objects
 
 from convert import bfl
-from convert.commands import main
 from convert.configs import from_published, to_published
 from convert.names import published_shapes, slots
 from convert.published import PUBLISHED
@@ -32,7 +31,7 @@ from ic_jax.weights import hub, loading
 from ic_jax.weights.model_folder import ModelFolder
 from ic_jax.weights.safetensors_io import Spec, read_tensors, write_tensors
 from ic_jax.weights.tensors import Tensor
-from tests.conftest import TINY
+from tests.conftest import TINY, convert, from_torch
 
 ADAPTER = "instantcharacter_ip-adapter"
 FOLDERS = {
@@ -48,19 +47,6 @@ TOWERS = ("siglip", "dinov2")
 
 # Heads as published, one of them: what a BFL file's shapes tell.
 SMALL_DEV = FluxConfig(2, 2, 1, 128, 8, 6, (16, 56, 56), in_channels=4)
-
-
-def convert(*arguments):
-    assert main([str(a) for a in arguments]) == 0
-
-
-def from_torch(source, out, *more):
-    adapter = source / f"{ADAPTER}.bin"
-    folders = ("--siglip", source / "siglip", "--dinov2", source / "dinov2")
-    convert(
-        *("from-torch", "--flux", source / "flux", *folders, "--adapter", adapter),
-        *("--out", out, *more),
-    )
 
 
 def raw(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -97,16 +83,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    out = tmp_path_factory.mktemp("model") / "MODEL"
-    from_torch(TINY, out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def exported(model, tmp_path_factory):
+def exported(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "torch"
-    convert("to-torch", model, "--out", out)
+    convert("to-torch", tiny_model, "--out", out)
     return out
 
 
@@ -128,7 +107,7 @@ def test_a_file_of_another_type_comes_back_in_it(tmp_path):
     expected = raw(source)
     for name, stem in FOLDERS.items():
         shard(source / name, stem)
-    from_torch(source, tmp_path / "MODEL")
+    from_torch(tmp_path / "MODEL", source=source)
     convert("to-torch", tmp_path / "MODEL", "--out", tmp_path / "back")
     assert_bit_equal(raw(tmp_path / "back"), expected)
 
@@ -146,9 +125,9 @@ def shard(folder, stem):
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
 
 
-def test_what_comes_back_converts_to_the_same_model(model, exported, tmp_path):
-    from_torch(exported, tmp_path / "MODEL")
-    assert files(tmp_path / "MODEL") == files(model)
+def test_what_comes_back_converts_to_the_same_model(tiny_model, exported, tmp_path):
+    from_torch(tmp_path / "MODEL", source=exported)
+    assert files(tmp_path / "MODEL") == files(tiny_model)
 
 
 CONFIG_FILES = (
@@ -176,9 +155,9 @@ def test_a_changed_config_is_written_back_changed():
     assert changed == original | {"scaling_factor": 0.5}
 
 
-def test_a_model_without_published_configs_is_exported_with_those_of_flux(model, tmp_path):
+def test_a_model_without_published_configs_is_exported_with_those_of_flux(tiny_model, tmp_path):
     """Models converted before published configs were kept, and models trained here."""
-    older = Path(shutil.copytree(model, tmp_path / "older"))
+    older = Path(shutil.copytree(tiny_model, tmp_path / "older"))
     manifest = read_json(older / "manifest.json")
     for component, entries in manifest["components"].items():
         if entries.pop("published.json", None):
@@ -222,9 +201,9 @@ def test_the_pipeline_index_names_what_is_there(exported):
         assert theirs.items() <= ours.items()
 
 
-def test_bfl_files_there_and_back_give_the_same_model(model, tmp_path):
+def test_bfl_files_there_and_back_give_the_same_model(tiny_model, tmp_path):
     out = tmp_path / "bfl"
-    convert("to-torch", model, "--out", out, "--bfl")
+    convert("to-torch", tiny_model, "--out", out, "--bfl")
     assert not (out / "flux" / "transformer").exists()
     convert(
         *("from-torch", "--flux", out / "flux1-dev.safetensors", "--vae", out / "ae.safetensors"),
@@ -232,7 +211,7 @@ def test_bfl_files_there_and_back_give_the_same_model(model, tmp_path):
         *("--siglip", out / "siglip", "--dinov2", out / "dinov2"),
         *("--adapter", out / f"{ADAPTER}.safetensors", "--out", tmp_path / "MODEL"),
     )
-    expected = files(model)
+    expected = files(tiny_model)
     del expected["scheduler/published.json"]  # a single file comes without one
     found = files(tmp_path / "MODEL")
     assert found.pop("manifest.json") != expected.pop("manifest.json")
@@ -293,8 +272,8 @@ def test_sizes_of_a_bfl_file_are_read_off_its_shapes(tmp_path):
         )
 
 
-def test_loaded_components_hold_the_published_values(model):
-    loaded = loading.load_model(model, dtype="bfloat16")
+def test_loaded_components_hold_the_published_values(tiny_model):
+    loaded = loading.load_model(tiny_model, dtype="bfloat16")
     published = raw(TINY)["flux/transformer"]["transformer_blocks.1.attn.to_q.weight"]
     ours = loading.parameters(loaded.transformer)["transformer_blocks.*.attn.to_q.kernel"]
     assert ours.get_value().dtype == jnp.bfloat16
@@ -307,12 +286,12 @@ def test_loaded_components_hold_the_published_values(model):
     np.testing.assert_array_equal(
         np.asarray(ours.get_value()[0].astype(jnp.float32)), published.bfloat16().float()
     )
-    assert loaded.tokenizer == model / "tokenizer"
+    assert loaded.tokenizer == tiny_model / "tokenizer"
     assert loaded.scheduler.use_dynamic_shifting
 
 
-def test_a_dtype_is_applied(model, tmp_path):
-    from_torch(TINY, tmp_path / "MODEL", "--dtype", "bfloat16")
+def test_a_dtype_is_applied(tmp_path):
+    from_torch(tmp_path / "MODEL", "--dtype", "bfloat16")
     folder = ModelFolder.open(tmp_path / "MODEL")
     for kind in loading.COMPONENTS:
         assert {str(t.dtype) for t in folder.tensors(kind).values()} == {"bfloat16"}
@@ -425,7 +404,7 @@ def test_sizes_beside_the_adapter_or_named(tmp_path):
         assert loading.read_config(ModelFolder.open(tmp_path / name), "adapter") == sizes
 
 
-def test_hub_ids_fetch_what_is_needed_and_no_more(model, tmp_path, monkeypatch):
+def test_hub_ids_fetch_what_is_needed_and_no_more(tiny_model, tmp_path, monkeypatch):
     def download(name, revision, allow_patterns):
         source = TINY / name.removeprefix("org/")
         paths = [str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()]
@@ -440,13 +419,13 @@ def test_hub_ids_fetch_what_is_needed_and_no_more(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "snapshot_download", download)
     convert("from-torch", "--flux", "org/flux", "--out", tmp_path / "MODEL")
-    expected = files(model)
+    expected = files(tiny_model)
     for name, content in files(tmp_path / "MODEL").items():
         assert name == "manifest.json" or content == expected[name]
 
 
-def test_inspect_lists_what_there_is(model, capsys):
-    convert("inspect", model, "--verify")
+def test_inspect_lists_what_there_is(tiny_model, capsys):
+    convert("inspect", tiny_model, "--verify")
     out = capsys.readouterr().out
     assert "545,680  float32" in out
     assert all(kind in out for kind in loading.COMPONENTS)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ic_jax.weights import loading
-from tests.oracle import main as convert
+from tests.conftest import convert
 from tests.toy import write_data, write_model
 from train.commands import main
 from train.export import kept, recipe_in
@@ -197,10 +197,10 @@ def test_the_exported_adapter_is_drawn_with_and_converted(world, tmp_path):
     assert_equal(jax.device_get(loading.load_component(out, "adapter")), average)
 
     # to torch and back, bit for bit
-    assert convert(["to-torch", str(out), "--out", str(tmp_path / "torch")]) == 0
+    convert("to-torch", out, "--out", tmp_path / "torch")
     sources = ["--flux", "flux", "--adapter", "instantcharacter_ip-adapter.bin"]
     sources = [x if x.startswith("--") else str(tmp_path / "torch" / x) for x in sources]
-    assert convert(["from-torch", *sources, "--out", str(tmp_path / "again")]) == 0
+    convert("from-torch", *sources, "--out", tmp_path / "again")
     assert_equal(jax.device_get(loading.load_component(tmp_path / "again", "adapter")), average)
 
     picture = tmp_path / "picture.png"
