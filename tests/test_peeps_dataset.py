@@ -33,7 +33,7 @@ def test_the_data_set_repeats_byte_for_byte(tmp_path):
     assert [line["view"] for line in lines].count("reference") == 3
     assert len(first) == 1 + 2 * 9
     source = read_source(tmp_path / "one")
-    assert (len(source.entries), source.bad) == (9, [])
+    assert (len(source.entries), source.rejected) == (9, [])
     for line in lines:
         identity = Identity.parse(line["character"])
         view = View.parse(line["file"].removesuffix(".picture.png").split("-", 2)[2])

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.open_peeps.world.dataset import Characters, prepare, write
+from examples.open_peeps.world.dataset import Characters, write_data_set, write_pictures
 from examples.open_peeps.world.files import WITH_IDENTITY, WITHOUT_IDENTITY
 from examples.open_peeps.world.people import SPLITS
 from ic_jax import cli
@@ -65,11 +65,11 @@ def _characters(args: argparse.Namespace) -> Characters:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    prepare(args.out, _characters(args), workers=args.workers, overwrite=args.overwrite)
+    write_data_set(args.out, _characters(args), workers=args.workers, overwrite=args.overwrite)
 
 
 def _write(args: argparse.Namespace) -> None:
-    write(args.out, _characters(args), workers=args.workers, overwrite=args.overwrite)
+    write_pictures(args.out, _characters(args), workers=args.workers, overwrite=args.overwrite)
 
 
 COMMANDS = (

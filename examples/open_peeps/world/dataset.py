@@ -18,8 +18,7 @@ from examples.open_peeps.world.files import (
 from examples.open_peeps.world.people import SPLITS
 from ic_jax.files import atomic_folder, check_replaceable, locked
 from train.data import card
-from train.data.prepare import PrepareOptions, is_ours
-from train.data.prepare import prepare as prepare_source
+from train.data.prepare import PrepareOptions, is_ours, prepare
 from train.workers import mapped
 
 METADATA = "metadata.jsonl"
@@ -43,7 +42,9 @@ class Characters:
             _check(name, value, low, high)
 
 
-def prepare(out: Path, characters: Characters, *, workers: int, overwrite: bool = False) -> None:
+def write_data_set(
+    out: Path, characters: Characters, *, workers: int, overwrite: bool = False
+) -> None:
     """Write the data set `out` atomically, for training at `characters.size` pixels."""
     options, out = PrepareOptions(resolutions=(characters.size,)), out.absolute()
     check_replaceable(out, overwrite, is_ours)
@@ -54,14 +55,16 @@ def prepare(out: Path, characters: Characters, *, workers: int, overwrite: bool 
     with locked(work, f"{work}: another process is rendering there"):
         try:
             # A killed run may have left pictures of other arguments there: never reuse them.
-            write(source, characters, workers=workers, overwrite=True)
-            prepare_source(source, out, options, workers=workers, overwrite=overwrite)
+            write_pictures(source, characters, workers=workers, overwrite=True)
+            prepare(source, out, options, workers=workers, overwrite=overwrite)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     print(card.summary(out))
 
 
-def write(out: Path, characters: Characters, *, workers: int, overwrite: bool = False) -> None:
+def write_pictures(
+    out: Path, characters: Characters, *, workers: int, overwrite: bool = False
+) -> None:
     """Write pictures, masks and metadata.jsonl into the folder `out`, atomically.
 
     Raises:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from examples.open_peeps.world import captions, people
-from examples.open_peeps.world import small_world as small
+from examples.open_peeps.world import captions, people, small_world
 from examples.open_peeps.world.render import Identity, View
 
 
@@ -29,15 +28,16 @@ class World:
 def _small_people(seed: int) -> Iterator[Identity]:
     rng = np.random.default_rng((seed, 1))
     while True:
-        yield small.TRAINED[int(rng.integers(len(small.TRAINED)))]
+        yield small_world.TRAINED[int(rng.integers(len(small_world.TRAINED)))]
 
 
 def _small_held_out(seed: int) -> Iterator[Identity]:
-    return (small.HELD[n] for n in np.random.default_rng(seed).permutation(len(small.HELD)))
+    held = small_world.HELD
+    return (held[n] for n in np.random.default_rng(seed).permutation(len(held)))
 
 
 def _small_caption(view: View, identity: Identity | None, _: np.random.Generator) -> str:
-    return small.caption(view, identity)
+    return small_world.caption(view, identity)
 
 
 def _people(seed: int) -> Iterator[Identity]:
@@ -65,10 +65,10 @@ WORLDS = {
     "small": World(
         _small_people,
         {"held out": _small_held_out},
-        small.random_view,
-        small.random_view,
+        small_world.random_view,
+        small_world.random_view,
         _small_caption,
         _small_caption,
-        small.vocabulary,
+        small_world.vocabulary,
     ),
 }
