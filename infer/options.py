@@ -61,8 +61,10 @@ def _add_what(group: cli.Arguments) -> None:
 
 def _add_how(group: cli.Arguments) -> None:
     add = group.add_argument
-    add("--height", type=int, metavar="PIXELS", help=_of_model("height", "a multiple of 16"))
-    add("--width", type=int, metavar="PIXELS", help=_of_model("width", "a multiple of 16"))
+    add(
+        "--height", type=int, metavar="PIXELS", help=_of_model("height", "height, a multiple of 16")
+    )
+    add("--width", type=int, metavar="PIXELS", help=_of_model("width", "width, a multiple of 16"))
     add(
         "--num-inference-steps",
         "--steps",
@@ -138,6 +140,7 @@ def _add_running(group: cli.Arguments) -> None:
     )
     add(
         "--mesh",
+        metavar="AXES",
         default="auto",
         help="devices to spread the model over, such as data=2,tensor=4 (docs/sharding.md)",
     )

@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plan`."""
     add = parser.add_argument
     add("--topology", help="devices, such as v5e:2x4 or v6e:2x2 (default: this machine)")
-    add("--mesh", default="auto", help="mesh axes, such as data=2,tensor=4")
+    add("--mesh", metavar="AXES", default="auto", help="mesh axes, such as data=2,tensor=4")
     add("--model", type=Path, help="MODEL folder (default: the published sizes)")
-    add("--height", type=int, default=1024, metavar="PIXELS", help="of a picture")
-    add("--width", type=int, default=1024, metavar="PIXELS", help="of a picture")
+    add("--height", type=int, default=1024, metavar="PIXELS", help="of the picture")
+    add("--width", type=int, default=1024, metavar="PIXELS", help="of the picture")
     add("--steps", type=int, default=28, metavar="N", help="number of denoising steps")
     add("--batch", type=int, default=1, metavar="N", help="pictures that are drawn together")
     add("--text-length", type=int, default=512, metavar="N", help="T5 tokens")

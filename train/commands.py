@@ -44,6 +44,7 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resolution",
         type=int,
+        metavar="PIXELS",
         action="append",
         help="resolution that training will use, in pixels; repeat for several "
         f"(default: {' and '.join(map(str, default.resolutions))})",
@@ -108,7 +109,9 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--topology", help="devices, such as v5e:16x16 or v5p:4x4x4 (default: this machine)"
     )
-    parser.add_argument("--mesh", default="auto", help="mesh axes, such as data=4,fsdp=64")
+    parser.add_argument(
+        "--mesh", metavar="AXES", default="auto", help="mesh axes, such as data=4,fsdp=64"
+    )
     parser.add_argument(
         "--base", default="auto", choices=BASES, help="keep the base whole on each device, or shard"
     )
