@@ -134,9 +134,9 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     from ic_jax.planning import compile_plan
-    from train.plan_command import step_plan
+    from train.plan_command import step_report
 
-    compile_plan.show([step_plan(args)], args.json)
+    compile_plan.show([step_report(args)], args.json)
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
