@@ -194,7 +194,7 @@ def add_multiprocess(parser: argparse.ArgumentParser) -> None:
 
 
 def run(command: Callable[[], Any], *, debug: bool = False) -> int:
-    """Run a command; returns its exit code.
+    """Run a command and return its exit code.
 
     0 done; 2 bad usage or input; 3 bad weights; 4 bad data set; 5 not a finite number; 69 a process
     is missing; 74 input or output failed; 130 interrupted; 141 the output's reader has gone; 1 out

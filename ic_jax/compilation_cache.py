@@ -1,7 +1,8 @@
-"""JAX's persistent compilation cache, in a folder of the user's own.
+"""JAX's persistent compilation cache, in a private folder of the user.
 
-An entry is machine code. The folder must therefore belong to the user alone, and its name tells
-which instructions the processor has: machines that share a home directory may differ.
+An entry is machine code. The folder must therefore be writable by its user alone, and its name
+identifies the instructions of the processor, because machines that share a home directory may
+differ.
 """
 
 import errno
@@ -21,11 +22,11 @@ _UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for 
 
 
 def enable() -> None:
-    """Keep every program that is compiled from now on in ~/.cache/ic_jax/xla-PROCESSOR.
+    """Store every program that is compiled from now on in ~/.cache/ic_jax/xla-PROCESSOR.
 
-    `XDG_CACHE_HOME` names another place than ~/.cache. Where `JAX_COMPILATION_CACHE_DIR` names a
-    folder, that one is used. Where the folder cannot be made or others can write there, a warning
-    says so and nothing is kept. Of several processes the first writes, and all read.
+    `XDG_CACHE_HOME` replaces ~/.cache, and `JAX_COMPILATION_CACHE_DIR` the whole path. If the
+    folder cannot be created, or others can write to it, a warning says so and no program is
+    stored. With several processes only the first writes, and all read.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         try:
@@ -42,9 +43,9 @@ def enable() -> None:
 def repair(warning: str) -> str:
     """Remove the entry that JAX warns it cannot read, and return a warning that says so.
 
-    JAX compiles the program, but writes no entry where there is one. The warning tells the
-    function's name alone, so entries for other shapes go as well. Any other warning is returned as
-    it is.
+    JAX then compiles the program, but does not replace the entry. The warning contains only the
+    name of the function, so its entries for other shapes are removed as well. Any other warning is
+    returned unchanged.
     """
     match = _UNREADABLE.match(warning)
     if match is None:
@@ -58,10 +59,10 @@ def repair(warning: str) -> str:
 
 
 def _private_folder() -> Path:
-    """Return the cache's folder, which is made if it is missing.
+    """Return the folder of the cache, created if it is missing.
 
     Raises:
-        OSError: it cannot be made, or others can write there.
+        OSError: the folder cannot be created, or others can write to it.
         RuntimeError: the user has no home directory.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -70,7 +71,7 @@ def _private_folder() -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(error.errno, f"{folder}: {error.strerror}") from None
-    if hasattr(os, "getuid"):  # elsewhere a home is its user's own
+    if hasattr(os, "getuid"):  # on other systems a home directory is private
         status = folder.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise PermissionError(
