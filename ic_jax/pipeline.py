@@ -42,7 +42,8 @@ from ic_jax.runner import Runner
 from ic_jax.sharding import describe
 from ic_jax.weights import loading
 from ic_jax.weights.encoders import LARGE_ENCODERS, Encoders, EncodersOnDemand
-from ic_jax.weights.lora import LoraSet, read_lora
+from ic_jax.weights.lora import read_lora
+from ic_jax.weights.lora_set import LoraSet
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder, create
 
 OutputType = Literal["pil", "np", "latent"]

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 
 from ic_jax.weights import loading
-from ic_jax.weights.lora import LoraSet, read_lora
+from ic_jax.weights.lora import read_lora
+from ic_jax.weights.lora_set import LoraSet
 from ic_jax.weights.tensors import WeightsError
 from tests.conftest import GOLDENS
 

@@ -17,7 +17,8 @@ from ic_jax.config import ConfigError, FluxConfig
 from ic_jax.flow import position_ids
 from ic_jax.models.rope import rope_table
 from ic_jax.weights import loading
-from ic_jax.weights.lora import LoraSet, read_lora, write_lora
+from ic_jax.weights.lora import read_lora, write_lora
+from ic_jax.weights.lora_set import LoraSet
 from tests.oracle import converted, randomize, relative
 from tests.toy import write_data, write_model
 from train import loop
