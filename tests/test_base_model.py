@@ -35,7 +35,7 @@ TINY = [
         "encoder_width=16",
         "encoder_patch=4",
         "text_width=32",
-        "text_learnt=true",
+        "train_text=true",
     ),
     *("subjects=32", "siglip_steps=30", "dinov2_steps=30", "encoder_batch=16"),
 ]

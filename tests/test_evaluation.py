@@ -82,6 +82,7 @@ def test_the_last_batch_has_the_shape_of_the_others(triples, monkeypatch):
     assert calls[1][2][0] is triples[3].reference
 
 
+@pytest.mark.slow  # compiles encoders, sampler with and without subject, and VAE, for one test
 def test_the_command_writes_figures_and_a_sheet(tiny_model, tmp_path, capsys):
     tiny = ModelFolder.open(tiny_model)
     with create(tmp_path / "model") as writer:

@@ -30,7 +30,7 @@ class BaseModelConfig:
     side: int = 64  # pixels
     text_length: int = 16  # T5 tokens; the small world's longest caption has 13 with the end token
     text_width: int = 128  # of both text encoders
-    text_learnt: bool = False  # whether the text encoders are trained with FLUX
+    train_text: bool = False  # whether the text encoders are trained with FLUX
     vae_widths: tuple[int, ...] = (12, 24, 48, 64)  # four levels: 8 x 8 pixels a latent, as FLUX
     vae_crop: int = 64  # pixels
     vae_steps: int = 2400
@@ -52,7 +52,7 @@ class BaseModelConfig:
     encoder_layers: int = 3
     encoder_patch: int = 16  # pixels
     subjects: int = 8000  # cut-out references, rendered once, for the image encoders
-    siglip_shown: tuple[float, ...] = EVEN_ODDS  # odds of the crops that SigLIP is trained on
+    siglip_crop_odds: tuple[float, ...] = EVEN_ODDS  # odds of the crops that SigLIP is trained on
     siglip_steps: int = 1500
     dinov2_steps: int = 1500
     encoder_batch: int = 128
@@ -130,7 +130,7 @@ PEEPS = BaseModelConfig(
     head_share=0.6,
     side=96,
     text_length=36,  # 99 of 100 captions fit
-    text_learnt=True,
+    train_text=True,
     vae_widths=(8, 24, 64, 96),
     vae_steps=2800,
     vae_batch=16,
@@ -145,7 +145,7 @@ PEEPS = BaseModelConfig(
     encoder_width=96,
     encoder_layers=4,
     subjects=20000,
-    siglip_shown=(0.5, 0.25, 0.25, 0.0, 0.0),  # captions describe heads: the upper tiles
+    siglip_crop_odds=(0.5, 0.25, 0.25, 0.0, 0.0),  # captions describe heads: the upper tiles
     siglip_steps=4000,
     dinov2_steps=1200,
 )

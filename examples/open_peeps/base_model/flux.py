@@ -101,7 +101,7 @@ def train_base(
     shift = flow.shift(grid[0] * grid[1], SchedulerConfig())
     cell = vae.config.downscale
     weights = jnp.asarray(loss_weights.weights(config.side, config.head_share, cell))
-    if config.text_learnt:
+    if config.train_text:
 
         def joint_loss(base: TextToImage, batch: dict[str, Array], key: Array) -> Array:
             return base_loss(base, batch, key, rope, shift, weights)

@@ -90,7 +90,7 @@ class _Parts:
         options = self._options("base", c.base_steps, c.base_batch, c.base_rate)
         t5_size, clip_size = self.vocabularies
         t5, clip = text_encoders(c.t5(t5_size), c.clip(clip_size), c.seed)
-        if c.text_learnt:
+        if c.train_text:
             read_neighbours(t5)
         start = TextToImage(fresh_flux(c.flux, c.seed), t5, clip)
         return train_base(c, self.views, vae, start, self.files, options)

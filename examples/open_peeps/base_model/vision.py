@@ -80,7 +80,7 @@ def train_siglip(
 
     def loss(matcher: CaptionMatcher, batch: tuple[Array, Array], key: Array) -> Array:
         pixels = normalize(
-            _sample_crops(batch[0], config.siglip_shown, key), *SIGLIP_SCALE, jnp.float32
+            _sample_crops(batch[0], config.siglip_crop_odds, key), *SIGLIP_SCALE, jnp.float32
         )
         logits = matcher(pixels, batch[1])
         signs = 2 * jnp.eye(len(logits)) - 1
