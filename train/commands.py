@@ -37,31 +37,16 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     from train.data.prepare import PrepareOptions
 
     default = PrepareOptions()
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="folder, or JSON Lines file")
-    parser.add_argument(
-        "--out", metavar="DATASET", type=Path, required=True, help="folder to write"
-    )
-    parser.add_argument(
-        "--resolution",
-        type=int,
-        metavar="PIXELS",
-        action="append",
-        help="resolution that training will use, in pixels; repeat for several "
-        f"(default: {' and '.join(map(str, default.resolutions))})",
-    )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that read pictures (default: all cores)"
-    )
-    parser.add_argument(
-        "--shard-size", type=int, metavar="N", default=default.shard_size, help="pictures per file"
-    )
-    parser.add_argument(
-        "--max-bad",
-        type=float,
-        metavar="FRACTION",
-        default=default.max_bad,
-        help="stop when more than this fraction of the pictures cannot be used",
-    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", type=Path, help="folder, or JSON Lines file")
+    add("--out", metavar="DATASET", type=Path, required=True, help="folder to write")
+    usual = " and ".join(map(str, default.resolutions))
+    pixels = f"resolution that training will use; repeat for several (default: {usual})"
+    add("--resolution", type=int, metavar="PIXELS", action="append", help=pixels)
+    add("--workers", type=int, metavar="N", help="number of processes (default: one per core)")
+    add("--shard-size", type=int, metavar="N", default=default.shard_size, help="pictures per file")
+    share = "stop when more than this fraction of the pictures cannot be used"
+    add("--max-bad", type=float, metavar="FRACTION", default=default.max_bad, help=share)
     cli.add_overwrite(parser, "DATASET if it exists")
 
 
@@ -79,9 +64,8 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folder", metavar="DATASET", type=Path, help="folder of a data set or of a cache"
-    )
+    folder = "folder of a data set or of a cache"
+    parser.add_argument("folder", metavar="DATASET", type=Path, help=folder)
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -106,30 +90,17 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     from ic_jax.models.layers import Remat
     from train.recipe import BASES
 
-    parser.add_argument(
-        "--topology", help="devices, such as v5e:16x16 or v5p:4x4x4 (default: this machine)"
-    )
-    parser.add_argument(
-        "--mesh", metavar="AXES", default="auto", help="mesh axes, such as data=4,fsdp=64"
-    )
-    parser.add_argument(
-        "--base", default="auto", choices=BASES, help="keep the base whole on each device, or shard"
-    )
-    parser.add_argument("--resolution", type=int, default=512, help="pixels a side")
-    parser.add_argument("--batch", type=int, default=32, help="samples per step, over all devices")
-    parser.add_argument(
-        "--accumulate", type=int, default=1, help="parts in which a batch is computed"
-    )
-    parser.add_argument(
-        "--remat",
-        default="blocks",
-        choices=get_args(Remat),
-        help="what the backward pass recomputes instead of storing",
-    )
-    parser.add_argument("--text-length", type=int, default=512, help="T5 tokens")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the figures to a file"
-    )
+    add = parser.add_argument
+    add("--topology", help="devices, such as v5e:16x16 or v5p:4x4x4 (default: this machine)")
+    add("--mesh", metavar="AXES", default="auto", help="mesh axes, such as data=4,fsdp=64")
+    add("--base", default="auto", choices=BASES, help="layout of the base over the devices")
+    add("--resolution", type=int, metavar="PIXELS", default=512, help="side of a picture")
+    add("--batch", type=int, metavar="N", default=32, help="samples per step, over all devices")
+    add("--accumulate", type=int, metavar="N", default=1, help="parts that compute a batch in turn")
+    remat = "what the backward pass recomputes instead of storing"
+    add("--remat", default="blocks", choices=get_args(Remat), help=remat)
+    add("--text-length", type=int, metavar="N", default=512, help="T5 tokens")
+    add("--json", type=Path, metavar="FILE", help="also write the figures to a file")
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -140,29 +111,16 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="OUT",
-        help="MODEL folder to write; for a LoRA FILE.safetensors",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="dtype of the trained weights",
-    )
-    parser.add_argument("--cast-base", action="store_true", help="cast the base to --dtype as well")
-    parser.add_argument(
-        "--step", type=int, metavar="N", help="checkpoint to export (default: the newest)"
-    )
-    parser.add_argument(
-        "--no-ema",
-        action="store_true",
-        help="export the last weights instead of their moving average",
-    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="folder of a training run")
+    out = "MODEL folder to write; for a LoRA FILE.safetensors"
+    add("--out", type=Path, required=True, metavar="OUT", help=out)
+    dtype = "dtype of the trained weights"
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help=dtype)
+    add("--cast-base", action="store_true", help="cast the base to --dtype as well")
+    add("--step", type=int, metavar="N", help="checkpoint to export (default: the newest)")
+    last = "export the last weights instead of their moving average"
+    add("--no-ema", action="store_true", help=last)
     cli.add_overwrite(parser, "OUT if it exists")
     cli.add_compile_cache(parser)
     cli.add_renamed(parser, whole="--cast-base", last="--no-ema")
