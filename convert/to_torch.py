@@ -199,21 +199,9 @@ def _write_rest(folder: Path, model: ModelFolder, written: list[str]) -> None:
         target.mkdir(parents=True)
         config = _published_config(model, "scheduler", {})
         (target / "scheduler_config.json").write_bytes(as_json(config))
-    components = [
-        component
-        for component in model.components
-        if component in written or component not in COMPONENTS
-    ]
     index: dict[str, Any] = {"_class_name": "FluxPipeline"}
-    index |= {
-        PIPELINE[component][0]: PIPELINE[component][1:]
-        for component in components
-        if component in PIPELINE
-    }
-    index |= {
-        component: ("transformers", ANY)
-        for component in components
-        if _is_generic(model, component)
-    }
+    for component, (name, *where) in PIPELINE.items():
+        if component in written or component in model.components.keys() - COMPONENTS.keys():
+            index[name] = ("transformers", ANY) if _is_generic(model, component) else where
     if flux.exists():
         (flux / "model_index.json").write_bytes(as_json(index))
