@@ -12,7 +12,7 @@ import numpy as np
 from convert import sources
 from convert.engine import match, write_components
 from convert.sources import SUBFOLDERS, TOKENIZERS, Source, locate
-from convert.tokenizers import FILES, read_tokenizer
+from convert.tokenizers import TOKENIZER_FILES, read_tokenizer
 from ic_jax import cli
 from ic_jax.weights.model_folder import create
 from ic_jax.weights.tensors import FLOATS
@@ -82,23 +82,23 @@ def collect(args: Namespace) -> tuple[Path | None, dict[str, Source]]:
     parts: dict[str, Source] = {}
     root = None
     if args.flux:
-        path = locate(args.flux, sources.PIPELINE)
+        path = locate(args.flux, sources.PIPELINE_FILES)
         sources.check_pipeline(path)
         root = path if (path / "model_index.json").is_file() else None
         parts["transformer"] = sources.open_component("transformer", path)
     if args.adapter:
-        path = locate(args.adapter, sources.ADAPTER)
+        path = locate(args.adapter, sources.ADAPTER_FILES)
         config = args.adapter_config and Path(args.adapter_config)
         parts["adapter"] = sources.open_adapter(path, config)
     for component in ("siglip", "dinov2"):
         if getattr(args, component):
-            path = locate(getattr(args, component), sources.ONE_MODEL)
+            path = locate(getattr(args, component), sources.MODEL_FILES)
             parts[component] = sources.open_component(component, path)
     for component in ("t5", "clip", "vae"):
         if name := getattr(args, component):
             where = (
-                *sources.ONE_MODEL,
-                *(f"{SUBFOLDERS[component]}/{p}" for p in sources.ONE_MODEL),
+                *sources.MODEL_FILES,
+                *(f"{SUBFOLDERS[component]}/{p}" for p in sources.MODEL_FILES),
             )
             parts[component] = sources.open_component(component, locate(name, where))
         elif root and (root / SUBFOLDERS[component]).is_dir():
@@ -123,7 +123,7 @@ def find_tokenizers(
             candidates.append(root / name)
         if folder := getattr(args, name):
             yield name, Path(folder)
-        elif folders := [f for f in candidates if any((f / x).is_file() for x in FILES)]:
+        elif folders := [f for f in candidates if any((f / x).is_file() for x in TOKENIZER_FILES)]:
             yield name, folders[0]
         elif encoder in parts:
             print(

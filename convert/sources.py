@@ -33,16 +33,16 @@ SUBFOLDERS = {
 }
 TOKENIZERS = {"tokenizer": "clip", "tokenizer_2": "t5"}
 STEMS = ("diffusion_pytorch_model", "model")  # file names of diffusers and transformers
-ONE_MODEL = ("*.json", "*.safetensors", "*.txt", "spiece.model")
-PIPELINE = (
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "spiece.model")
+PIPELINE_FILES = (
     "model_index.json",
     *(
         f"{folder}/{pattern}"
         for folder in (*SUBFOLDERS.values(), "scheduler", *TOKENIZERS)
-        for pattern in ONE_MODEL
+        for pattern in MODEL_FILES
     ),
 )
-ADAPTER = ("instantcharacter_ip-adapter.*",)
+ADAPTER_FILES = ("instantcharacter_ip-adapter.*",)
 # Prefixes that occur in the single files of other models only.
 OTHER_KEYS = {
     "joint_blocks.": "Stable Diffusion 3",

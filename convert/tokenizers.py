@@ -7,7 +7,7 @@ from pathlib import Path
 from ic_jax.weights.tensors import WeightsError
 
 MADE = "tokenizer.json"
-FILES = (
+TOKENIZER_FILES = (
     *(MADE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "spiece.model"),
 )
@@ -25,9 +25,10 @@ def read_tokenizer(component: str, folder: Path) -> dict[str, bytes]:
         MissingPackageError: transformers, or sentencepiece for spiece.model, is not installed.
         WeightsError: no tokenizer, or a damaged one.
     """
-    files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+    paths = [folder / name for name in TOKENIZER_FILES]
+    files = {path.name: path.read_bytes() for path in paths if path.is_file()}
     if not files:
-        raise WeightsError(f"{folder}: holds no tokenizer ({', '.join(FILES)})")
+        raise WeightsError(f"{folder}: holds no tokenizer ({', '.join(TOKENIZER_FILES)})")
     if MADE in files:
         return files
     return {MADE: _make(component, folder), **files}

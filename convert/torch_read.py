@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ic_jax.weights.safetensors_io import AGAIN
 from ic_jax.weights.tensors import DTYPES, Tensor, WeightsError, mapped
 
 STORAGES: dict[str, np.dtype] = {
@@ -31,7 +32,6 @@ STORAGES: dict[str, np.dtype] = {
     "ByteStorage": DTYPES["U8"],
     "BoolStorage": DTYPES["BOOL"],
 }
-AGAIN = "download or copy it again"
 LEGACY = "is no zip archive: torch writes those since 1.6; get a newer file or safetensors"
 MAX_PICKLE = 100_000_000  # ten times the names and shapes of 100 000 tensors
 

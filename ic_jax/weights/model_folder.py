@@ -36,7 +36,7 @@ MANIFEST, CONFIG, UNUSED = "manifest.json", "config.json", "unused.safetensors"
 PARAMETERS = "model"  # what the names of their files begin with
 FORMAT = 1
 SMALL_MODEL = Path(__file__).parent.parent / "small_model"  # bundled with the library
-PUBLISHED = {  # options of `convert from-torch` -> Hub ids of the published weights
+HUB_IDS = {  # options of `convert from-torch` -> Hub ids of the published weights
     "flux": "black-forest-labs/FLUX.1-dev",
     "adapter": "tencent/InstantCharacter",
     "siglip": "google/siglip-so400m-patch14-384",
@@ -144,7 +144,7 @@ def not_converted(name: str) -> WeightsError:
     """Return the error for a folder or Hub repository without a manifest: how to convert it."""
     words = {"instantcharacter": "adapter", "siglip": "siglip", "dinov2": "dinov2"}
     option = next((o for word, o in words.items() if word in Path(name).name.lower()), "flux")
-    sources = " ".join(f"--{o} {source}" for o, source in (PUBLISHED | {option: name}).items())
+    sources = " ".join(f"--{o} {source}" for o, source in (HUB_IDS | {option: name}).items())
     return WeightsError(
         f"{name}: is not an ic_jax model (no {MANIFEST}); if it holds published weights, convert "
         f"them, from a checkout of ic_jax: python -m convert from-torch {sources} --out MODEL"
