@@ -9,7 +9,6 @@ from data_source import picture, prepared
 from PIL import Image
 
 from ic_jax.config import ConfigError
-from train import stage_data
 from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
 from train.data.focus import density, scale_boxes
@@ -18,6 +17,7 @@ from train.data.pictures import Augment
 from train.data.prepare import PrepareOptions, prepare
 from train.data.records import FEATURES, Record, deserialize, serialize
 from train.recipe import recipe_of
+from train.stage_data import check_focus
 
 BOX = (40.0, 16.0, 56.0, 40.0)  # red in what is prepared here
 
@@ -99,9 +99,9 @@ def test_boxes_shrink_with_their_picture_and_are_counted(dataset):
 
 def test_a_stage_cannot_focus_on_what_no_picture_names(dataset, tmp_path):
     tables = {"model": "m", "data": "d", "out": "o", "stage1": {"steps": 1, "focus": 0.5}}
-    stage_data.check_focus(recipe_of(tables), dataset)
+    check_focus(recipe_of(tables), dataset)
     with pytest.raises(ConfigError, match=r"stage1.focus is 0.5, and .* has no boxes to focus on"):
-        stage_data.check_focus(recipe_of(tables), Dataset(prepared(tmp_path)))
+        check_focus(recipe_of(tables), Dataset(prepared(tmp_path)))
 
 
 def test_a_box_over_the_edge_is_cut_to_the_picture(tmp_path):

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.toy import CONFIGS, write_data, write_model
-from train import loop, stage_data
+from ic_jax.weights.model_folder import ModelFolder
+from tests.toy import write_data, write_model
 from train.commands import main
 from train.data.dataset import Dataset
 from train.data.encoded_store import Embeddings, EncodedRows
+from train.data.loader import SkipCounter
 from train.data.pictures import CENTRED
 from train.encode import encode, row_keys
 from train.encoded_cache import Cache
 from train.recipe import read_recipe
-from train.run_folder import StopRequest
+from train.setup import setup
+from train.step_inputs import StepInputs
 
 RECIPE = """
 model = "{folder}/model"
@@ -77,8 +79,7 @@ class World:
 
     def run(self, *arguments, **options):
         """A run that is ready to train."""
-        recipe = read_recipe(Path(self.file(*arguments, **options)))
-        return loop.Run(recipe, StopRequest())
+        return setup(read_recipe(Path(self.file(*arguments, **options))))
 
 
 @pytest.fixture(scope="module")
@@ -89,38 +90,34 @@ def world(tmp_path_factory):
     return made
 
 
+ENCODE = jax.jit(encode, static_argnums=(5, 6, 7))
+
+
 def first_examples(run, dropout):
-    """What the first batch is encoded to, its targets cut at the middle."""
-    plan = stage_data.training(run.recipe, "stage1", run.dataset, run.held)
-    (host,) = run._batches(plan, CENTRED, 0, 1, cell=run.models.vae.downscale)
-    inputs, stage = run.inputs, run.recipe.stages["stage1"]
+    """The first batch, encoded; its targets are cut at the middle."""
+    inputs, stage = StepInputs(run), run.recipe.stages["stage1"]
+    rows = inputs.local_rows(stage.batch)
+    host = next(run.training_batches("stage1", 0, rows, SkipCounter()))
     scalars = inputs.scalars(stage, 0, host).replace(text_dropout=jnp.float32(dropout))
     batch = inputs.batch(host)
-    program = jax.jit(encode, static_argnums=(5, 6, 7))
     keys = row_keys(jnp.int32(0), jnp.int32(0), batch)
-    config = CONFIGS["adapter"] if run.recipe.lora is None else None
-    return program(
-        inputs.frozen,
-        batch,
-        keys,
-        inputs.empty,
-        scalars,
-        config,
-        "logit-normal",
-        jnp.dtype("float32"),
-    )
+    arguments = (inputs.frozen, batch, keys, inputs.empty, scalars, run.models.adapter)
+    return ENCODE(*arguments, "logit-normal", jnp.dtype("float32"))
 
 
-@pytest.mark.parametrize("kind", [ADAPTER, LORA])
+@pytest.fixture(scope="module", params=[ADAPTER, LORA])
+def runs(world, request):
+    """A cached run, and the same without a cache."""
+    return [world.run(f"examples{c}", request.param, cached=c) for c in (True, False)]
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
-def test_a_cached_batch_is_encoded_to_the_same(world, kind, dropout):
-    runs = [world.run(f"examples{c}", kind, cached=c) for c in (True, False)]
+def test_a_cached_batch_is_encoded_to_the_same(runs, dropout, monkeypatch):
+    monkeypatch.setattr("train.setup.Augment", lambda: CENTRED)
     cached, plain = (first_examples(run, dropout) for run in runs)
-    for run in runs:
-        run.close()
-    # Not to run, and not on a device.
+    # Encoders that are not run are not loaded.
     assert runs[0].models.model.t5 is runs[0].models.model.clip is runs[0].models.model.vae is None
-    assert (cached.features is None) == (kind == LORA)
+    assert (cached.features is None) == (runs[0].recipe.lora is not None)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-6), cached, plain)
 
 
@@ -131,7 +128,7 @@ def losses(world, run):
 
 @pytest.mark.parametrize("kind", [ADAPTER, LORA])
 def test_whole_runs_have_equal_losses(world, kind, monkeypatch):
-    monkeypatch.setattr(loop, "Augment", lambda: CENTRED)
+    monkeypatch.setattr("train.setup.Augment", lambda: CENTRED)
     names = [f"{kind[1:5]}{cached}" for cached in (True, False)]
     preview = 4 if kind == LORA else 0
     for name, cached in zip(names, (True, False), strict=True):
@@ -229,8 +226,8 @@ def test_filling_again_does_nothing_and_shares(world, capsys):
     after = {p: os.stat(p).st_mtime_ns for p in (world.folder / "cache").rglob("*.safetensors")}
     assert before == after
     recipe = read_recipe(world.folder / "again.toml")
-    stored = Cache(recipe, Dataset(recipe.data))
-    assert stored.empty.t5.shape == (16, 16)
+    cache = Cache(recipe, ModelFolder.open(recipe.model), Dataset(recipe.data))
+    assert cache.empty.t5.shape == (16, 16)
     # The adapter's training and measuring, and the LoRA's training on all characters.
     assert len(list((world.folder / "cache").glob("latents-32-*"))) == 3
 

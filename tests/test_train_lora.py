@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import contextmanager
 
 import diffusers
 import jax
@@ -24,12 +25,13 @@ from tests.toy import write_data, write_model
 from train import loop
 from train.checkpoints import Checkpoints
 from train.commands import main
-from train.export import kept, recipe_in
-from train.lora import fresh, published, targeted, with_lora
+from train.export import read_params, recipe_in
+from train.lora import initial, published, targeted, with_lora
 from train.objective import Examples, velocity
 from train.recipe import ATTENTION, LoraConfig, Saving, read_recipe
 from train.report import Report
-from train.run_folder import Stopped, StopRequest
+from train.run_folder import Stopped
+from train.setup import setup
 from train.step import gradient_of
 
 FLUX = FluxConfig(
@@ -59,7 +61,7 @@ def case():
     """FLUX in both, a LoRA that changes something, and examples."""
     theirs = randomize(diffusers.FluxTransformer2DModel(**FLUX.to_dict()))
     ours = converted(theirs)
-    lora = fresh(ours, SETTINGS, seed=1)
+    lora = initial(ours, SETTINGS, seed=1)
     rng = np.random.default_rng(0)
     lora = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), lora)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32))  # noqa: E731
@@ -96,7 +98,7 @@ def torch_velocity(model, e):
 
 def test_it_starts_as_peft_does_and_changes_nothing(case):
     _, flux, _, examples, rope = case
-    lora = fresh(flux, SETTINGS, seed=0)
+    lora = initial(flux, SETTINGS, seed=0)
     for pair in lora.values():
         a = np.asarray(pair.a[...])
         assert not pair.b[...].any()
@@ -175,10 +177,10 @@ def test_the_file_gives_diffusers_and_us_the_trained_velocity(case, tmp_path, dt
 def test_unknown_targets_name_the_near_ones(case):
     _, flux, *_ = case
     with pytest.raises(ConfigError, match=r"'attn.to_w' ends no .* did you mean attn.to_") as told:
-        fresh(flux, LoraConfig(targets=("to_q", "attn.to_w")), 0)
+        initial(flux, LoraConfig(targets=("to_q", "attn.to_w")), 0)
     assert "\n" not in str(told.value)
     with pytest.raises(ConfigError, match=r"such as \S+ is one"):
-        fresh(flux, LoraConfig(targets=("xyzzy",)), 0)
+        initial(flux, LoraConfig(targets=("xyzzy",)), 0)
     names = ["a.*.attn.to_q", "a.*.attn.not_to_q", "b.to_q"]
     assert targeted(names, ("to_q",)) == ["a.*.attn.to_q", "b.to_q"]
     assert targeted(names, ("attn.to_q",)) == ["a.*.attn.to_q"]
@@ -232,26 +234,47 @@ def recipe(world, name):
     return read_recipe(file)
 
 
+@contextmanager
+def compiled_programs():
+    """Collect the names of the programs that JAX compiles or reads from its cache."""
+    names = []
+
+    def listen(event, seconds, *, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope="module")
 def whole(world):
-    """A run that nothing disturbed, and its base before and after."""
-    run = loop.Run(recipe(world, "whole"), StopRequest())
-    before = jax.device_get(run.inputs.frozen.transformer)
-    for name in run.recipe.stages:
-        run.stage(name)
-    run.save()
-    run.close()
-    return before, jax.device_get(run.inputs.frozen.transformer)
+    """An uninterrupted run: its base before and after, and the names of compiled programs."""
+    opened = []
+
+    def noted(recipe):
+        run = setup(recipe)
+        opened.append((run, jax.device_get(run.models.frozen.transformer)))
+        return run
+
+    with pytest.MonkeyPatch.context() as patched, compiled_programs() as names:
+        patched.setattr(loop, "setup", noted)
+        loop.train(recipe(world, "whole"))
+    ((run, before),) = opened
+    return before, jax.device_get(run.models.frozen.transformer), names
 
 
 def trained(folder, *, ema):
     made = recipe_in(folder)
     base = loading.ModelFolder.open(made.model)
-    return jax.device_get(kept(folder, made, base, ema=ema))
+    return jax.device_get(read_params(folder, made, base, ema=ema))
 
 
 def test_a_run_lowers_the_loss_and_leaves_the_base_alone(world, whole):
-    before, after = whole
+    before, after, programs = whole
+    # Both stages have the same settings but for the steps.
+    assert programs.count("train_step") == 1
     jax.tree.map(np.testing.assert_array_equal, before, after)
     lines = [json.loads(x) for x in (world / "whole/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines]
@@ -301,6 +324,6 @@ def test_the_exported_file_is_the_trained_average(world, whole, capsys):
         np.testing.assert_array_equal(change.b * change.scale, 2 * expected[key].b)
     flux = loading.load_component(world / "model", "transformer")
     assert {key for _, key in lora.changes} == {
-        name.replace("*", "0") for name in fresh(flux, LoraConfig(), 0)
+        name.replace("*", "0") for name in initial(flux, LoraConfig(), 0)
     }
     assert len(jax.tree.leaves(with_lora(flux, average))) > len(jax.tree.leaves(flux))

@@ -18,7 +18,7 @@ from ic_jax.weights import loading
 from tests.conftest import convert
 from tests.toy import write_data, write_model
 from train.commands import main
-from train.export import kept, recipe_in
+from train.export import read_params, recipe_in
 from train.run_folder import owned
 
 ROOT = Path(__file__).parent.parent
@@ -100,7 +100,9 @@ class World:
         folder = self.folder / run
         recipe = recipe_in(folder)
         base = loading.ModelFolder.open(recipe.model)
-        (step, last), (_, average) = (kept(folder, recipe, base, ema=ema) for ema in (False, True))
+        (step, last), (_, average) = (
+            read_params(folder, recipe, base, ema=ema) for ema in (False, True)
+        )
         assert step == recipe.total_steps
         return jax.device_get((last, average))
 

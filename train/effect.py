@@ -6,7 +6,6 @@ effect is the rise of the loss with the wrong reference. It starts at 0, since t
 values start at zero.
 """
 
-from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -22,10 +21,10 @@ from ic_jax.models.flux import Flux
 from ic_jax.models.rope import Rope
 from ic_jax.sharding import gather_to_host
 from train.data.encoded_store import Embeddings
-from train.data.loader import HostBatch
 from train.encode import Frozen, Ids, StepBatch, StepScalars, encode, row_keys
 from train.objective import Examples, Trainable, velocity
-from train.recipe import Recipe, Stage
+from train.recipe import Stage
+from train.setup import Setup
 from train.step_inputs import StepInputs
 
 
@@ -65,17 +64,21 @@ def other_characters(characters: list[str]) -> np.ndarray:
     return others
 
 
+def effect_meter(run: Setup, name: str, inputs: StepInputs) -> "ReferenceEffectMeter | None":
+    """Return the meter of a stage; None where its effect cannot be measured."""
+    return ReferenceEffectMeter(run, name, inputs) if run.stages[name].measuring else None
+
+
 class ReferenceEffectMeter:
     """Measures the reference effect, on the same held-out batches and noise every time."""
 
-    def __init__(
-        self, recipe: Recipe, stage: Stage, batches: Iterable[HostBatch], inputs: StepInputs
-    ):
-        """Keep `batches` (those of `train.stage_data.measuring`) on the devices."""
-        self._inputs = inputs
-        self._program = partial(_measured, timesteps=stage.timesteps, dtype=jnp.dtype(recipe.dtype))
+    def __init__(self, run: Setup, name: str, inputs: StepInputs):
+        """Put the batches for the stage called `name` on the devices."""
+        self._inputs, stage = inputs, run.recipe.stages[name]
+        dtype = jnp.dtype(run.recipe.dtype)
+        self._program = partial(_measured, timesteps=stage.timesteps, dtype=dtype)
         self._batches: list[tuple] = []
-        for i, host in enumerate(batches):
+        for i, host in enumerate(run.measuring_batches(name)):
             rows = inputs.replicate((other_characters(host.character), np.int32(i)))
             scalars = self._without_dropout(inputs.scalars(stage, 0, host), stage)
             self._batches.append((inputs.batch(host), inputs.rope(host), scalars, *rows))

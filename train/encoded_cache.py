@@ -1,8 +1,8 @@
-"""Where a recipe's cached embeddings and latents lie, and what they follow from.
+"""Encoded cache of a recipe: its folders of embeddings and latents, and what identifies them.
 
-CACHE/captions                one T5 and CLIP embedding for every record's caption
-CACHE/prompts                 those of the empty prompt and of the previews'
-CACHE/latents-512-1a2b3c4d    the VAE's moments of a plan's targets, cut at the middle
+CACHE/captions                T5 and CLIP embeddings of every record's caption
+CACHE/prompts                 embeddings of the empty prompt and of the previews' prompts
+CACHE/latents-512-1a2b3c4d    latent posteriors of the targets of a batch plan, centre-cropped
 """
 
 import hashlib
@@ -17,14 +17,13 @@ from train.data.encoded_store import Embeddings, EncodedRows, LatentPosterior
 from train.data.hashing import digest
 from train.recipe import Recipe
 
-VERSION = 1  # of what is made of a record; a change makes every cache stale
+VERSION = 1  # of the encoding of a record; a change makes every cache stale
 
 
 class Cache:
-    """The parts of a recipe's cache, written or not; their facts are digests and settings."""
+    """Parts of a recipe's cache, written or not, identified by digests and settings."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset):
-        base = ModelFolder.open(recipe.model)
+    def __init__(self, recipe: Recipe, base: ModelFolder, dataset: Dataset):
         self._recipe, self._folder = recipe, recipe.cache_folder
         self._common = {"version": VERSION, "dtype": recipe.dtype}
         self._data = {"data set": digest([s["sha256"] for s in dataset.card["shards"]])}
@@ -51,7 +50,7 @@ class Cache:
         )
 
     def latents(self, plan: BatchPlan) -> EncodedRows:
-        """The moments of a plan's targets."""
+        """Return the latent posteriors of a plan's targets."""
         records = hashlib.sha256(plan.records.astype("<i8").tobytes()).hexdigest()
         settings = {"sizes": [list(size) for size in plan.sizes], "records": records}
         return EncodedRows(
@@ -62,10 +61,11 @@ class Cache:
         )
 
     def parts(self, plans: Iterable[BatchPlan]) -> Iterator[EncodedRows]:
-        """Captions, prompts, and each plan's latents, every folder once."""
+        """Yield the captions, the prompts and the latents of each plan, every folder once."""
         latents = {rows.folder: rows for rows in map(self.latents, plans)}
         yield from (self.captions, self.prompts, *latents.values())
 
     @property
     def empty(self) -> Embeddings:
+        """The empty prompt."""
         return self.prompts.read(0)

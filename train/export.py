@@ -1,5 +1,4 @@
-"""`python -m train export`: what a run trained, to draw with: an adapter as a model folder, a LoRA
-as a file."""
+"""`python -m train export`: writes the adapter as a MODEL folder, a LoRA as a file."""
 
 import json
 from functools import partial
@@ -34,33 +33,36 @@ def export(
     cast_base: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write `out`: the base's components linked or copied and the adapter anew; or the LoRA.
+    """Write a MODEL folder with the trained adapter and the run's base, or the trained LoRA.
+
+    The files of the base are linked where the file system allows it, copied otherwise.
 
     Args:
         dtype: of the trained weights, and of the base with `cast_base`.
-        step: of a checkpoint that was kept; by default the newest.
-        ema: export the moving average of the weights; otherwise those after that step.
+        step: of the checkpoint; by default the newest.
+        ema: export the moving average of the weights instead of the weights themselves.
+        cast_base: write the base in `dtype` too.
 
     Raises:
-        ConfigError: no run, or one without such a checkpoint.
+        ConfigError: `run` is no RUN folder, or has no such checkpoint.
         FileExistsError: `out` is in the way.
     """
     recipe = recipe_in(run)
     base = ModelFolder.open(recipe.model)
-    step, trained = kept(run, recipe, base, step=step, ema=ema)
-    if isinstance(trained, Adapter):
+    step, params = read_params(run, recipe, base, step=step, ema=ema)
+    if isinstance(params, Adapter):
         with model_folder.create(out, overwrite=overwrite) as writer:
             for kind in base.components:
                 if cast_base and kind in loading.COMPONENTS.keys() - {"adapter"}:
                     _write_cast(writer, base, kind, jnp.dtype(dtype))
                 elif kind != "adapter":
                     writer.add_from(base, kind)
-            loading.write_component(writer, "adapter", trained, jnp.dtype(dtype))
+            loading.write_component(writer, "adapter", params, jnp.dtype(dtype))
     elif cast_base:
         raise ConfigError("--cast-base: this run trained a LoRA, which is exported without a base")
     else:
-        write_lora(out, lora.published(trained), jnp.dtype(dtype), overwrite=overwrite)
-    what = "the adapter" if isinstance(trained, Adapter) else "the LoRA"
+        write_lora(out, lora.published(params), jnp.dtype(dtype), overwrite=overwrite)
+    what = "the adapter" if isinstance(params, Adapter) else "the LoRA"
     trigger = f"; draw with --trigger {recipe.trigger!r}" if recipe.trigger else ""
     print(f"{out}: {what} after step {step} of {recipe.total_steps}{trigger}")
 
@@ -77,32 +79,37 @@ def _write_cast(writer: ModelWriter, base: ModelFolder, kind: str, dtype: np.dty
 
 
 def recipe_in(run: Path) -> Recipe:
-    """The recipe that a RUN folder was trained by; ConfigError if it is none."""
+    """Return the recipe of a RUN folder; ConfigError if it is none."""
     try:
         return recipe_of(json.loads((run / "recipe.json").read_text()))
     except FileNotFoundError:
         raise ConfigError(f"{run} is no run of `python -m train` (it has no recipe.json)") from None
+    except ConfigError as error:
+        raise ConfigError(f"{run / 'recipe.json'}: {error}") from None
 
 
-def kept(
+def read_params(
     run: Path, recipe: Recipe, base: ModelFolder, *, step: int | None = None, ema: bool = True
 ) -> tuple[int, Trainable]:
-    """(step, what was trained) of a checkpoint, by default the newest: the averaged weights
-    if `ema`."""
+    """Return step and trained parameters of a checkpoint, by default the newest.
+
+    Args:
+        ema: return the moving average of the parameters if the run has one.
+    """
     checkpoints = Checkpoints(run, recipe.saving, read_only=True)
     try:
         if checkpoints.latest is None:
             raise ConfigError(f"{run} has no checkpoint yet; train longer, or save more often")
         step = checkpoints.latest if step is None else step
         if step not in checkpoints.steps:
-            have = ", ".join(map(str, checkpoints.steps))
-            raise ConfigError(f"--step {step}: {run} has kept {have}")
+            steps = ", ".join(map(str, checkpoints.steps))
+            raise ConfigError(f"--step {step}: {run} has kept {steps}")
         first = next(iter(recipe.stages.values()))
-        make = partial(TrainState.start, optimizer=optimizer(first), ema=recipe.averages)
-        where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        start = partial(TrainState.start, optimizer=optimizer(first), ema=recipe.averages)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            jax.eval_shape(make, _abstract(recipe, base, checkpoints.run_metadata(step))),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+            jax.eval_shape(start, _shapes(recipe, base, checkpoints.run_metadata(step))),
         )
         checkpoints.verify(step)
         state = checkpoints.restore(abstract, {}, step)
@@ -111,11 +118,11 @@ def kept(
     return step, state.ema_params if ema and state.ema_params is not None else state.params
 
 
-def _abstract(recipe: Recipe, base: ModelFolder, metadata: dict[str, Any]) -> Trainable:
-    """What was trained, shapes in place of arrays."""
+def _shapes(recipe: Recipe, base: ModelFolder, metadata: dict[str, Any]) -> Trainable:
+    """Return the trainable parameters as shapes."""
     flux = loading.read_config(base, "transformer")
     if settings := recipe.lora:
         module = loading.abstract("transformer", flux)
-        return jax.eval_shape(lambda: lora.fresh(module, settings, recipe.seed))
+        return jax.eval_shape(lambda: lora.initial(module, settings, recipe.seed))
     config = AdapterConfig.from_dict(metadata["adapter"])
     return loading.abstract("adapter", config, flux)

@@ -1,19 +1,19 @@
-"""Model FLOP utilisation: what the arithmetic of a sample needs, against what the chip could do.
+"""Model FLOP utilisation: the arithmetic of a sample as a share of the peak of the devices.
 
-Counted are the multiplications and additions of FLUX and the adapter, not of the frozen encoders,
-not of a LoRA, whose pairs add a hundredth to the maps that they stand beside, and not what is
-computed twice to save memory, so that the figure is comparable.
+Multiplications and additions of FLUX and the adapter are counted. Left out are the frozen encoders,
+a LoRA (a hundredth of the maps beside it) and what is recomputed to save memory, so that the
+figure is comparable.
 """
 
 import jax
 
-from ic_jax.config import AdapterConfig, FluxConfig
+from ic_jax.config import AdapterConfig, FluxConfig, SiglipConfig
 from ic_jax.devices import Chip
 from ic_jax.models.projector import CROSS_FF_MULT
 
 
 def flux_forward(config: FluxConfig, image_tokens: int, text_tokens: int) -> float:
-    """FLOPs of the transformer for one sample; 74.4e12 for FLUX.1-dev at 1024 x 1024."""
+    """Return the FLOPs of the transformer for one sample; 74.4e12 for FLUX.1-dev at 1024 x 1024."""
     d, n = config.hidden_size, image_tokens + text_tokens
     blocks = config.num_layers + config.num_single_layers
     return blocks * (24.0 * d * d * n + 4.0 * n * n * d)
@@ -22,7 +22,7 @@ def flux_forward(config: FluxConfig, image_tokens: int, text_tokens: int) -> flo
 def adapter_forward(
     config: AdapterConfig, flux: FluxConfig, image_tokens: int, features: int
 ) -> float:
-    """FLOPs of the adapter for one sample whose deep features are `features` tokens (729)."""
+    """Return the FLOPs of the adapter for one sample with `features` deep tokens (729)."""
     e, d, m = config.inner_dim, flux.hidden_size, config.num_queries
 
     def attend(rows: int, context: int, width: int) -> float:
@@ -43,12 +43,25 @@ def adapter_forward(
     return stacks + projected + resampler + prompt
 
 
-def training_sample(flux_flops: float, adapter_flops: float) -> float:
-    """Forwards and backwards: the frozen base has no gradients of its weights."""
-    return 2.0 * flux_flops + 3.0 * adapter_flops
+def training_sample(
+    flux: FluxConfig,
+    image_tokens: int,
+    text_tokens: int,
+    adapter: AdapterConfig | None,
+    siglip: SiglipConfig | None,
+) -> float:
+    """Return the FLOPs of one training sample, forward and backward.
+
+    The frozen base has no gradients of its weights. A LoRA has neither adapter nor image encoder.
+    """
+    count = 2.0 * flux_forward(flux, image_tokens, text_tokens)
+    if adapter is not None and siglip is not None:
+        features = (siglip.image_size // siglip.patch_size) ** 2
+        count += 3.0 * adapter_forward(adapter, flux, image_tokens, features)
+    return count
 
 
 def utilisation(flops_per_second: float) -> float | None:
-    """Share of what all devices could do; None for devices whose peak is not listed."""
+    """Return the share of the devices' peak; None for devices whose peak is not known."""
     chip = Chip.of(jax.devices()[0])
     return flops_per_second / (chip.flops * jax.device_count()) if chip else None

@@ -1,4 +1,4 @@
-"""The models of a run: the frozen base, what is trained on it, and prompts as ids."""
+"""Models of a run: the frozen base, the trainable parameters and the tokenizers."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -38,135 +38,146 @@ IMAGES = ("siglip", "dinov2")
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """Captions as both text encoders read them."""
+    """Tokenizers of both text encoders."""
 
     tokenizer: PromptTokenizer
     length: int  # T5 ids per prompt
 
     def ids(self, prompts: Sequence[str]) -> Ids:
-        """Numpy arrays, a row for each."""
+        """Return the ids of prompts as NumPy arrays, a row for each."""
         ids: Any = self.tokenizer(list(prompts), max_sequence_length=self.length)
         return Ids(*ids)
 
 
 @dataclass(frozen=True)
 class Models:
-    """`model` is the base as the pipeline takes it, without an adapter."""
+    """Models of a run, laid out over its mesh."""
 
-    model: loading.Model
-    frozen: Frozen
-    trained: Trainable  # before training
+    model: loading.Model  # the base as the pipeline takes it, without an adapter
+    frozen: Frozen  # the part of the base that the step needs
+    params: Trainable  # before training
     scheduler: SchedulerConfig
     vae: VaeConfig
-    tokenizers: Tokenizers | None  # None: a cache has the text
+    tokenizers: Tokenizers | None  # None: the text is cached
     mesh: Mesh
 
+    @property
+    def adapter(self) -> AdapterConfig | None:
+        """Sizes of the adapter; None for a LoRA."""
+        return self.params.config if isinstance(self.params, Adapter) else None
 
-def load_models(recipe: Recipe) -> Models:
-    """Load what the recipe needs of the base in its dtype, and what is trained in float32.
 
-    A LoRA needs no image encoders, a cached run neither the text encoders nor, without
-    previews, the VAE.
+def load_models(recipe: Recipe, base: ModelFolder) -> Models:
+    """Load the base in the recipe's dtype, and the trainable parameters in float32.
+
+    Components that the run does not use are not loaded: the image encoders for a LoRA, the text
+    encoders with a cache, and with a cache and no previews the VAE.
 
     Raises:
         WeightsError: the MODEL folder is damaged, or lacks a component that training needs.
-        ConfigError: neither the folder nor the recipe says what the adapter is, or a LoRA's
-            target is no part of the model.
+        ConfigError: neither the folder nor the recipe has an adapter, or a LoRA's target is no
+            part of the model.
     """
     needed = {"transformer", *(() if recipe.lora else IMAGES)}
     encoders = set() if recipe.cache else {*TEXT, "vae"}
-    shown = {"vae"} if recipe.reporting.preview_every else set()
-    mesh, whole = mesh_for(recipe)
-    model = load_parts(recipe, needed | encoders | shown, mesh, replicate=whole)
-    run = needed | encoders
-    parts: dict[str, Any] = {n: getattr(model, n) if n in run else None for n in Frozen._fields}
+    previewed = {"vae"} if recipe.reporting.preview_every else set()
+    mesh, replicate = mesh_for(recipe, base)
+    model = load_parts(recipe, base, needed | encoders | previewed, mesh, replicate=replicate)
+    used = needed | encoders
+    parts: dict[str, Any] = {n: getattr(model, n) if n in used else None for n in Frozen._fields}
     frozen = Frozen(**parts)
-    folder = ModelFolder.open(recipe.model)
     return Models(
         model=model,
         frozen=frozen,
-        trained=_trained(recipe, frozen, folder, mesh),
+        params=_initial_params(recipe, base, frozen, mesh),
         scheduler=model.scheduler or SchedulerConfig(),
-        vae=loading.read_config(folder, "vae"),
+        vae=loading.read_config(base, "vae"),
         tokenizers=None if recipe.cache else tokenizers(recipe, model),
         mesh=mesh,
     )
 
 
-def mesh_for(recipe: Recipe) -> tuple[Mesh, bool]:
-    """The mesh of a run, and whether each of its devices keeps the whole base.
+def mesh_for(recipe: Recipe, base: ModelFolder) -> tuple[Mesh, bool]:
+    """Return the mesh of a run, and whether the base is replicated on its devices.
 
     Raises:
         ShardingError: there is no such mesh, or a batch does not divide over it.
     """
     rows = {name: stage.batch // stage.accumulate for name, stage in recipe.stages.items()}
-    fresh: Any = () if recipe.lora else None
+    adapter: Any = () if recipe.lora else None
     if recipe.adapter:
-        flux = loading.read_config(ModelFolder.open(recipe.model), "transformer")
-        fresh = loading.abstract("adapter", adapter_config(recipe), flux)
+        flux = loading.read_config(base, "transformer")
+        adapter = loading.abstract("adapter", adapter_config(recipe), flux)
     dtype = jnp.dtype(recipe.dtype)
-    mesh, whole = auto_mesh.for_training(recipe.mesh, recipe.model, dtype, rows, fresh)
-    return mesh, whole if recipe.base == "auto" else recipe.base == "replicated"
+    mesh, replicate = auto_mesh.for_training(recipe.mesh, base, dtype, rows, adapter)
+    return mesh, replicate if recipe.base == "auto" else recipe.base == "replicated"
 
 
 def load_parts(
-    recipe: Recipe, needed: set[str], mesh: Mesh | None = None, *, replicate: bool = False
+    recipe: Recipe,
+    base: ModelFolder,
+    needed: set[str],
+    mesh: Mesh | None = None,
+    *,
+    replicate: bool = False,
 ) -> loading.Model:
-    """Components of the recipe's model, and its settings; WeightsError names what it lacks."""
-    parts = {*needed, *loading.CONFIG_ONLY}
+    """Load the needed components of the base and its settings, in the recipe's dtype.
+
+    Raises:
+        WeightsError: names the components that the base lacks.
+    """
+    components = {*needed, *loading.CONFIG_ONLY}
     dtype = jnp.dtype(recipe.dtype)
-    model = loading.load_model(
-        recipe.model, dtype, components=parts, mesh=mesh, replicate=replicate
-    )
+    model = loading.load_model(base, dtype, components=components, mesh=mesh, replicate=replicate)
     lacks = sorted(name for name in needed if getattr(model, name) is None)
     if lacks:
         raise WeightsError(
-            f"{recipe.model}: training needs {', '.join(lacks)}; convert a model that has it"
+            f"{base.path}: training needs {', '.join(lacks)}; convert a model that has it"
         )
     return model
 
 
 def tokenizers(recipe: Recipe, model: loading.Model) -> Tokenizers:
-    """Those of a model that has them."""
+    """Return the tokenizers of a model that was loaded with them."""
     assert model.tokenizer is not None
     assert model.tokenizer_2 is not None
     tokenizer = PromptTokenizer.from_folders(model.tokenizer, model.tokenizer_2)
     return Tokenizers(tokenizer, recipe.text_length)
 
 
-def _trained(recipe: Recipe, frozen: Frozen, folder: ModelFolder, mesh: Mesh) -> Trainable:
+def _initial_params(recipe: Recipe, base: ModelFolder, frozen: Frozen, mesh: Mesh) -> Trainable:
+    """Return a new LoRA, a new adapter or the base's adapter, float32."""
     if recipe.lora:
-        fresh = lora.fresh(frozen.transformer, recipe.lora, recipe.seed)
-        return replicate_to_mesh(fresh, NamedSharding(mesh, P()))
+        pairs = lora.initial(frozen.transformer, recipe.lora, recipe.seed)
+        return replicate_to_mesh(pairs, NamedSharding(mesh, P()))
     if recipe.adapter:
-        return _fresh(recipe, frozen, mesh)
-    if "adapter" not in folder.components:
+        return _initial_adapter(recipe, frozen, mesh)
+    if "adapter" not in base.components:
         raise ConfigError(
-            f"{recipe.model} has no adapter to go on with; give a table [adapter] with its sizes, "
+            f"{base.path} has no adapter to go on with; give a table [adapter] with its sizes, "
             'or adapter = "instantcharacter" for the published ones; or train a LoRA, [lora]'
         )
-    return loading.load_component(folder, "adapter", jnp.float32, mesh=mesh)
+    return loading.load_component(base, "adapter", jnp.float32, mesh=mesh)
 
 
-def base_digests(recipe: Recipe) -> dict[str, str]:
-    """What tells a base from another: the checksum of each component's files."""
-    components = ModelFolder.open(recipe.model).components
+def base_digests(base: ModelFolder) -> dict[str, str]:
+    """Return what identifies a base: one checksum for the files of each component."""
     return {
         kind: digest({name: entry.sha256 for name, entry in files.items()})
-        for kind, files in components.items()
+        for kind, files in base.components.items()
         if kind not in ("adapter", "sampling")
     }
 
 
-def trainable_metadata(recipe: Recipe, trained: Trainable) -> dict[str, Any]:
-    """What is trained, in JSON: what a checkpoint must say when it is read again."""
+def trainable_metadata(recipe: Recipe, models: Models) -> dict[str, Any]:
+    """Return the sizes of the trainable parameters, as JSON values."""
     return {
-        "adapter": trained.config.to_dict() if isinstance(trained, Adapter) else None,
+        "adapter": models.adapter.to_dict() if models.adapter else None,
         "lora": asdict(recipe.lora) if recipe.lora else None,
     }
 
 
-def _fresh(recipe: Recipe, frozen: Frozen, mesh: Mesh) -> Adapter:
+def _initial_adapter(recipe: Recipe, frozen: Frozen, mesh: Mesh) -> Adapter:
     config = adapter_config(recipe)
     assert frozen.siglip is not None
     assert frozen.dinov2 is not None
@@ -176,13 +187,13 @@ def _fresh(recipe: Recipe, frozen: Frozen, mesh: Mesh) -> Adapter:
             f"adapter.inner_dim is {config.inner_dim}; it must be {width}, SigLIP's width plus "
             "DINOv2's"
         )
-    given: dict[str, Any] = {
+    static: dict[str, Any] = {
         "config": config,
         "flux": frozen.transformer.config,
         "seed": recipe.seed,
     }
-    places = shardings(nnx.eval_shape(partial(_adapter, **given)), mesh)
-    return jax.jit(_adapter, static_argnames=tuple(given), out_shardings=places)(**given)
+    places = shardings(nnx.eval_shape(partial(_adapter, **static)), mesh)
+    return jax.jit(_adapter, static_argnames=tuple(static), out_shardings=places)(**static)
 
 
 def _adapter(config: AdapterConfig, flux: FluxConfig, seed: int) -> Adapter:
@@ -190,7 +201,7 @@ def _adapter(config: AdapterConfig, flux: FluxConfig, seed: int) -> Adapter:
 
 
 def adapter_config(recipe: Recipe) -> AdapterConfig:
-    """The sizes of a fresh adapter; ConfigError if the recipe's name or table is none."""
+    """Return the sizes of a new adapter; ConfigError if the recipe's name or table is wrong."""
     if isinstance(recipe.adapter, str):
         config = CONFIGS.get(recipe.adapter)
         if not isinstance(config, AdapterConfig):

@@ -18,6 +18,7 @@ from train.encode import Frozen, Ids, Reference, StepBatch, StepScalars
 from train.optimizer import optimizer
 from train.recipe import Stage
 from train.step import TrainState, train_step
+from train.step_inputs import static_arguments
 
 BASE, ENCODERS, PARAMS, EMA, MOMENTS, BATCH = tuple[Any, ...](
     ("base", "encoders", "params", "EMA", "Adam moments", "batch")
@@ -69,18 +70,9 @@ def _compile_step(
     mesh: Mesh,
     replicate: bool,
 ) -> compile_plan.CompileReport:
-    rule = optimizer(stage)
-    state = compile_plan.sharded_shapes(
-        jax.eval_shape(partial(TrainState.start, optimizer=rule, ema=True), adapter), mesh
-    )
-    step = partial(
-        train_step,
-        optimizer=rule,
-        timesteps=stage.timesteps,
-        accumulate=stage.accumulate,
-        remat=stage.remat,
-        dtype=jnp.bfloat16,
-    )
+    start = partial(TrainState.start, optimizer=optimizer(stage), ema=True)
+    state = compile_plan.sharded_shapes(jax.eval_shape(start, adapter), mesh)
+    step = partial(train_step, **static_arguments(stage, "bfloat16"))
     frozen = compile_plan.sharded_shapes(Frozen(**base), mesh, replicate=replicate)
     return compile_plan.compile_report(
         "training step",
@@ -125,10 +117,7 @@ def _inputs(args: argparse.Namespace, base: dict[str, Any], mesh: Any) -> tuple[
 def _model_flops(args: argparse.Namespace, base: dict[str, Any], adapter: Any) -> float:
     siglip, flux = base["siglip"].config, base["transformer"].config
     tokens = (args.resolution // 16) ** 2
-    return flops.training_sample(
-        flops.flux_forward(flux, tokens, args.text_length),
-        flops.adapter_forward(adapter, flux, tokens, (siglip.image_size // siglip.patch_size) ** 2),
-    )
+    return flops.training_sample(flux, tokens, args.text_length, adapter, siglip)
 
 
 def _suggestion(args: argparse.Namespace, mesh: Mesh, heads: int) -> str:

@@ -1,4 +1,4 @@
-"""Recipes: one TOML file with a table per stage; every default names its source.
+"""Recipe of a training run: a TOML file with a table per stage; every default names its source.
 
 Sources of defaults: [paper] InstantCharacter, arXiv 2504.12395, section on training; [WithAnyone]
 the nearest open kin, an image-prompt adapter on FLUX; [UNO], [EasyControl], [x-flux] other open
@@ -17,7 +17,7 @@ from ic_jax.from_dict import dataclass_from_dict, nearest, parse_change, refuse_
 from ic_jax.models.layers import Remat
 
 TIMESTEPS = ("logit-normal", "uniform")
-# The attention's projections: what peft knows to change in FLUX unless told otherwise.
+# The attention's projections, which peft changes in FLUX by default.
 ATTENTION = (
     *("to_q", "to_k", "to_v", "to_out.0"),
     *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -30,19 +30,19 @@ DTYPES = ("bfloat16", "float32")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the training; those of a recipe follow on each other."""
+    """Settings of one stage; the stages of a recipe follow each other."""
 
     steps: int  # optimiser steps
     batch: int = 32  # samples of an optimiser step, over all devices [x-flux: 32 to 48]
     resolution: int = 512  # pixels; buckets have about its square as area [paper: 512, then high]
-    paired: float = 0.0  # share of samples whose reference is another picture [paper: 0, 1, mixed]
+    paired: float = 0.0  # fraction with another picture as reference [paper: 0, 1, mixed]
     learning_rate: float = 1e-4  # [WithAnyone, OminiControl, EasyControl]
     warmup: int = 100  # steps [WithAnyone]
     b1: float = 0.9  # Adam's [all]
     b2: float = 0.999  # [all]
     weight_decay: float = 0.0  # [WithAnyone]
     clip: float = 1.0  # global gradient norm [WithAnyone, UNO, x-flux]
-    accumulate: int = 1  # parts that a batch is computed in
+    accumulate: int = 1  # parts in which a batch is computed
     timesteps: str = "logit-normal"  # or "uniform" [flux; OminiControl]
     shifted: bool = True  # by FLUX's schedule for the picture's length [WithAnyone, UNO]
     guidance: float = 1.0  # of the distilled embedding [all]
@@ -50,9 +50,9 @@ class Stage:
     early_text_dropout: float = 0.0  # instead, during `early_steps` [WithAnyone: 1.0 for 20 000]
     early_steps: int = 0
     subject_dropout: float = 0.05  # subject scale 0 [x-flux]
-    focus: float = 0.0  # share of the loss for the boxes that the data has, such as faces [ours]
+    focus: float = 0.0  # fraction of the loss within the data's focus boxes, such as faces [ours]
     ema: float = 0.999  # decay of the averaged parameters; 0 is off [ours]
-    remat: Remat = "blocks"  # computed again backwards; or "dots", all but products, "none" [ours]
+    remat: Remat = "blocks"  # recomputed in the backward pass; or "dots", "none" [ours]
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps", self.steps, "at least 1")
@@ -82,7 +82,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """A style LoRA on the base, trained instead of the adapter."""
+    """Settings of a style LoRA on the base, trained instead of the adapter."""
 
     rank: int = 16  # [ai-toolkit]
     alpha: float = 0.0  # its scale is alpha / rank; 0 takes the rank [ours]
@@ -96,11 +96,14 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
+        """The factor of the product of the pair, alpha / rank."""
         return (self.alpha or self.rank) / self.rank
 
 
 @dataclass(frozen=True)
 class Saving:
+    """Settings of the checkpoints."""
+
     every: int = 500  # steps between checkpoints [ours]
     keep: int = 3  # newest ones [ours]
     keep_every: int = 0  # and every one at a multiple of this; 0 is none [ours]
@@ -113,6 +116,8 @@ class Saving:
 
 @dataclass(frozen=True)
 class Reporting:
+    """Settings of the metrics and previews."""
+
     every: int = 10  # steps between log lines [ours]
     effect_every: int = 250  # steps between measurements of the effect; 0 is none [ours]
     effect_batches: int = 4  # held-out batches in each [ours]
@@ -132,21 +137,21 @@ class Reporting:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole training run."""
+    """Settings of a training run."""
 
     model: Path  # MODEL folder: the frozen base, and the adapter to start from if it has one
     data: Path  # DATASET folder
     out: Path  # RUN folder
     stages: Mapping[str, Stage]
     seed: int = 0
-    adapter: str | Mapping[str, Any] = ""  # sizes of a fresh one; empty goes on with the model's
+    adapter: str | Mapping[str, Any] = ""  # sizes of a new one; empty continues the model's
     lora: LoraConfig | None = None  # train this, and no adapter
     cache: str = ""  # folder of `python -m train cache`; empty encodes within the step
     text_length: int = 512  # T5 tokens [flux]
     mesh: str = "auto"  # devices to spread over, such as "data=2,fsdp=4" (docs/sharding.md)
     base: str = "auto"  # weights of the frozen base over the mesh: "replicated" or "sharded"
-    dtype: str = "bfloat16"  # of the base and of computing; masters are float32
-    holdout: float = 0.02  # share of characters kept from training, for measuring [ours]
+    dtype: str = "bfloat16"  # of the base and of the computation; masters are float32
+    holdout: float = 0.02  # fraction of the characters held out of training, for measuring [ours]
     stop_after_bad: int = 10  # steps in a row whose loss or gradient is not finite [ours]
     saving: Saving = field(default_factory=Saving)
     reporting: Reporting = field(default_factory=Reporting)
@@ -165,6 +170,7 @@ class Recipe:
 
     @property
     def total_steps(self) -> int:
+        """The number of steps of all stages."""
         return sum(stage.steps for stage in self.stages.values())
 
     @property
@@ -173,7 +179,7 @@ class Recipe:
         return any(stage.ema > 0 for stage in self.stages.values())
 
     def first_steps(self) -> dict[str, int]:
-        """The global step that each stage starts at."""
+        """Return the global step at which each stage starts."""
         firsts, first = {}, 0
         for name, stage in self.stages.items():
             firsts[name] = first
@@ -182,21 +188,22 @@ class Recipe:
 
     @property
     def cache_folder(self) -> Path:
-        """ConfigError if the recipe names none."""
+        """The folder of the cache; ConfigError if the recipe names none."""
         if not self.cache:
             raise ConfigError('cache is missing; write cache = "FOLDER"')
         return Path(self.cache)
 
     @property
     def trigger(self) -> str:
+        """The LoRA's trigger, or an empty string."""
         return self.lora.trigger if self.lora else ""
 
     def prompted(self, caption: str) -> str:
-        """A caption behind the trigger, as the pipeline puts it before prompts."""
+        """Return a caption prefixed with the trigger, as the pipeline prefixes prompts."""
         return ", ".join(filter(None, [self.trigger, caption]))
 
     def to_dict(self) -> dict[str, Any]:
-        """As the TOML file has it, so that `recipe_of` reads it back."""
+        """Return the tables of the TOML file, which `recipe_of` reads back."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TABLES}
         values |= {name: str(values[name]) for name in ("model", "data", "out")}
         tables: dict[str, Any] = {
@@ -208,14 +215,14 @@ class Recipe:
         return values | {name: asdict(table) for name, table in tables.items()}
 
 
-TABLES = ("stages", "saving", "reporting", "lora")  # fields that are tables, or made of some
+TABLES = ("stages", "saving", "reporting", "lora")  # fields that are tables
 
 
 def read_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
     """Read a TOML recipe and apply changes such as "stage1.steps=2000".
 
     Raises:
-        ConfigError: names the key, what was found and what was expected.
+        ConfigError: names the key, its value and what was expected.
     """
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -258,7 +265,7 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
         for name in sorted(stages, key=lambda name: int(name[5:]))
     }
     if "lora" in rest:
-        rest.setdefault("holdout", 0.0)  # nothing is measured on them
+        rest.setdefault("holdout", 0.0)  # a LoRA is measured on no held-out characters
     recipe = dataclass_from_dict(Recipe, rest)
     if recipe.lora:
         _check_lora(recipe)

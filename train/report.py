@@ -1,24 +1,50 @@
-"""What a run reports: JSON lines, TensorBoard files and, if asked for, wandb."""
+"""Reports of a run: metrics as JSON lines, for TensorBoard and, if asked for, for wandb."""
 
 import json
+import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from ic_jax.files import atomic_write
+from ic_jax import multihost
+from ic_jax.config import ConfigError
+from ic_jax.files import atomic_write, write_json
+from ic_jax.sharding import gather_to_host
+from train import flops
+from train.recipe import Recipe, Reporting
+from train.step import Metrics
 
 SIGMA_BINS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def open_report(recipe: Recipe, last_step: int) -> "Report | NullReport":
+    """Return the report of a run that starts after `last_step`; only the first process writes."""
+    if not multihost.is_first():
+        return NullReport()
+    write_json(recipe.out / "recipe.json", recipe.to_dict())
+    return Report(recipe.out, last_step, recipe.reporting.wandb, recipe.to_dict())
+
+
+def check_wandb(reporting: Reporting) -> None:
+    """Raise ConfigError if wandb is asked for and not installed."""
+    if reporting.wandb and find_spec("wandb") is None:
+        raise ConfigError(
+            f"reporting.wandb is {reporting.wandb!r}, and wandb is not there; "
+            "pip install 'ic_jax[wandb]', or leave it empty"
+        )
 
 
 class Report:
     """Scalars by global step, appended to RUN/metrics.jsonl and RUN/tensorboard.
 
-    A resumed run goes on from its checkpoint: lines of the run before it that speak of later
-    steps are dropped, so that every step stands there once.
+    A run that resumes at `last_step` first drops the lines of later steps, so that every step is
+    reported once.
     """
 
     def __init__(self, run: Path, last_step: int, wandb_project: str, settings: dict[str, Any]):
@@ -31,6 +57,7 @@ class Report:
             self._wandb = _wandb(run, wandb_project, settings)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the values of a step."""
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
@@ -39,10 +66,11 @@ class Report:
             self._wandb.log(dict(values), step=step)
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """pixels: uint8 [h, w, 3]."""
+        """Show a picture in TensorBoard; `pixels` are uint8 [h, w, 3]."""
         self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
+        """Close all files."""
         self._lines.close()
         self._board.close()
         if self._wandb is not None:
@@ -62,18 +90,18 @@ class Report:
 
 
 def _wandb(run: Path, project: str, settings: dict[str, Any]) -> Any:
-    """wandb's run: the same one every time, whose id stands in RUN/wandb.txt."""
-    import wandb  # an extra: nobody else pays for importing it
+    """Return wandb's run, which has the same id after every start (RUN/wandb.txt)."""
+    import wandb  # an extra, and slow to import
 
     file = run / "wandb.txt"
     known = file.read_text().strip() if file.exists() else None
-    found = wandb.init(project=project, id=known, dir=str(run), config=settings, resume="allow")
-    file.write_text(found.id + "\n")
-    return found
+    wandb_run = wandb.init(project=project, id=known, dir=str(run), config=settings, resume="allow")
+    file.write_text(wandb_run.id + "\n")
+    return wandb_run
 
 
 class NullReport:
-    """What hosts other than the first report to."""
+    """Report of the processes other than the first: writes nothing."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         pass
@@ -86,10 +114,63 @@ class NullReport:
 
 
 def by_sigma(per_example_loss: np.ndarray, sigma: np.ndarray) -> dict[str, float]:
-    """Mean loss of the rows in each bin of noise levels; bins without rows are left out."""
-    found = {}
+    """Return the mean loss in each bin of noise levels that has rows."""
+    means = {}
     for low, high in pairwise(SIGMA_BINS):
         rows = (sigma >= low) & ((sigma < high) | (high == 1.0))
         if rows.any():
-            found[f"loss/sigma {low:.2f}-{high:.2f}"] = float(per_example_loss[rows].mean())
-    return found
+            means[f"loss/sigma {low:.2f}-{high:.2f}"] = float(per_example_loss[rows].mean())
+    return means
+
+
+class StepLog:
+    """Metrics of the steps since the last summary."""
+
+    def __init__(self) -> None:
+        self.metrics: list[Metrics] = []
+        self._samples, self._flops, self._start = 0, 0.0, time.perf_counter()
+
+    def add(self, metrics: Metrics, samples: int, sample_flops: float) -> None:
+        """Add a step of so many samples, each of so many model FLOPs."""
+        self.metrics.append(metrics)
+        self._samples += samples
+        self._flops += samples * sample_flops
+
+    def summary(self, step: int, stop_after: int) -> dict[str, float]:
+        """Return the means over the finite steps, and the speed.
+
+        Raises:
+            FloatingPointError: `stop_after` steps in a row were not finite.
+        """
+        steps = gather_to_host(self.metrics)
+        nonfinite = max(int(m.nonfinite_steps) for m in steps)
+        if nonfinite >= stop_after:
+            raise FloatingPointError(
+                f"{nonfinite} steps in a row up to step {step} had a loss or gradient that is not "
+                "finite; lower the learning rate, or look at the data of those steps"
+            )
+        speed = {"nonfinite steps": nonfinite, **self._speed(time.perf_counter() - self._start)}
+        finite = [m for m in steps if m.nonfinite_steps == 0]
+        if not finite:
+            return {"loss": float("nan"), **speed}
+        losses = np.concatenate([m.per_example_loss for m in finite])
+        return {
+            "loss": float(np.mean([m.loss for m in finite])),
+            "gradient norm": float(np.mean([m.grad_norm for m in finite])),
+            **speed,
+            **by_sigma(losses, np.concatenate([m.sigma for m in finite])),
+        }
+
+    def _speed(self, seconds: float) -> dict[str, float]:
+        """Return samples and model FLOPs per second, and what the device tells of its use."""
+        values = {
+            "samples per second": self._samples / seconds,
+            "model TFLOP per second": self._flops / seconds / 1e12,
+        }
+        utilisation = flops.utilisation(self._flops / seconds)
+        if utilisation is not None:
+            values["model FLOP utilisation"] = utilisation
+        memory = jax.local_devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in memory:
+            values["peak memory GB"] = memory["peak_bytes_in_use"] / 1e9
+        return values

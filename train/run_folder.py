@@ -1,4 +1,4 @@
-"""A RUN folder: one owner at a time, the recipe it was started with, and how it is stopped."""
+"""RUN folder: its lock, and the request to stop a run."""
 
 import signal
 from collections import deque
@@ -18,19 +18,19 @@ from ic_jax.sharding import to_global_array
 
 
 class Stopped(Exception):
-    """Stopped on request, after saving; the command exits with 75 and resumes when run again."""
+    """Raised on a request to stop, after saving; the command exits with code 75."""
 
     exit_code = 75
-    agreed = True  # by all hosts, at the same step
+    agreed = True  # by all processes, at the same step
 
 
 @contextmanager
 def owned(run: Path) -> Iterator[None]:
-    """Hold the folder; of several hosts the first does, for all.
+    """Lock the folder; the first process does so for all processes of the run.
 
     Raises:
-        FileExistsError: another process trains in it.
-        FileNotFoundError: this host does not see what the first one wrote.
+        FileExistsError: another run uses the folder.
+        FileNotFoundError: this process does not see the folder that the first one made.
     """
     if not multihost.is_first():
         multihost.barrier("run folder")
@@ -51,19 +51,19 @@ def owned(run: Path) -> Iterator[None]:
 
 
 class StopRequest:
-    """Set by the first SIGTERM or SIGINT; a second one ends the process at once."""
+    """Request to stop: set by the first SIGTERM or SIGINT; a second one kills the process."""
 
     def __init__(self) -> None:
         self.wanted = False
 
     def __enter__(self) -> "StopRequest":
-        kinds = (signal.SIGTERM, signal.SIGINT)
-        self._before = {kind: signal.signal(kind, self._ask) for kind in kinds}
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for kind, handler in self._before.items():
-            signal.signal(kind, handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, _frame: object) -> None:
         self.wanted = True
@@ -71,21 +71,24 @@ class StopRequest:
 
 
 class StopAgreement:
-    """Whether to stop, asked once a step: of several hosts all hear the same at the same step."""
+    """Agreement of all processes to stop after the same step, if any of them was asked to."""
 
     def __init__(self, stop: StopRequest, mesh: Mesh):
         self._stop = stop
-        self._one_each = NamedSharding(mesh, P(mesh.axis_names))
+        self._one_per_device = NamedSharding(mesh, P(mesh.axis_names))
         self._any = jax.jit(_any, out_shardings=NamedSharding(mesh, P()))
         self._asked: deque[jax.Array] = deque()
 
     def wanted(self) -> bool:
-        """Several hosts hear what was asked two steps before: that step is done, so nobody waits
-        for the devices because of this."""
+        """Return whether to stop; call it once per step in every process.
+
+        Several processes learn of requests two steps later: those devices have finished that
+        step, so that asking does not wait for them.
+        """
         if not multihost.is_multiprocess():
             return self._stop.wanted
-        own = np.full(self._one_each.mesh.size, self._stop.wanted)
-        self._asked.append(self._any(to_global_array(own, self._one_each, np.int32)))
+        flags = np.full(self._one_per_device.mesh.size, self._stop.wanted)
+        self._asked.append(self._any(to_global_array(flags, self._one_per_device, np.int32)))
         return len(self._asked) > 2 and bool(self._asked.popleft())
 
 

@@ -1,6 +1,6 @@
-"""Which records a stage trains on, and which it is measured on."""
+"""Batch plans of the stages: the records that a stage trains on, and those that measure it."""
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
@@ -10,44 +10,36 @@ from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
 from train.recipe import Recipe
 
-Held = Bool[np.ndarray, "characters"]
+HeldOut = Bool[np.ndarray, "characters"]
 
 
-def training(recipe: Recipe, name: str, dataset: Dataset, held: Held) -> BatchPlan:
-    """The batches of the stage called `name`."""
-    stage = recipe.stages[name]
-    return BatchPlan(
-        dataset,
-        batch=stage.batch,
-        resolution=stage.resolution,
-        paired=stage.paired,
-        seed=(recipe.seed, name),
-        characters=~held,
-    )
+class StageData(NamedTuple):
+    """Batch plans of one stage."""
+
+    training: BatchPlan
+    measuring: BatchPlan | None  # of the reference effect; None where it cannot be measured
+
+    @property
+    def plans(self) -> list[BatchPlan]:
+        """All plans of the stage."""
+        return [plan for plan in self if plan is not None]
 
 
-def measuring(recipe: Recipe, name: str, dataset: Dataset, held: Held) -> BatchPlan:
-    """Those that its reference effect is measured on: paired if the stage is at all, and no more
-    rows than it computes at a time, but two, of which each can be the other's."""
-    stage = recipe.stages[name]
-    return BatchPlan(
-        dataset,
-        batch=max(2, stage.batch // stage.accumulate),
-        resolution=stage.resolution,
-        paired=1.0 if stage.paired and _has_pairs(dataset, held) else 0.0,
-        seed=(0, "effect", name),
-        characters=held,
-    )
-
-
-def measures(recipe: Recipe, held: Held) -> bool:
-    """Only an adapter has a reference, and only characters held out can tell: with one alone
-    there is no other's reference to compare with."""
-    return recipe.lora is None and int(held.sum()) >= 2
+def stage_data(recipe: Recipe, dataset: Dataset, held_out: HeldOut) -> dict[str, StageData]:
+    """Return the batch plans of every stage, by its name."""
+    # A LoRA has no reference, and a single held-out character no other one to compare with.
+    measured = recipe.lora is None and int(held_out.sum()) >= 2
+    return {
+        name: StageData(
+            _training(recipe, name, dataset, held_out),
+            _measuring(recipe, name, dataset, held_out) if measured else None,
+        )
+        for name in recipe.stages
+    }
 
 
 def check_focus(recipe: Recipe, dataset: Dataset) -> None:
-    """ConfigError where a stage asks for what the data set has not."""
+    """Raise ConfigError where a stage needs focus boxes that the data set lacks."""
     if dataset.card.get("focused", 0):
         return
     for name, stage in recipe.stages.items():
@@ -58,13 +50,32 @@ def check_focus(recipe: Recipe, dataset: Dataset) -> None:
             )
 
 
-def _has_pairs(dataset: Dataset, held: Held) -> bool:
-    return bool((np.bincount(dataset.character, minlength=len(held))[held] >= 2).any())
+def _training(recipe: Recipe, name: str, dataset: Dataset, held_out: HeldOut) -> BatchPlan:
+    stage = recipe.stages[name]
+    return BatchPlan(
+        dataset,
+        batch=stage.batch,
+        resolution=stage.resolution,
+        paired=stage.paired,
+        seed=(recipe.seed, name),
+        characters=~held_out,
+    )
 
 
-def every(recipe: Recipe, dataset: Dataset, held: Held) -> Iterator[BatchPlan]:
-    """All plans of a run."""
-    for name in recipe.stages:
-        yield training(recipe, name, dataset, held)
-        if measures(recipe, held):
-            yield measuring(recipe, name, dataset, held)
+def _measuring(recipe: Recipe, name: str, dataset: Dataset, held_out: HeldOut) -> BatchPlan:
+    """Return the plan of the reference effect, paired if the stage has any pairs.
+
+    Its batch is what the stage computes at a time, and at least two rows, since each row needs
+    another one for its wrong reference.
+    """
+    stage = recipe.stages[name]
+    pictures = np.bincount(dataset.character, minlength=len(held_out))
+    has_pairs = bool((pictures[held_out] >= 2).any())
+    return BatchPlan(
+        dataset,
+        batch=max(2, stage.batch // stage.accumulate),
+        resolution=stage.resolution,
+        paired=1.0 if stage.paired and has_pairs else 0.0,
+        seed=(0, "effect", name),
+        characters=held_out,
+    )

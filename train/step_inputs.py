@@ -4,6 +4,7 @@ from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -11,23 +12,35 @@ from jax.sharding import PartitionSpec as P
 from ic_jax import flow
 from ic_jax.models.rope import Rope, rope_table
 from ic_jax.sharding import RULES, global_from_local_rows, local_rows, replicate_to_mesh
+from train import flops
 from train.data.loader import HostBatch
 from train.encode import Ids, Reference, StepBatch, StepScalars
-from train.encoded_cache import Cache
-from train.models import Models
-from train.optimizer import learning_rate
-from train.recipe import Recipe, Stage
+from train.optimizer import learning_rate, optimizer
+from train.recipe import Stage
+from train.setup import Setup
+
+
+def static_arguments(stage: Stage, dtype: str) -> dict[str, Any]:
+    """Return the arguments of `train.step.train_step` that are compiled in."""
+    return {
+        "optimizer": optimizer(stage),
+        "timesteps": stage.timesteps,
+        "accumulate": stage.accumulate,
+        "remat": stage.remat,
+        "dtype": jnp.dtype(dtype),
+    }
 
 
 class StepInputs:
     """Puts the inputs on the devices: rows are sharded over the mesh, the rest is replicated."""
 
-    def __init__(self, recipe: Recipe, models: Models, encoded: Cache | None):
-        self._models, self._recipe = models, recipe
-        self._replicated = NamedSharding(models.mesh, P())
-        self._rows = NamedSharding(models.mesh, P(RULES["batch"]))
-        empty = encoded.empty if encoded else Ids(*(x[0] for x in self._ids([""])))
-        self.frozen, self.empty = models.frozen, self.replicate(empty)
+    def __init__(self, run: Setup):
+        self._models, self._recipe = run.models, run.recipe
+        self._replicated = NamedSharding(run.models.mesh, P())
+        self._rows = NamedSharding(run.models.mesh, P(RULES["batch"]))
+        empty = run.cache.empty if run.cache else Ids(*(x[0] for x in self._ids([""])))
+        self.frozen, self.empty = run.models.frozen, self.replicate(empty)
+        self._seed = self.replicate(np.int32(run.recipe.seed))
         self._rope_of = cache(self._rope)
 
     def replicate(self, tree: Any) -> Any:
@@ -37,6 +50,11 @@ class StepInputs:
     def local_rows(self, batch: int) -> list[int]:
         """Return the rows of a global batch that lie on this process's devices."""
         return local_rows(self._rows, batch)
+
+    def arguments(self, stage: Stage, step_in_stage: int, host: HostBatch) -> tuple[Any, ...]:
+        """Return the arguments of `train.step.train_step` after its state."""
+        scalars = self.scalars(stage, step_in_stage, host)
+        return self.frozen, self.batch(host), self.empty, self.rope(host), scalars, self._seed
 
     def batch(self, host: HostBatch) -> StepBatch:
         """Return the global batch; `host` holds at least the rows of this process."""
@@ -56,11 +74,11 @@ class StepInputs:
 
     def scalars(self, stage: Stage, step_in_stage: int, host: HostBatch) -> StepScalars:
         """Return the numbers of a step of a stage."""
-        tokens = len(self.rope(host).cos) - self._recipe.text_length
+        shift = flow.shift(self._image_tokens(host), self._models.scheduler)
         early = step_in_stage < stage.early_steps
         values = {
             "learning_rate": learning_rate(stage, step_in_stage),
-            "shift": flow.shift(tokens, self._models.scheduler) if stage.shifted else 1.0,
+            "shift": shift if stage.shifted else 1.0,
             "guidance": stage.guidance,
             "text_dropout": stage.early_text_dropout if early else stage.text_dropout,
             "subject_dropout": stage.subject_dropout,
@@ -68,6 +86,17 @@ class StepInputs:
             "focus": stage.focus,
         }
         return StepScalars(**self.replicate({k: np.float32(v) for k, v in values.items()}))
+
+    def sample_flops(self, host: HostBatch) -> float:
+        """Return the model FLOPs of one sample of a batch."""
+        frozen, text = self._models.frozen, self._recipe.text_length
+        siglip = frozen.siglip.config if frozen.siglip else None
+        return flops.training_sample(
+            frozen.transformer.config, self._image_tokens(host), text, self._models.adapter, siglip
+        )
+
+    def _image_tokens(self, host: HostBatch) -> int:
+        return len(self.rope(host).cos) - self._recipe.text_length
 
     def _ids(self, prompts: list[str]) -> Ids:
         assert self._models.tokenizers

@@ -1,4 +1,4 @@
-"""Processes that work on many things side by side, and how they end."""
+"""Process pool: a parallel map whose workers end with their parent."""
 
 import multiprocessing
 import os
@@ -10,33 +10,35 @@ from threading import Thread
 from typing import Any
 
 
-def mapped(
-    one: Callable[..., Any], *over: Sequence, workers: int | None = None, chunk: int = 64
+def parallel_map(
+    function: Callable[..., Any], *sequences: Sequence, workers: int | None = None, chunk: int = 64
 ) -> Iterator[Any]:
-    """`map(one, *over)`, in order, by processes that each take `chunk` calls at a time.
+    """Yield `map(function, *sequences)` in order, computed by a pool of processes.
 
     Args:
-        one: can be pickled, as its arguments and results can.
-        workers: processes; by default one for each core. What is no more than one chunk is
-            done here, without any.
+        function: picklable, as its arguments and results.
+        workers: number of processes; by default one for each core. A single chunk is computed
+            in this process.
+        chunk: calls that a worker takes at a time.
     """
-    count = min(workers or os.cpu_count() or 1, -(-len(over[0]) // chunk))
+    count = min(workers or os.cpu_count() or 1, -(-len(sequences[0]) // chunk))
     if count <= 1:
-        yield from map(one, *over)
+        yield from map(function, *sequences)
         return
-    # Spawned, because a fork of a process that holds JAX's threads may hang.
+    # Spawned: a fork of a process with JAX's threads may hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, context, follow_parent)
     try:
-        yield from pool.map(one, *over, chunksize=chunk)
+        yield from pool.map(function, *sequences, chunksize=chunk)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def follow_parent() -> None:
-    """Initializer of a pool: Ctrl-C is the parent's to handle, and no worker outlives it.
+    """Leave Ctrl-C to the parent process, and end when the parent ends.
 
-    A killed parent cannot stop its workers, and they would wait for work for ever.
+    This is the initializer of a pool: a killed parent cannot stop its workers, which would wait
+    for work for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()

@@ -142,7 +142,7 @@ class Model:
 
 
 def load_model(
-    path: str | Path,
+    path: ModelFolder | str | Path,
     dtype: Any = None,
     *,
     components: Container[str] = COMPONENT_NAMES,
@@ -157,7 +157,7 @@ def load_model(
 
     The other arguments and the errors are those of `load_component`.
     """
-    folder = ModelFolder.open(path)
+    folder = path if isinstance(path, ModelFolder) else ModelFolder.open(path)
     wanted = [component for component in folder.components if component in components]
     if verify:
         folder.verify(wanted)

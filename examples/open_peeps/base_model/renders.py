@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from examples.open_peeps.world.render import Identity, View, over, picture, render
 from examples.open_peeps.world.worlds import WORLDS
 from train.data.pictures import Augment, MaskedPicture, prepare_reference
-from train.workers import mapped
+from train.workers import parallel_map
 
 
 class Renders(NamedTuple):
@@ -53,7 +53,7 @@ def _render(
     rng = np.random.default_rng(seed)
     identities = list(islice(WORLDS[world].people(seed[0]), count))
     views = [view(rng) for _ in identities]
-    pixels = np.stack(list(mapped(function, identities, views, workers=workers)))
+    pixels = np.stack(list(parallel_map(function, identities, views, workers=workers)))
     return Renders(pixels, identities, views)
 
 

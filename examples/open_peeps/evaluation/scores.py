@@ -8,7 +8,7 @@ from tqdm import tqdm
 from examples.open_peeps.evaluation import measure
 from examples.open_peeps.evaluation.generation import Pictures
 from examples.open_peeps.evaluation.triples import Triple
-from train.workers import mapped
+from train.workers import parallel_map
 
 Rates = dict[str, float]
 
@@ -20,7 +20,7 @@ def score_all(pictures: Mapping[str, Pictures], triples: Sequence[Triple]) -> di
     once.
     """
     by_triple = [np.stack(row) for row in zip(*pictures.values(), strict=True)]
-    results = mapped(_score_triple, by_triple, triples, chunk=16)
+    results = parallel_map(_score_triple, by_triple, triples, chunk=16)
     progress = tqdm(results, desc="reading", total=len(triples), unit="triple", leave=False)
     by_row = zip(*progress, strict=True)
     return {name: measure.rates(row) for name, row in zip(pictures, by_row, strict=True)}

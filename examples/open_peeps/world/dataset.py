@@ -19,7 +19,7 @@ from examples.open_peeps.world.people import SPLITS
 from ic_jax.files import atomic_folder, check_replaceable, locked
 from train.data import card
 from train.data.prepare import PrepareOptions, is_ours, prepare
-from train.workers import mapped
+from train.workers import parallel_map
 
 METADATA = "metadata.jsonl"
 LIMITS = {"characters": (1, 10**9), "views": (0, 999), "size": (8, 4096), "seed": (0, 2**63)}
@@ -82,7 +82,7 @@ def write_pictures(
             for number, identity in enumerate(people)
         ]
         with (folder / METADATA).open("w") as file:
-            written = mapped(write_character, jobs, workers=workers, chunk=1)
+            written = parallel_map(write_character, jobs, workers=workers, chunk=1)
             for lines in tqdm(written, total=len(jobs), unit="character"):
                 file.writelines(json.dumps(line) + "\n" for line in lines)
 
