@@ -1,5 +1,7 @@
 """Checkpoints: what is trusted, what is moved to quarantine, what must be the same on resume."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from ic_jax.config import ConfigError
 from train.checkpoints import Checkpoints
 from train.recipe import Saving
+from train.step import TrainState
 
 FACTS = {"seed": 1, "adapter": {"dim": 3, "layers": (1, 2)}}
 
@@ -49,6 +52,27 @@ def test_kept_by_count_and_by_interval(tmp_path):
     names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
     assert names == {"10", "20", "25"}
     assert {p.stem for p in (tmp_path / "manifests").iterdir()} == names
+
+
+class OldState(NamedTuple):
+    trained: Any
+    average: Any
+    optimizer: Any
+    step: Any
+    bad: Any
+
+
+def test_older_names_of_the_state_are_read(tmp_path):
+    old = OldState(state(1), state(2), [state(3), jnp.int32(4)], jnp.int32(5), jnp.int32(0))
+    checkpoints = Checkpoints(tmp_path, Saving())
+    checkpoints.save(5, old, FACTS)
+    checkpoints.wait()
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), old)
+    new = checkpoints.restore(TrainState(*shapes), FACTS)
+    checkpoints.close()
+    assert isinstance(new, TrainState)
+    jax.tree.map(np.testing.assert_array_equal, new, TrainState(*old))
 
 
 def flip_a_bit(folder):

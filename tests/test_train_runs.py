@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from ic_jax.weights import loading
+from infer.commands import main as infer
 from tests.conftest import convert
 from tests.toy import write_data, write_model
 from train.commands import main
@@ -106,13 +107,25 @@ class World:
         assert step == recipe.total_steps
         return jax.device_get((last, average))
 
+    def step_programs(self):
+        """The compiled training steps in JAX's cache."""
+        return {file.name for file in (self.folder / "cache").glob("jit_train_step-*-cache")}
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """With one run, "whole", that nothing disturbed."""
-    made = World(tmp_path_factory.mktemp("world"))
-    assert made.finish("whole") == (0, "")
-    return made
+    """A world with one run, "whole", that was not interrupted."""
+    world = World(tmp_path_factory.mktemp("world"))
+    assert world.finish("whole") == (0, "")
+    assert len(world.step_programs()) == 3
+    return world
+
+
+@pytest.fixture
+def optax_promotes():
+    """Adam's count is an integer that optax raises its decay to."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def assert_equal(ours, theirs):
@@ -130,6 +143,7 @@ def test_a_run_reports_every_stage_and_leaves_the_base_alone(world):
     loading.ModelFolder.open(world.folder / "model").verify()
 
 
+@pytest.mark.slow  # starts the command a dozen times
 def test_killed_at_ten_random_moments_it_ends_bit_equal(world):
     rng = random.Random(0)
     kills = 0
@@ -160,36 +174,39 @@ def test_killed_at_ten_random_moments_it_ends_bit_equal(world):
     assert names == {"36", "40"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_by_a_signal_it_saves_and_goes_on_bit_equal(world, number):
-    run = f"stopped{number.value}"
-    process = world.start(run)
-    while process.poll() is None and world.last_step(run) < 18:
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, err = process.communicate()
-    assert process.returncode == 75, err
-    assert "the same command goes on from it" in err
-    saved = {int(p.name) for p in (world.folder / run / "checkpoints").iterdir()}
-    assert max(saved) >= world.last_step(run)
-    assert world.finish(run)[0] == 0
-    assert_equal(world.weights(run), world.weights("whole"))
+def test_stopped_by_signals_it_saves_and_goes_on_bit_equal(world):
+    compiled = world.step_programs()
+    for number, step in ((signal.SIGTERM, 6), (signal.SIGINT, 22)):
+        process = world.start("stopped")
+        while process.poll() is None and world.last_step("stopped") < step:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate()
+        assert process.returncode == 75, err
+        assert "the same command goes on from it" in err
+        saved = {int(p.name) for p in (world.folder / "stopped/checkpoints").iterdir()}
+        assert max(saved) >= world.last_step("stopped")
+    assert world.finish("stopped")[0] == 0
+    assert_equal(world.weights("stopped"), world.weights("whole"))
+    assert world.step_programs() == compiled
 
 
-def test_two_runs_in_one_folder(world):
+def run_here(world, run, *options):
+    return main([str(world.recipe(run)), "--no-compile-cache", *options])
+
+
+def test_two_runs_in_one_folder(world, capsys):
     with owned(world.folder / "twice"):
-        code, err = world.finish("twice")
-    assert code == 2
-    assert "another process is training in it" in err
+        assert run_here(world, "twice") == 2
+    assert "another process is training in it" in capsys.readouterr().err
 
 
-def test_other_settings_are_refused_on_resume(world):
-    code, err = world.finish("whole", "--set", "seed=3")
-    assert code == 2
-    assert "seed was 0 and is now 3" in err
-    code, err = world.finish("whole", "--set", "stage2.steps=20")
-    assert code == 2
-    assert "finished stages was" in err
+@pytest.mark.usefixtures("optax_promotes")
+def test_other_settings_are_refused_on_resume(world, capsys):
+    assert run_here(world, "whole", "--set", "seed=3") == 2
+    assert "seed was 0 and is now 3" in capsys.readouterr().err
+    assert run_here(world, "whole", "--set", "stage2.steps=20") == 2
+    assert "finished stages was" in capsys.readouterr().err
 
 
 def test_the_exported_adapter_is_drawn_with_and_converted(world, tmp_path):
@@ -206,10 +223,10 @@ def test_the_exported_adapter_is_drawn_with_and_converted(world, tmp_path):
     assert_equal(jax.device_get(loading.load_component(tmp_path / "again", "adapter")), average)
 
     picture = tmp_path / "picture.png"
-    command = ["-m", "infer", "--model", str(out), "--prompt", "a disc left", "--dtype", "float32"]
+    command = ["--model", str(out), "--prompt", "a disc left", "--dtype", "float32"]
     command += ["--height", "32", "--width", "32", "--steps", "2", "--max-sequence-length", "16"]
     command += ["--subject", str(world.folder / "source/0-0.png"), "--out", str(picture)]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, env=world.environment)
+    assert infer([*command, "--no-compile-cache"]) == 0
     assert Image.open(picture).size == (32, 32)
 
 
@@ -217,18 +234,8 @@ def test_an_earlier_step_is_exported_whole_in_another_dtype(world, tmp_path, cap
     run, out = str(world.folder / "whole"), tmp_path / "exported"
     assert main(["export", run, "--out", str(out), "--step", "3"]) == 2
     assert "has kept 36, 40" in capsys.readouterr().err
-    command = [
-        "export",
-        run,
-        "--out",
-        str(out),
-        "--step",
-        "36",
-        "--cast-base",
-        "--dtype",
-        "bfloat16",
-    ]
-    assert main(command) == 0
+    command = ["export", run, "--out", str(out), "--step", "36"]
+    assert main([*command, "--cast-base", "--dtype", "bfloat16"]) == 0
     assert "after step 36 of 40" in capsys.readouterr().out
     folder = loading.ModelFolder.open(out)
     for kind in loading.COMPONENTS:
