@@ -1,13 +1,11 @@
 """A small world to train in: a MODEL folder of random weights and a data set of drawn shapes."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from PIL import Image, ImageDraw
 
 from ic_jax.config import (
@@ -66,13 +64,27 @@ CONFIGS = {
 }
 
 
+def initial(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Initial values by NumPy: the programs of the modules take a minute to compile."""
+    *parents, name = path.split(".")
+    if name == "bias" or "to_v_ip" in parents:
+        return np.zeros(shape)
+    if name in ("scale", "lambda1") or (name == "weight" and "norm" in parents[-1]):
+        return np.ones(shape)
+    values = rng.standard_normal(shape)
+    if name == "kernel":
+        return values / np.sqrt(np.prod(shape[-4:-1] if len(shape) == 4 else shape[-2]))
+    return 0.1 * values
+
+
 def write_model(out: Path) -> Path:
     """Random weights in every component, with the golden model's tokenizers."""
+    rng = np.random.default_rng(0)
     with model_folder.create(out) as writer:
-        for number, (kind, config) in enumerate(CONFIGS.items()):
-            sizes = (config, FLUX) if kind == "adapter" else (config,)
-            make = partial(loading.COMPONENTS[kind][1], *sizes)
-            module = jax.jit(lambda n, make=make: make(rngs=nnx.Rngs(jax.random.key(n))))(number)
+        for kind, config in CONFIGS.items():
+            module = loading.abstract(kind, config, FLUX)
+            for path, variable in loading.parameters(module).items():
+                variable.set_value(jnp.asarray(initial(path, variable.shape, rng), jnp.float32))
             loading.write_component(writer, kind, module)
         for kind in ("tokenizer", "tokenizer_2"):
             for file in sorted((GOLDENS / "toy_model" / kind).iterdir()):
