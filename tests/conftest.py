@@ -45,3 +45,10 @@ def from_torch(out: Path, *options: str, source: Path = TINY) -> Path:
 def tiny_model(tmp_path_factory) -> Path:
     """Return the golden model as a MODEL folder, float32."""
     return from_torch(tmp_path_factory.mktemp("converted") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def optax_promotes():
+    """Adam's count is an integer that optax raises its decay to."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -51,16 +51,11 @@ focus = 0.5
 """
 ADAPTER, LORA = "holdout = 0.6", "[lora]\nrank = 2"
 
+pytestmark = pytest.mark.usefixtures("optax_promotes")
+
 
 def train(*arguments):
     return main([*arguments, "--no-compile-cache"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def optax_promotes():
-    """Adam's count is an integer that optax raises its decay to."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 class World:

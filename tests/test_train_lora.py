@@ -48,12 +48,7 @@ FLUX = FluxConfig(
 SETTINGS = LoraConfig(rank=4, alpha=6.0, targets=(*ATTENTION, "proj_out", "norm1.linear", "net.2"))
 GRID = (4, 6)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def optax_promotes():
-    """Adam's count is an integer that optax raises its decay to."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 @pytest.fixture(scope="module")

@@ -121,13 +121,6 @@ def world(tmp_path_factory):
     return world
 
 
-@pytest.fixture
-def optax_promotes():
-    """Adam's count is an integer that optax raises its decay to."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def assert_equal(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 

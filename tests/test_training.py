@@ -17,12 +17,7 @@ from train.optimizer import optimizer
 from train.recipe import Stage
 from train.step import TrainState, apply_gradient, gradient_of, mean_gradient
 
-
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """Adam's count is an integer that optax raises its decay to."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 @pytest.fixture(scope="module")
