@@ -265,3 +265,9 @@ def test_api_page_holds_every_public_name():
     page = (ROOT / "docs" / "api.md").read_text()
     names = set(re.findall(r"^::: ic_jax\.(\w+)$", page, re.MULTILINE))
     assert names == set(ic_jax.__all__) - {"__version__"}
+
+
+def test_methods_that_pages_name_exist():
+    names = {name for page in PAGES for name in _named(r"(?<=\bpipe\.)\w+", page)}
+    public = {*dir(InstantCharacterPipeline), *InstantCharacterPipeline.__annotations__}
+    assert names - public == set()
