@@ -1,7 +1,6 @@
 """`python -m train prepare`: conversion of a source of pictures to a data set."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from ic_jax.files import atomic_folder
 from train.data import card
 from train.data.buckets import buckets
 from train.data.errors import DataError
-from train.data.shards import WORK, Shard, ShardJob, write_shards
+from train.data.shards import WORK, Shard, ShardJob, write_shard
 from train.data.sources import PictureSource, Rejected, read_source
+from train.workers import parallel_map
 
 BAD = "bad.jsonl"
 
@@ -66,7 +66,7 @@ def prepare(
         (partial / WORK).mkdir(exist_ok=True)
         jobs = _jobs(pictures, partial, options)
         _remove_strays(partial, jobs)
-        shards = _run(jobs, pictures, options, workers or os.cpu_count() or 1)
+        shards = _run(jobs, pictures, options, workers)
         rejected = pictures.rejected + [item for shard in shards for item in shard.rejected]
         _report(partial / BAD, rejected)
         card.write(partial, shards, rejected, options.resolutions)
@@ -90,23 +90,22 @@ def _remove_strays(out: Path, jobs: list[ShardJob]) -> None:
 
 
 def _run(
-    jobs: list[ShardJob], pictures: PictureSource, options: PrepareOptions, workers: int
+    jobs: list[ShardJob], pictures: PictureSource, options: PrepareOptions, workers: int | None
 ) -> list[Shard]:
     """Write the shards and return them in order; DataError when too many pictures are rejected."""
     total = len(pictures.entries) + len(pictures.rejected)
     allowed = int(options.max_bad * total)
-    shards: dict[str, Shard] = {}
+    shards: list[Shard] = []
     rejected = list(pictures.rejected)
-    sizes = {job.file: len(job.entries) for job in jobs}
     with tqdm(total=len(pictures.entries), unit="picture", mininterval=0.5) as bar:
         _check(rejected, allowed, total, jobs)
-        for shard in write_shards(jobs, min(workers, len(jobs)) or 1):
-            shards[shard.file] = shard
+        for shard in parallel_map(write_shard, jobs, workers=workers, chunk=1):
+            bar.update(len(jobs[len(shards)].entries))
+            shards.append(shard)
             rejected += shard.rejected
-            bar.update(sizes[shard.file])
             bar.set_postfix(rejected=len(rejected), refresh=False)
             _check(rejected, allowed, total, jobs)
-    return [shards[job.file] for job in jobs]
+    return shards
 
 
 def _check(rejected: list[Rejected], allowed: int, total: int, jobs: list[ShardJob]) -> None:

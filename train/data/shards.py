@@ -3,9 +3,7 @@
 import errno
 import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +14,6 @@ from ic_jax.preprocessing.images import ImageError
 from train.data.ingest import fingerprint, ingest
 from train.data.records import serialize
 from train.data.sources import Entry, Rejected
-from train.workers import follow_parent
 
 WORK = "work"  # folder of the notes on finished shards, in the partial data set
 # Encoded pictures do not compress further; random access needs one record per group.
@@ -61,20 +58,6 @@ class Shard(NamedTuple):
     size: int  # bytes
     records: list[RecordNote]
     rejected: list[Rejected]
-
-
-def write_shards(jobs: list[ShardJob], workers: int) -> Iterator[Shard]:
-    """Write the shards that are not finished, in any order; one worker is this process itself."""
-    if workers == 1:
-        yield from map(write_shard, jobs)
-        return
-    # Spawned, because a forked process would lack the threads of JAX.
-    with ProcessPoolExecutor(workers, get_context("spawn"), follow_parent) as pool:
-        try:
-            for future in as_completed([pool.submit(write_shard, job) for job in jobs]):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def write_shard(job: ShardJob) -> Shard:
