@@ -140,16 +140,17 @@ class InstantCharacterPipeline:
         if dtype not in ("bfloat16", "float32", jnp.bfloat16, jnp.float32):
             raise ValueError(f"dtype is {dtype!r}; it must be 'bfloat16' or 'float32'")
         dtype = jnp.dtype(dtype)
-        path = local_folder(name_or_path, revision)
-        if not isinstance(mesh, Mesh | None):
-            mesh = auto_mesh.for_inference(mesh, path, dtype)
-        if not offload_encoders:
-            return cls(loading.load_model(path, dtype, verify=verify, mesh=mesh))
-        folder = ModelFolder.open(path)
+        folder = ModelFolder.open(local_folder(name_or_path, revision))
+        if isinstance(mesh, str):
+            mesh = auto_mesh.for_inference(mesh, folder, dtype)
         if verify:
             folder.verify()
-        others = set(folder.components) - set(LARGE_ENCODERS)
-        model = loading.load_model(path, dtype, components=others, verify=False, mesh=mesh)
+        components = set(folder.components) - set(LARGE_ENCODERS if offload_encoders else ())
+        model = loading.load_model(
+            folder.path, dtype, components=components, verify=False, mesh=mesh
+        )
+        if not offload_encoders:
+            return cls(model)
 
         def load(component: str) -> Any:
             if component not in folder.components:
