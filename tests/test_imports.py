@@ -77,6 +77,15 @@ def test_packages_import_in_one_direction(package):
     assert files
 
 
+def test_names_of_this_repository_do_not_clash():
+    """A file that needs two things of one name imports one of them under another name."""
+    for file in (file for package in MAY_IMPORT for file in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS:
+                renamed = [a.name for a in node.names if a.asname not in (None, a.name)]
+                assert not renamed, f"{file.relative_to(ROOT)} renames {renamed} of {node.module}"
+
+
 def test_rooms_of_the_library_import_lower_floors():
     for module, file in modules().items():
         room = room_of(module)
