@@ -236,8 +236,8 @@ def _drop_output() -> None:
 def _exit_code(error: BaseException) -> int | None:
     if _out_of_memory(error):
         return 1
-    own = getattr(error, "exit_code", None)  # an application's kind, unknown to the library
-    return own or next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
+    code = getattr(error, "exit_code", None)  # of an application's error class
+    return code or next((c for kind, c in EXIT_CODES if isinstance(error, kind)), None)
 
 
 def _message(error: BaseException) -> str:

@@ -100,7 +100,7 @@ def test_boxes_shrink_with_their_picture_and_are_counted(dataset):
 def test_a_stage_cannot_focus_on_what_no_picture_names(dataset, tmp_path):
     tables = {"model": "m", "data": "d", "out": "o", "stage1": {"steps": 1, "focus": 0.5}}
     check_focus(recipe_of(tables), dataset)
-    with pytest.raises(ConfigError, match=r"stage1.focus is 0.5, and .* has no boxes to focus on"):
+    with pytest.raises(ConfigError, match=r"stage1.focus is 0.5, and .* has no focus boxes"):
         check_focus(recipe_of(tables), Dataset(prepared(tmp_path)))
 
 

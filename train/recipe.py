@@ -175,7 +175,7 @@ class Recipe:
 
     @property
     def averages(self) -> bool:
-        """Whether any stage averages the parameters."""
+        """True if a stage averages the parameters."""
         return any(stage.ema > 0 for stage in self.stages.values())
 
     def first_steps(self) -> dict[str, int]:

@@ -239,9 +239,9 @@ class Flux(nnx.Module):
         double, single = self.transformer_blocks.blocks, self.single_transformer_blocks.blocks
 
         def every_block(linear: ModulationLinear) -> Array:
-            # Block by block: as one product, all the blocks' kernels would be copied, transposed.
-            every = jax.lax.map(lambda one: shard_batch(one(vec)), linear)
-            return constrain(every, None, "batch", None, None)
+            # Block by block: one product would copy the transposed kernels of all blocks.
+            vectors = jax.lax.map(lambda block: shard_batch(block(vec)), linear)
+            return constrain(vectors, None, "batch", None, None)
 
         return Modulation(
             img=every_block(double.norm1),
