@@ -45,8 +45,8 @@ def check_focus(recipe: Recipe, dataset: Dataset) -> None:
     for name, stage in recipe.stages.items():
         if stage.focus:
             raise ConfigError(
-                f"{name}.focus is {stage.focus}, and {dataset.path} has no focus boxes; list them as "
-                "`focus` in the metadata and prepare it again, or set focus to 0"
+                f"{name}.focus is {stage.focus}, and {dataset.path} has no focus boxes; list them "
+                "as `focus` in the metadata and prepare it again, or set focus to 0"
             )
 
 
