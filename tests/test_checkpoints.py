@@ -1,4 +1,4 @@
-"""Checkpoints: what is trusted, what is moved to quarantine, what must be the same on resume."""
+"""Checkpoints: saving and restoring, quarantine of damaged ones, refusal of other runs."""
 
 from typing import Any, NamedTuple
 

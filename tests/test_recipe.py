@@ -1,4 +1,4 @@
-"""Recipes: what they hold, and what is said of a wrong one."""
+"""Recipes: their tables, changes from the command line, and errors."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a resumed run keeps of the lines that are there."""
+"""Reports: the lines that a resumed run keeps, wandb's run, losses by noise level."""
 
 import json
 import sys
@@ -14,10 +14,10 @@ def steps(run):
 
 
 def report(run, last_step, *values):
-    made = Report(run, last_step, "", {})
+    lines = Report(run, last_step, "", {})
     for step in values:
-        made.scalars(step, {"loss": 1.0})
-    made.close()
+        lines.scalars(step, {"loss": 1.0})
+    lines.close()
 
 
 def test_every_step_stands_there_once(tmp_path):
@@ -33,9 +33,9 @@ def test_every_step_stands_there_once(tmp_path):
 def test_a_resumed_run_is_the_same_one_to_wandb(tmp_path, monkeypatch):
     asked = []
 
-    def init(**given):
-        asked.append(given["id"])
-        return SimpleNamespace(id=given["id"] or "fresh", finish=lambda: None)
+    def init(**options):
+        asked.append(options["id"])
+        return SimpleNamespace(id=options["id"] or "fresh", finish=lambda: None)
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     for _ in range(2):
@@ -44,8 +44,8 @@ def test_a_resumed_run_is_the_same_one_to_wandb(tmp_path, monkeypatch):
 
 
 def test_losses_by_noise_level():
-    found = by_sigma(np.array([1.0, 3.0, 5.0, 7.0]), np.array([0.1, 0.2, 0.5, 1.0]))
-    assert found == {
+    means = by_sigma(np.array([1.0, 3.0, 5.0, 7.0]), np.array([0.1, 0.2, 0.5, 1.0]))
+    assert means == {
         "loss/sigma 0.00-0.25": 2.0,
         "loss/sigma 0.50-0.75": 5.0,
         "loss/sigma 0.75-1.00": 7.0,

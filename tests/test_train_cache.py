@@ -31,6 +31,7 @@ out = "{folder}/{run}"
 cache = "{cache}"
 dtype = "float32"
 text_length = 16
+mesh = "data=2"
 {kind}
 [saving]
 every = 2
@@ -79,10 +80,10 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    made = World(tmp_path_factory.mktemp("cached"))
+    world = World(tmp_path_factory.mktemp("cached"))
     for kind in (ADAPTER, LORA):
-        assert main(["cache", made.file("filled", kind)]) == 0
-    return made
+        assert main(["cache", world.file("filled", kind)]) == 0
+    return world
 
 
 ENCODE = jax.jit(encode, static_argnums=(5, 6, 7))

@@ -133,11 +133,11 @@ def test_velocity_and_gradients_equal_peft(case):
     loss.backward()
 
     for remat in ("none", "blocks", "dots"):
-        (value, found), gradient = jax.jit(gradient_of, static_argnames="remat")(
+        (value, predicted), gradient = jax.jit(gradient_of, static_argnames="remat")(
             lora, ours, examples, rope, remat=remat
         )
         assert relative(value, loss.detach()) < 1e-5
-        assert relative(found, out.detach()) < 1e-5
+        assert relative(predicted, out.detach()) < 1e-5
         for name, ours_ in by_name(gradient).items():
             assert relative(ours_, parameters[name].grad) < 1e-5, name
     theirs.delete_adapters("default")
@@ -153,9 +153,9 @@ def test_the_file_gives_diffusers_and_us_the_trained_velocity(case, tmp_path, dt
     close = 1e-5 if dtype == "float32" else 2e-3  # B's scale of 1.5 is rounded into it
 
     theirs.load_lora_adapter(load_file(file), prefix="transformer")
-    found = torch_velocity(theirs, examples).detach()
+    loaded = torch_velocity(theirs, examples).detach()
     theirs.delete_adapters(list(theirs.peft_config))
-    assert relative(found, expected) < close
+    assert relative(loaded, expected) < close
     applied = LoraSet({"transformer": ours})
     applied.add(read_lora(file))
     merged = velocity({}, ours, examples, rope)
@@ -261,9 +261,9 @@ def whole(world):
 
 
 def trained(folder, *, ema):
-    made = recipe_in(folder)
-    base = loading.ModelFolder.open(made.model)
-    return jax.device_get(read_params(folder, made, base, ema=ema))
+    run_recipe = recipe_in(folder)
+    base = loading.ModelFolder.open(run_recipe.model)
+    return jax.device_get(read_params(folder, run_recipe, base, ema=ema))
 
 
 def test_a_run_lowers_the_loss_and_leaves_the_base_alone(world, whole):

@@ -1,1 +1,1 @@
-"""Training the adapter, or a style LoRA: data, stages, step and loop. `python -m train`."""
+"""Training of the adapter or a style LoRA: data, stages, step and loop. `python -m train`."""

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW on what is trained alone, the learning rate an argument of the step."""
+"""Optimiser: AdamW on the trainable parameters; the learning rate is an argument of the step."""
 
 from functools import cache
 
