@@ -61,7 +61,7 @@ def test_an_interrupted_data_set_leaves_nothing(tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dataset, "mapped", interrupted)
+    monkeypatch.setattr(dataset, "parallel_map", interrupted)
     assert main(command("write", tmp_path / "out")) == 130
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().err == "error: interrupted\n"

@@ -41,7 +41,7 @@ class PairIndex:
         return self._counts[self._character[records]]
 
     def sample(self, records: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        """Sample for each record another record of its character, or itself if it is the only one."""
+        """Sample for each record another of its character, or itself if there is no other."""
         count = self.count(records)
         others = np.maximum(count - 1, 1).astype(np.uint64)
         step = 1 + (seeds % others).astype(np.int64)
