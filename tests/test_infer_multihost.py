@@ -92,6 +92,7 @@ def test_a_killed_run_goes_on(start, alone, tmp_path):
     assert re.search(r"\.png and 5 more exist but were made with other settings", error)
 
 
+@pytest.mark.slow  # two or four processes on this machine's loopback
 @pytest.mark.parametrize(
     ("processes", "mesh", "shares"),
     [
