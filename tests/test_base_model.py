@@ -1,5 +1,6 @@
 """The base model end to end: random weights trained for a few steps, loaded, and sampled."""
 
+from contextlib import contextmanager
 from itertools import islice
 
 import jax
@@ -26,6 +27,8 @@ from ic_jax.weights import loading
 from ic_jax.weights.model_folder import ModelFolder
 from tests.oracle import relative
 
+slow = pytest.mark.slow  # compiles and trains five models, which takes minutes
+
 TINY = [
     *("pictures=48", "side=16", "vae_widths=[4,8]", "vae_steps=30", "vae_batch=8", "vae_crop=8"),
     *("width=32", "heads=2", "double_blocks=1", "single_blocks=1", "base_steps=120"),
@@ -41,20 +44,31 @@ TINY = [
 ]
 
 
+@contextmanager
+def training():
+    """Train on one device, for which XLA compiles faster than for eight."""
+    with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
+        # The promotion is optax's: it raises Adam's decay to an integer.
+        patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+        yield
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     out = tmp_path_factory.mktemp("base") / "model"
-    with jax.numpy_dtype_promotion("standard"):  # optax raises Adam's decay to an integer
+    with training():
         figures = train_base_model(out, change(SMALL, TINY), workers=1)
     return out, figures
 
 
+@slow
 @pytest.mark.parametrize("part", ["vae", "transformer+t5+clip", "siglip", "dinov2"])
 def test_the_loss_falls(model, part):
     losses = model[1][part]["loss"]
     assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
 
 
+@slow
 def test_the_folder_draws_and_words_matter(model):
     pipe = InstantCharacterPipeline.from_pretrained(model[0], dtype="float32")
     texts = [caption(random_view(np.random.default_rng(n)), TRAINED[n]) for n in range(2)]
@@ -69,6 +83,7 @@ def test_the_folder_draws_and_words_matter(model):
     assert np.abs(found[0] - found[1]).max() > 1e-4
 
 
+@slow
 def test_a_decoder_trained_further_leaves_the_latents_alone(model, tmp_path):
     config = change(SMALL, TINY)
     renders = render_views("small", 48, config.side, 1, workers=1)
@@ -76,15 +91,16 @@ def test_a_decoder_trained_further_leaves_the_latents_alone(model, tmp_path):
     def vae():
         return loading.load_component(ModelFolder.open(model[0]), "vae", "float32")
 
-    with jax.numpy_dtype_promotion("standard"):  # as above
+    with training():
         options = FitOptions(30, 8, 2e-3, 0, tmp_path / "decoder.npz")
         further, figures = train_decoder(config, renders, options, vae())
+        before, after = (encode_all(x, renders.pixels[:8]) for x in (vae(), further))
     assert np.mean(figures["loss"][-5:]) < 0.95 * np.mean(figures["loss"][:5])
     assert further.config == vae().config
-    before, after = (encode_all(x, renders.pixels[:8]) for x in (vae(), further))
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
+@slow
 def test_trained_parts_are_not_trained_again(model):
     out, figures = model
     again = train_base_model(out, change(SMALL, TINY), overwrite=True, workers=1)
@@ -135,7 +151,7 @@ def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkey
         return jnp.square(module["w"][None] - batch).mean() + noise
 
     def run(data):
-        with jax.numpy_dtype_promotion("standard"):  # as above
+        with jax.numpy_dtype_promotion("standard"):  # for optax
             return fit("toy", {"w": jnp.ones(3)}, loss, data, options)
 
     class Stops:
@@ -169,7 +185,7 @@ def test_a_fit_over_devices_equals_one_on_one(tmp_path, monkeypatch):
         options = FitOptions(5, batch, 0.1, seed=0, checkpoint=tmp_path / f"{batch}.npz")
         loss = lambda module, batch, key: jnp.square(module["w"][None] - batch).mean()  # noqa: E731
         (tmp_path / f"{batch}.npz").unlink(missing_ok=True)
-        with jax.numpy_dtype_promotion("standard"):  # as above
+        with jax.numpy_dtype_promotion("standard"):  # for optax
             return fit("toy", {"w": jnp.ones(3)}, loss, data, options)[0]["w"]
 
     spread = run(8)
