@@ -420,6 +420,15 @@ class InstantCharacterPipeline:
         """Return the names of the active LoRAs."""
         return list(self._loras.active)
 
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Return the names of all loaded LoRAs by component: "transformer", "text_encoder"."""
+        names: dict[str, list[str]] = {}
+        for name, lora in self._loras.loras.items():
+            for component in sorted({component for component, _ in lora.changes}):
+                key = "text_encoder" if component == "clip" else component
+                names.setdefault(key, []).append(name)
+        return names
+
     def delete_adapters(self, adapter_names: Prompts) -> None:
         """Forget loaded LoRAs by name; ValueError for an unknown one."""
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names

@@ -237,6 +237,7 @@ def test_loras_are_weighted_chosen_and_removed(pipe, tmp_path):
         pipe.set_adapters("style")  # at the weight that it was loaded with
         expect_equal(parameters(pipe), alone)
         pipe.set_adapters([])
+        assert pipe.get_list_adapters() == {"transformer": ["style", "default_0"]}
         expect_equal(parameters(pipe), base)
         pipe.set_adapters(["style", "default_0"], 0.5)
         pipe.delete_adapters("default_0")
