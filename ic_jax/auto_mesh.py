@@ -53,8 +53,8 @@ def for_inference(text: str, folder: ModelFolder | Path | str, dtype: Any) -> Me
         count = math.prod(sizes.values())
         if len(local) < count < len(every):
             raise ShardingError(
-                f"mesh {text!r} has {count} devices: give one within a process's {len(local)}, or "
-                f"of all {len(every)}"
+                f"mesh {text!r} has {count} devices; take at most the {len(local)} devices of "
+                f"one process, or all {len(every)}"
             )
         return make_mesh(sizes, local if count <= len(local) else every)
     # Free GPU memory differs a little between processes, which must decide alike.
@@ -81,12 +81,12 @@ def for_training(
     """Return the mesh for a recipe, and whether each device has memory for the whole base.
 
     Args:
-        text: as for `for_inference`; the mesh is of all devices.
-        rows: by stage, how many rows are computed at a time.
+        text: as for `for_inference`; the mesh takes all devices.
+        rows: number of rows that are computed at a time, by stage.
         adapter: shapes of a new adapter; by default the folder's adapter is trained.
 
     Raises:
-        ShardingError: as `for_inference`, or a stage's rows do not divide over the mesh.
+        ShardingError: as for `for_inference`, or a stage's rows do not divide over the mesh.
     """
     devices = jax.devices()
     # Free GPU memory differs a little between processes, which must decide alike.
@@ -131,7 +131,7 @@ def inference_sizes(modules: Mapping[str, Any], count: int, memory: float) -> Si
     Args:
         modules: components by name, shapes in place of arrays.
         count: number of devices.
-        memory: bytes of each.
+        memory: bytes of each device.
 
     Raises:
         ShardingError: no mesh of the devices holds the model.
@@ -197,8 +197,8 @@ def shapes_of(folder: ModelFolder | Path | str, dtype: Any) -> dict[str, Any]:
     opened = folder if isinstance(folder, ModelFolder) else ModelFolder.open(folder)
     configs = {k: read_config(opened, k) for k in opened.components if k in COMPONENTS}
     return {
-        kind: _cast(abstract(kind, config, configs.get("transformer")), dtype)
-        for kind, config in configs.items()
+        component: _cast(abstract(component, config, configs.get("transformer")), dtype)
+        for component, config in configs.items()
     }
 
 

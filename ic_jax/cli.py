@@ -34,8 +34,8 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 class Command:
     """One sub-command: its line in `--help`, its arguments, and its work.
 
-    `add_arguments` and `run` import what they need themselves: only those of the command that is
-    called are called, so that one command does not wait for another's imports.
+    Only the functions of the command that the user names are called. Each imports what it needs
+    itself, so that no command waits for the imports of another.
     """
 
     name: str
@@ -53,7 +53,7 @@ def main(
     *,
     default: str | None = None,
 ) -> int:
-    """Run the sub-command that `arguments` (by default the process's) name; return its exit code.
+    """Run the sub-command that `arguments` (by default `sys.argv`) name; return its exit code.
 
     `default` names the command that is meant where the first argument is no command's name. The
     flags of `add_compile_cache` and `add_multiprocess` take effect before the command runs.
@@ -93,7 +93,7 @@ def leave(code: int) -> NoReturn:
     """End the process with an exit code of `main`."""
     sys.stdout.flush()
     sys.stderr.flush()
-    # A compilation cannot be called off, and ending around it crashes: leave at once.
+    # A compilation cannot be cancelled, and a normal exit during one crashes: exit at once.
     if code == INTERRUPTED:
         os._exit(code)
     sys.exit(code)
@@ -114,10 +114,10 @@ def _start(args: argparse.Namespace) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, and takes no abbreviation of a flag."""
+    """Parser that reports a mistake in one line and accepts no abbreviated flag."""
 
     def __init__(self, **settings: Any):
-        # A new flag must not change what the start of another one means.
+        # With abbreviations, a new flag could make a command line ambiguous that worked before.
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
@@ -125,7 +125,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to the help of an option that has one."""
+    """Help formatter that adds the default to the help of an option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         silent = action.default in (None, False) or isinstance(action.default, list)
@@ -133,7 +133,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _Renamed(argparse.Action):
-    """Refuses a flag of earlier versions."""
+    """Action that refuses a flag of earlier versions."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         parser.error(f"{self.option_strings[0]} is now {self.metavar}")
@@ -197,15 +197,15 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
     """Run a command and return its exit code.
 
     0 done; 2 bad usage or input; 3 bad weights; 4 bad data set; 5 not a finite number; 69 a process
-    is missing; 74 input or output failed; 130 interrupted; 141 the output's reader has gone; 1 out
-    of memory. `debug` shows tracebacks. One of several processes ends together with the others.
+    is missing; 74 input or output failed; 130 interrupted; 141 standard output was closed; 1 out of
+    memory. `debug` shows tracebacks. With several processes, all of them end together.
     """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warning  # type: ignore[assignment]
             command()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has gone: nothing to tell anyone
+    except BrokenPipeError:  # nobody reads standard output any more
         _drop_output()
         return multihost.exit_together(141, "nobody reads its output")
     except BaseException as error:
@@ -222,7 +222,7 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
 
 
 def say(text: str) -> None:
-    """Print a line for whoever reads on; work whose product is a file goes on without them."""
+    """Print a line; continue if standard output was closed, since the result is a file."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -16,8 +16,8 @@ def atomic_folder(
 ) -> Iterator[Path]:
     """Yield a folder beside `out` to write into, which replaces `out` at the end.
 
-    An exception removes it. What a killed process left is never taken for `out`; the next
-    run to the same place removes it.
+    An exception removes the folder. A killed process leaves it behind under another name than
+    `out`; the next run with the same `out` removes it.
 
     Args:
         resume: keep the folder after an exception, and yield it with what an earlier run left.
@@ -102,7 +102,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
     Raises:
         FileExistsError: another process holds the lock; `busy` is the message.
     """
-    import fcntl  # Windows lacks it, and reading models must work there
+    import fcntl  # Windows lacks this module, and models can be read there
 
     lock = os.open(path, os.O_RDONLY)
     try:

@@ -91,7 +91,7 @@ class InstantCharacterPipeline:
         """Build a pipeline of models in memory; `from_pretrained` is the usual way.
 
         Args:
-            model: at least a transformer and a VAE, all of one dtype, which is computed in.
+            model: at least a transformer and a VAE, all of one dtype, also that of the computation.
             encoders: source of T5, SigLIP and DINOv2; the model's own by default.
         """
         self._model = model
@@ -186,7 +186,7 @@ class InstantCharacterPipeline:
         temporary files.
 
         Args:
-            repo_id: org/name; the repository is made if there is none.
+            repo_id: org/name; the repository is created if it does not exist.
             private: whether a new repository is private.
             commit_message: by default the Hub library's.
 
@@ -240,9 +240,9 @@ class InstantCharacterPipeline:
             negative_prompt: text that true classifier-free guidance steers away from, shared or
                 one for each prompt.
             negative_prompt_2: separate negative text for T5; None or "" uses `negative_prompt`.
-            true_cfg_scale: scale of true classifier-free guidance, at least 1, which is off [1].
-                Every step then costs two. Unlike in diffusers, a scale above 1 without anything
-                to steer away from is refused, and so is a negative prompt at scale 1.
+            true_cfg_scale: scale of true classifier-free guidance; 1 turns it off [1]. Above 1,
+                every step calls the model twice. Unlike in diffusers, a scale above 1 without
+                anything to steer away from is refused, and so is a negative prompt at scale 1.
             height: in pixels, a multiple of 16 up to 4096 [1024].
             width: likewise.
             num_inference_steps: number of denoising steps [28]; another number compiles again.
@@ -394,15 +394,16 @@ class InstantCharacterPipeline:
     ) -> None:
         """Activate these loaded LoRAs, at these weights, and no others.
 
-        Weights follow from the base and the active LoRAs alone, whatever was active before.
+        The resulting model depends on the base and the active LoRAs alone, not on what was active
+        before.
 
         Args:
             adapter_names: a name, or a list, which may be empty.
-            adapter_weights: one for all, or one for each; by default those that they were loaded
-                with.
+            adapter_weights: a weight for all, or a list with one for each; by default the
+                weights that the LoRAs were loaded with.
 
         Raises:
-            ValueError: unknown names, or weights that are not as many or not finite.
+            ValueError: an unknown name, a wrong number of weights, or a weight that is not finite.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         if adapter_weights is None:

@@ -43,7 +43,7 @@ def build_request(
     def per_picture(prompt: sampler.TextEmbeddings) -> sampler.TextEmbeddings:
         return runner.repeat_rows(prompt, total // len(prompt.embeds))
 
-    def full(value: float) -> Any:  # NumPy's: an array that JAX fills is a compiled program
+    def full(value: float) -> Any:  # NumPy: jnp.full would compile a program
         return np.full(total, value, np.float32)
 
     subject = true_cfg = None
@@ -96,7 +96,7 @@ def text_embeddings(
     """Check a call's embeddings and cast them to the model's dtype, or encode its texts.
 
     Args:
-        runner: of the model.
+        runner: compiled parts of the model.
         texts: prompt and prompt_2.
         embeds: prompt_embeds and pooled_prompt_embeds.
         length: T5 tokens.

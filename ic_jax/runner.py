@@ -27,7 +27,7 @@ Grid = tuple[int, int]  # height and width of a picture in tokens
 
 
 class Runner:
-    """Compiled parts of a model, on the mesh of its parameters; a missing part is one clear error.
+    """Compiled parts of a model, on the mesh of its parameters; a missing part raises ValueError.
 
     Attributes:
         mesh: None on one device.
@@ -59,7 +59,7 @@ class Runner:
     def encode_prompts(
         self, prompts: list[str], prompts_2: list[str], length: int
     ) -> sampler.TextEmbeddings:
-        """Encode pairs of prompts, CLIP's and T5's; a list of one serves all of the other."""
+        """Encode pairs of prompts, CLIP's and T5's; a list of one text is shared."""
         clip, (t5,) = self.model.clip, self._encoders.get("t5")
         if self.tokenizer is None or clip is None or t5 is None:
             raise ValueError(
@@ -104,7 +104,7 @@ class Runner:
         return SubjectFeatures(*(jnp.asarray(field, self.dtype) for field in features))
 
     def repeat_rows(self, prompt: sampler.TextEmbeddings, times: int) -> sampler.TextEmbeddings:
-        """Repeat each row, copies beside each other."""
+        """Repeat each row `times` times; the copies of a row are neighbours."""
         if times == 1:
             return prompt
         with self._on_mesh():
@@ -130,7 +130,7 @@ class Runner:
         request: sampler.SamplingRequest,
         after_step: Callable[[int, float, dict[str, Array]], Mapping[str, Any] | None],
     ) -> Float[Array, "b n c"]:
-        """Do the same step by step; `after_step` may return latents to continue with.
+        """Denoise like `sample`, step by step; `after_step` may return latents to continue with.
 
         Args:
             request: see `sampler.sample`.
@@ -192,7 +192,7 @@ def _repeat_rows(prompt: sampler.TextEmbeddings, times: int) -> sampler.TextEmbe
     return sampler.TextEmbeddings(*(jnp.repeat(x, times, axis=0) for x in prompt))
 
 
-# A program of its own: fused into the one that uses the result, a CPU would not round at all.
+# A separate program: fused with the code that uses the result, XLA on a CPU would not round.
 @partial(jax.jit, static_argnames=("dtype",))
 def _cast(x: Array, dtype: DTypeLike) -> Array:
     return x.astype(dtype)

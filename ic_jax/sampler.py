@@ -29,7 +29,7 @@ class TextEmbeddings(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """Features of u subjects for b pictures; u divides b, pictures of one are neighbours."""
+    """Features of u subjects for b pictures; u divides b, a subject's pictures are neighbours."""
 
     features: SubjectFeatures
     scale: Float[Array, "b"]  # strength, usually 0.8 to 1
@@ -40,7 +40,7 @@ class TrueCfg(NamedTuple):
 
     negative: TextEmbeddings
     scale: Float[Array, "b"]
-    subject_scale: Float[Array, "b"]  # in v_negative; at 0 the subject is guided towards as well
+    subject_scale: Float[Array, "b"]  # in v_negative; 0 guides towards the subject, too
 
 
 class SamplingRequest(NamedTuple):
@@ -107,7 +107,7 @@ def _modulation(
     s, b = len(times), len(guidance)
     rows = flux.modulation(
         jnp.repeat(times, b), jnp.tile(guidance, s), jnp.tile(pooled, (s, 1))
-    )  # s * b of them, the b pictures of a step beside each other
+    )  # s * b rows, the b pictures of a step beside each other
 
     def by_step(x: Float[Array, "blocks sb k d"]) -> Float[Array, "s blocks b k d"]:
         steps = x.reshape(x.shape[0], s, b, *x.shape[2:]).swapaxes(0, 1)

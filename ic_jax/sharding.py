@@ -76,7 +76,7 @@ def describe(mesh: Mesh) -> str:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """Return a mesh over the first of the devices (by default JAX's).
+    """Return a mesh over the first of the devices (by default all of JAX).
 
     Raises:
         ShardingError: there are too few devices.
@@ -194,7 +194,7 @@ def global_from_local_rows(
 
     Args:
         rows: this process's rows, at least its `local_rows`.
-        numbers: their numbers in the array, ascending.
+        numbers: positions of these rows in the array, ascending.
         count: rows of the array.
         sharding: of the array; shards the first axis only.
     """

@@ -26,7 +26,7 @@ Embeddings = dict[str | None, tuple[Array, Array]]  # of T5 and CLIP, by prompt
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw what the parsed options ask for."""
+    """Draw the pictures that the parsed options ask for and that do not exist yet."""
     request = read_request(args)
     jobs = _missing_jobs(request)
     if jobs:
@@ -160,7 +160,7 @@ def _progress(request: GenerateRequest, prompt: str) -> Iterator[StepCallback | 
     with tqdm(total=steps, desc=prompt[:40] or "drawing", unit="step", leave=False) as bar:
 
         def advance(_pipe: Any, _step: int, _timestep: float, values: dict[str, Any]) -> None:
-            jax.block_until_ready(values["latents"])  # or the bar would count what is queued
+            jax.block_until_ready(values["latents"])  # or the bar would count queued steps
             bar.update()
 
         yield advance

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_what(group: cli.Arguments) -> None:
     add = group.add_argument
-    own = "the small model that comes with ic_jax"
-    add("--model", type=Path, help=f"MODEL folder, or Hub id org/name of one (default: {own})")
+    bundled = "the small model that comes with ic_jax"
+    add("--model", type=Path, help=f"MODEL folder, or Hub id org/name of one (default: {bundled})")
     add("--subject", metavar="PICTURE", help="reference picture of the character")
     add("--prompt", action="append", help="the scene; repeat for several")
     add("--prompts-file", type=Path, metavar="FILE", help="text file with one prompt per line")

@@ -53,9 +53,9 @@ def missing(jobs: Sequence[Job], metadata: Callable[[Job], dict[str, Any]]) -> l
     others = [str(jobs[i].file) for i in indices if jobs[i].file.exists()]
     if others:
         more = len(others) - 1
-        which = f"and {more} more exist but were" if more else "exists but was"
+        were = f"and {more} more exist but were" if more else "exists but was"
         raise ValueError(
-            f"{others[0]} {which} made with other settings; give --overwrite or another --out"
+            f"{others[0]} {were} made with other settings; give --overwrite or another --out"
         )
     return indices
 
@@ -72,7 +72,7 @@ def _exists(job: Job, metadata: dict[str, Any]) -> bool:
 
 
 def prepare(jobs: Sequence[Job]) -> None:
-    """Create the folder, and remove what a killed process left of these pictures there.
+    """Create the folder, and remove the partial files of these pictures that a killed run left.
 
     Raises:
         ValueError: a picture's name is that of a folder.

@@ -89,7 +89,7 @@ class GenerateRequest:
 def read_request(args: argparse.Namespace) -> GenerateRequest:
     """Return the request that the parsed options make.
 
-    Everything that can be wrong without loading weights is refused here.
+    Whatever can be checked without loading weights is checked here.
 
     Raises:
         ValueError: an option that cannot be used.
@@ -154,7 +154,7 @@ def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
         raise ValueError(f"{file}: byte {error.start} is not UTF-8") from None
     written = [line.strip() for line in lines if line.strip()]
     if not written:
-        raise ValueError(f"{file} holds no prompt; write one a line")
+        raise ValueError(f"{file} holds no prompt; write one prompt per line")
     return (prompts or []) + written
 
 

@@ -1,4 +1,4 @@
-"""Stopwatch that tells the time of compiling apart from the rest."""
+"""Stopwatch that reports compilation separately."""
 
 import time
 
@@ -13,7 +13,7 @@ _COMPILE_EVENTS = (
 
 
 class Stopwatch:
-    """Laps of wall time; the seconds in which JAX compiled are counted apart."""
+    """Lap times in seconds; compilation by JAX is counted separately."""
 
     def __init__(self) -> None:
         self._compiling = 0.0

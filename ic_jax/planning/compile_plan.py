@@ -42,7 +42,7 @@ def topology_devices(topology: str | None) -> Sequence[Any]:
     """
     if topology is None:
         return jax.devices()
-    # libtpu would ask the machine which TPU it has, and take it for one process alone.
+    # Otherwise libtpu queries the machine for its TPU, and locks it for one process.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
