@@ -302,7 +302,7 @@ class InstantCharacterPipeline:
         if args.true_cfg_scale != 1:
             length = prompts.embeds.shape[1]
             negative = text_embeddings(
-                runner, negative_texts, negative_embeds, length, kind="negative_"
+                runner, negative_texts, negative_embeds, length, prefix="negative_"
             )
         request, seeds = build_request(
             runner,

@@ -90,7 +90,7 @@ def text_embeddings(
     embeds: tuple[Any, Any],
     length: int,
     *,
-    kind: str = "",
+    prefix: str = "",
     triggers: Sequence[str] = (),
 ) -> sampler.TextEmbeddings:
     """Check a call's embeddings and cast them to the model's dtype, or encode its texts.
@@ -100,16 +100,16 @@ def text_embeddings(
         texts: prompt and prompt_2.
         embeds: prompt_embeds and pooled_prompt_embeds.
         length: T5 tokens.
-        kind: "" or "negative_", for messages.
+        prefix: "" or "negative_", for messages.
         triggers: words to put before every text.
     """
     if all(array is None for array in embeds):
-        return encode_texts(runner, *texts, length, kind=kind, triggers=triggers)
-    name, pooled_name = f"{kind}prompt_embeds", f"{kind}pooled_prompt_embeds"
+        return encode_texts(runner, *texts, length, prefix=prefix, triggers=triggers)
+    name, pooled_name = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
     if any(array is None for array in embeds):
         raise ValueError(f"{name} and {pooled_name} go together; give both")
     if any(text is not None for text in texts):
-        raise ValueError(f"{kind}prompt and {name} exclude each other; give one")
+        raise ValueError(f"{prefix}prompt and {name} exclude each other; give one")
     flux = runner.transformer.config
     arguments.check_shape(name, embeds[0], (None, None, flux.joint_attention_dim))
     arguments.check_shape(pooled_name, embeds[1], (len(embeds[0]), flux.pooled_projection_dim))
@@ -122,13 +122,13 @@ def encode_texts(
     prompt_2: Prompts | None,
     length: int,
     *,
-    kind: str = "",
+    prefix: str = "",
     triggers: Sequence[str] = (),
 ) -> sampler.TextEmbeddings:
     """Encode prompts behind trigger words; an absent or empty prompt_2 is the prompt."""
 
     def lines(name: str, texts: Prompts) -> list[str]:
-        checked = map(check_prompt, arguments.as_list(f"{kind}{name}", texts))
+        checked = map(check_prompt, arguments.as_list(f"{prefix}{name}", texts))
         return [", ".join(filter(None, [*triggers, text])) for text in checked]
 
     prompt = "" if prompt is None else prompt

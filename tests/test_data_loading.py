@@ -78,28 +78,30 @@ def test_batches_hold_what_the_plan_says(dataset):
         assert batch.skipped == []
 
 
-def test_four_hosts_read_what_one_reads_and_no_more(dataset, monkeypatch):
+def test_four_processes_read_what_one_reads_and_no_more(dataset, monkeypatch):
     expected = read(dataset, 0, 12)
     read_by: dict[int, set[int]] = {}
     original = Dataset.read
 
     def spy(self, number):
-        read_by[host].add(int(number))
+        read_by[process].add(int(number))
         return original(self, number)
 
     monkeypatch.setattr(Dataset, "read", spy)
     parts = []
-    for host in range(4):
-        read_by[host] = set()
-        parts.append(read(dataset, 0, 12, rows=[host]))
+    for process in range(4):
+        read_by[process] = set()
+        parts.append(read(dataset, 0, 12, rows=[process]))
     for step, batch in enumerate(expected):
         joined = [part[step] for part in parts]
         for name in ("target", "low", "high", "record", "mirrored"):
             together = np.concatenate([getattr(part, name) for part in joined])
             np.testing.assert_array_equal(together, getattr(batch, name))
         assert [text for part in joined for text in part.caption] == batch.caption
-    for host, numbers in read_by.items():
-        rows = [batch.record[host] for batch in expected] + [b.reference[host] for b in expected]
+    for process, numbers in read_by.items():
+        rows = [batch.record[process] for batch in expected] + [
+            b.reference[process] for b in expected
+        ]
         assert numbers == {int(number) for number in rows}
 
 

@@ -228,7 +228,7 @@ def test_the_exported_adapter_is_drawn_with_and_converted(world, tmp_path):
 def test_an_earlier_step_is_exported_whole_in_another_dtype(world, tmp_path, capsys):
     run, out = str(world.folder / "whole"), tmp_path / "exported"
     assert main(["export", run, "--out", str(out), "--step", "3"]) == 2
-    assert "has kept 36, 40" in capsys.readouterr().err
+    assert "has checkpoints 36, 40" in capsys.readouterr().err
     command = ["export", run, "--out", str(out), "--step", "36"]
     assert main([*command, "--cast-base", "--dtype", "bfloat16"]) == 0
     assert "after step 36 of 40" in capsys.readouterr().out

@@ -113,9 +113,9 @@ class Checkpoints:
             if saved.get(name) != value:
                 raise ConfigError(
                     f"{self._steps / str(step)}: {name} was {saved.get(name)} and is now "
-                    f"{value}; go on with the old one, or start another run"
+                    f"{value}; continue with the old value, or start another run"
                 )
-        # Orbax casts another dtype in silence, and its error for another shape is unreadable.
+        # Orbax casts another dtype silently, and its error for another shape is unreadable.
         expected = _arrays(abstract)
         rename = OLD_FIELDS if OLD_FIELDS[".nonfinite_steps"] in saved["arrays"] else {}
         expected = {_renamed(name, rename): text for name, text in expected.items()}

@@ -1,8 +1,8 @@
 """Reference effect: how much the adapter's prediction depends on the reference.
 
-The flow-matching loss falls within hundreds of steps and then tells no more. So held-out targets
-are scored twice on the same noise, with their own reference and with another character's. The
-effect is the rise of the loss with the wrong reference. It starts at 0, since the adapter's
+The flow-matching loss falls within hundreds of steps and says little afterwards. So held-out
+targets are scored twice on the same noise, with their own reference and with another character's.
+The effect is the rise of the loss with the wrong reference. It starts at 0, since the adapter's
 values start at zero.
 """
 
@@ -38,7 +38,7 @@ class Effect(NamedTuple):
 def reference_effect(
     adapter: Adapter, flux: Flux, examples: Examples, rope: Rope, other: Int[Array, "b"]
 ) -> Effect:
-    """Return the errors with the reference of each row itself, and with that of row `other`."""
+    """Return the errors with the reference of each row itself, and of row `other` instead."""
     dtype = examples.prompt_embeds.dtype
     adapter = jax.tree.map(lambda x: x.astype(dtype), adapter)
     assert examples.features is not None

@@ -40,7 +40,7 @@ class Frozen(NamedTuple):
 
 
 class Ids(NamedTuple):
-    """Tokenized prompts; without b, a single one."""
+    """Tokenized prompts; without the axis b, a single prompt."""
 
     clip: Int[Array, "*b n"]
     t5: Int[Array, "*b t"]
@@ -98,9 +98,9 @@ def encode(
         empty: the empty prompt, of the same type as the batch's prompts.
         config: of the adapter; None computes no features of the reference.
     """
-    draws = jax.vmap(lambda key: jax.random.split(key, 5))(keys)
+    subkeys = jax.vmap(lambda key: jax.random.split(key, 5))(keys)
     drop_text, drop_subject = (
-        jax.vmap(jax.random.bernoulli, (0, None))(draws[:, i], p)
+        jax.vmap(jax.random.bernoulli, (0, None))(subkeys[:, i], p)
         for i, p in enumerate((scalars.text_dropout, scalars.subject_dropout))
     )
     prompt = jax.tree.map(
@@ -117,7 +117,7 @@ def encode(
         assert frozen.vae is not None
         target = latent_posterior(frozen.vae, target, dtype)
     mean, std = target
-    latents = pack(mean + std * _normal(draws[:, 2], mean.shape[1:]))
+    latents = pack(mean + std * _normal(subkeys[:, 2], mean.shape[1:]))
     features = None
     if config is not None:
         assert frozen.siglip is not None
@@ -130,8 +130,8 @@ def encode(
         weight = pack(jnp.broadcast_to(spread[..., None], mean.shape))
     return Examples(
         latents=latents,
-        noise=_normal(draws[:, 3], latents.shape[1:]),
-        sigma=noise_levels(draws[:, 4], timesteps, scalars.shift),
+        noise=_normal(subkeys[:, 3], latents.shape[1:]),
+        sigma=noise_levels(subkeys[:, 4], timesteps, scalars.shift),
         prompt_embeds=prompt.t5,
         pooled=prompt.pooled,
         features=features,
@@ -163,7 +163,7 @@ def noise_levels(keys: Array, timesteps: str, shift: Float[Array, ""]) -> Float[
     if timesteps == "logit-normal":
         sigma = jax.nn.sigmoid(jax.vmap(jax.random.normal)(keys))
     else:
-        # Not 0 and not 1: at either end the velocity cannot be told from the input.
+        # Neither 0 nor 1: at 1 the input says nothing of the picture, at 0 nothing of the noise.
         sigma = jax.vmap(lambda k: jax.random.uniform(k, minval=1e-3, maxval=1 - 1e-3))(keys)
     return shift / (shift + 1 / sigma - 1)
 

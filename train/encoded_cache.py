@@ -29,10 +29,10 @@ class Cache:
         self._data = {"data set": digest([s["sha256"] for s in dataset.card["shards"]])}
         self._vae, text = (
             {
-                kind: digest({n: e.sha256 for n, e in base.components.get(kind, {}).items()})
-                for kind in kinds
+                name: digest({n: e.sha256 for n, e in base.components.get(name, {}).items()})
+                for name in components
             }
-            for kinds in (("vae",), ("t5", "clip", "tokenizer", "tokenizer_2"))
+            for components in (("vae",), ("t5", "clip", "tokenizer", "tokenizer_2"))
         )
         text_facts = {**self._common, **text, "text_length": recipe.text_length}
         self.captions = EncodedRows(

@@ -52,11 +52,11 @@ def export(
     step, params = read_params(run, recipe, base, step=step, ema=ema)
     if isinstance(params, Adapter):
         with model_folder.create(out, overwrite=overwrite) as writer:
-            for kind in base.components:
-                if cast_base and kind in loading.COMPONENTS.keys() - {"adapter"}:
-                    _write_cast(writer, base, kind, jnp.dtype(dtype))
-                elif kind != "adapter":
-                    writer.add_from(base, kind)
+            for component in base.components:
+                if cast_base and component in loading.COMPONENTS.keys() - {"adapter"}:
+                    _write_cast(writer, base, component, jnp.dtype(dtype))
+                elif component != "adapter":
+                    writer.add_from(base, component)
             loading.write_component(writer, "adapter", params, jnp.dtype(dtype))
     elif cast_base:
         raise ConfigError("--cast-base: this run trained a LoRA, which is exported without a base")
@@ -67,19 +67,19 @@ def export(
     print(f"{out}: {what} after step {step} of {recipe.total_steps}{trigger}")
 
 
-def _write_cast(writer: ModelWriter, base: ModelFolder, kind: str, dtype: np.dtype) -> None:
-    """Write a component of the base in another dtype, with its files for the way to PyTorch."""
-    loading.write_component(writer, kind, loading.load_component(base, kind), dtype)
-    writer.add_extras(base, kind)
-    if unused := base.unused(kind):
+def _write_cast(writer: ModelWriter, base: ModelFolder, component: str, dtype: np.dtype) -> None:
+    """Write a component of the base in another dtype, and its files for `convert to-torch`."""
+    loading.write_component(writer, component, loading.load_component(base, component), dtype)
+    writer.add_extras(base, component)
+    if unused := base.unused(component):
         specs = {name: Spec(dtype, tensor.shape) for name, tensor in unused.items()}
         writer.add_tensors(
-            kind, specs, lambda name: [unused[name].array().astype(dtype)], unused=True
+            component, specs, lambda name: [unused[name].array().astype(dtype)], unused=True
         )
 
 
 def recipe_in(run: Path) -> Recipe:
-    """Return the recipe of a RUN folder; ConfigError if it is none."""
+    """Return the recipe of a RUN folder; ConfigError if `run` is not one."""
     try:
         return recipe_of(json.loads((run / "recipe.json").read_text()))
     except FileNotFoundError:
@@ -103,7 +103,7 @@ def read_params(
         step = checkpoints.latest if step is None else step
         if step not in checkpoints.steps:
             steps = ", ".join(map(str, checkpoints.steps))
-            raise ConfigError(f"--step {step}: {run} has kept {steps}")
+            raise ConfigError(f"--step {step}: {run} has checkpoints {steps}")
         first = next(iter(recipe.stages.values()))
         start = partial(TrainState.start, optimizer=optimizer(first), ema=recipe.averages)
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

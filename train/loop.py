@@ -58,17 +58,17 @@ def train(recipe: Recipe) -> None:
             bar = _progress_bar(batches, name, step - first, stage.steps)
             log = StepLog()
 
-            for host in bar:
-                # Feed: the host's rows become a global batch on the devices.
+            for host_batch in bar:
+                # Feed: the rows of this process become part of a global batch on the devices.
                 at = step - first
-                arguments = inputs.arguments(stage, at, host)
+                arguments = inputs.arguments(stage, at, host_batch)
 
                 # Step: nothing else is transferred, and at most two steps are queued, so that a
                 # signal need not wait for more.
                 with jax.transfer_guard("disallow"):
                     state, metrics = program(state, *arguments, **static)
                 step += 1
-                log.add(metrics, stage.batch, inputs.sample_flops(host))
+                log.add(metrics, stage.batch, inputs.sample_flops(host_batch))
                 jax.block_until_ready(log.metrics[-3:-2])
 
                 # Log.
@@ -82,7 +82,7 @@ def train(recipe: Recipe) -> None:
                 if meter and due(recipe.reporting.effect_every):
                     report.scalars(step, meter.measure(state.params))
                 if due(recipe.reporting.preview_every):
-                    report.picture(step, "preview", preview.draw(state, step))
+                    report.picture(step, "preview", preview.write(state, step))
 
                 # Save, and stop if any process was asked to.
                 stopping = stop.wanted()

@@ -65,7 +65,7 @@ def with_lora(flux: Flux, lora: StyleLora) -> Flux:
     flux = jax.tree.map(lambda x: x, flux)  # copies the modules, not the arrays
     for name, pair in lora.items():
         linear: Linear = reduce(getattr, name.split("."), flux)  # type: ignore[assignment]
-        linear.low_rank = nnx.data(pair)  # it was None, which flax treats as static
+        linear.low_rank = nnx.data(pair)  # flax treats the None that it replaces as static
     return flux
 
 

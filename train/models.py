@@ -132,7 +132,7 @@ def load_parts(
     lacks = sorted(name for name in needed if getattr(model, name) is None)
     if lacks:
         raise WeightsError(
-            f"{base.path}: training needs {', '.join(lacks)}; convert a model that has it"
+            f"{base.path}: training needs {', '.join(lacks)}; convert it again with all"
         )
     return model
 
@@ -154,7 +154,7 @@ def _initial_params(recipe: Recipe, base: ModelFolder, frozen: Frozen, mesh: Mes
         return _initial_adapter(recipe, frozen, mesh)
     if "adapter" not in base.components:
         raise ConfigError(
-            f"{base.path} has no adapter to go on with; give a table [adapter] with its sizes, "
+            f"{base.path} has no adapter to continue with; give a table [adapter] with its sizes, "
             'or adapter = "instantcharacter" for the published ones; or train a LoRA, [lora]'
         )
     return loading.load_component(base, "adapter", jnp.float32, mesh=mesh)
@@ -163,9 +163,9 @@ def _initial_params(recipe: Recipe, base: ModelFolder, frozen: Frozen, mesh: Mes
 def base_digests(base: ModelFolder) -> dict[str, str]:
     """Return what identifies a base: one checksum for the files of each component."""
     return {
-        kind: digest({name: entry.sha256 for name, entry in files.items()})
-        for kind, files in base.components.items()
-        if kind not in ("adapter", "sampling")
+        component: digest({name: entry.sha256 for name, entry in files.items()})
+        for component, files in base.components.items()
+        if component not in ("adapter", "sampling")
     }
 
 

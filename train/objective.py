@@ -1,8 +1,8 @@
 """Flow-matching loss of FLUX, for the adapter or a style LoRA.
 
 x_s = (1 - s) x0 + s noise; the target is the velocity noise - x0; the loss is the mean squared
-error (black-forest-labs/flux; SPEC of this project, "Training"). Only the
-trainable parameters are differentiated: the base is an argument like the batch.
+error (black-forest-labs/flux; arXiv 2403.03206). Only the trainable parameters are differentiated:
+the base is an argument like the batch.
 """
 
 from typing import NamedTuple

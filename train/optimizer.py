@@ -11,7 +11,7 @@ def optimizer(stage: Stage) -> optax.GradientTransformation:
     """Return clipping, Adam and decoupled weight decay; the step multiplies by -learning rate.
 
     The state has the same structure for every stage, so moments carry over. Stages of equal
-    numbers get the same object, so that they share one compiled step.
+    settings get the same object, so that they share one compiled step.
     """
     return _adamw(stage.clip, stage.b1, stage.b2, stage.weight_decay)
 

@@ -41,13 +41,13 @@ class Preview:
             records = [int(np.flatnonzero(dataset.character == c)[0]) for c in characters]
             self._references = [cut_out(decode_pixels(dataset.read(r))) for r in records]
 
-    def draw(self, state: TrainState, step: int) -> np.ndarray:
+    def write(self, state: TrainState, step: int) -> np.ndarray:
         """Write RUN/previews/STEP.png and return it, uint8 [h, w, 3].
 
         Collective: every process must call it; the first one writes.
         """
         weights = state.params if state.ema_params is None else state.ema_params
-        pipe = InstantCharacterPipeline(self._with(weights))
+        pipe = InstantCharacterPipeline(self._exported(weights))
         rows = [
             [Image.fromarray(reference), *self._pictures(pipe, subject_image=reference)]
             for reference in self._references
@@ -59,7 +59,7 @@ class Preview:
             sheet.save(folder / f"{step:07d}.png")
         return np.asarray(sheet)
 
-    def _with(self, weights: Trainable) -> Model:
+    def _exported(self, weights: Trainable) -> Model:
         """Return the model as users would export it."""
         dtype = jnp.dtype(self._recipe.dtype)
         weights = _cast(weights, dtype=dtype)

@@ -24,7 +24,7 @@ ATTENTION = (
 )
 
 BASES = ("auto", "replicated", "sharded")
-OLD_BASES = {"whole": "replicated", "pieces": "sharded"}  # as they were once called
+OLD_BASES = {"whole": "replicated", "pieces": "sharded"}  # names in earlier versions
 DTYPES = ("bfloat16", "float32")
 
 
@@ -44,12 +44,12 @@ class Stage:
     clip: float = 1.0  # global gradient norm [WithAnyone, UNO, x-flux]
     accumulate: int = 1  # parts in which a batch is computed
     timesteps: str = "logit-normal"  # or "uniform" [flux; OminiControl]
-    shifted: bool = True  # by FLUX's schedule for the picture's length [WithAnyone, UNO]
-    guidance: float = 1.0  # of the distilled embedding [all]
-    text_dropout: float = 0.1  # empty prompt [WithAnyone, UNO, OminiControl]
-    early_text_dropout: float = 0.0  # instead, during `early_steps` [WithAnyone: 1.0 for 20 000]
-    early_steps: int = 0
-    subject_dropout: float = 0.05  # subject scale 0 [x-flux]
+    shifted: bool = True  # noise levels, as FLUX's schedule for the size [WithAnyone, UNO]
+    guidance: float = 1.0  # scale for FLUX's distilled guidance embedding [all]
+    text_dropout: float = 0.1  # probability of the empty prompt [WithAnyone, UNO, OminiControl]
+    early_text_dropout: float = 0.0  # at first [WithAnyone: 1.0 for 20 000]
+    early_steps: int = 0  # steps with early_text_dropout in place of text_dropout
+    subject_dropout: float = 0.05  # probability of subject scale 0 [x-flux]
     focus: float = 0.0  # fraction of the loss within the data's focus boxes, such as faces [ours]
     ema: float = 0.999  # decay of the averaged parameters; 0 is off [ours]
     remat: Remat = "blocks"  # recomputed in the backward pass; or "dots", "none" [ours]
@@ -86,8 +86,8 @@ class LoraConfig:
 
     rank: int = 16  # [ai-toolkit]
     alpha: float = 0.0  # its scale is alpha / rank; 0 takes the rank [ours]
-    targets: tuple[str, ...] = ATTENTION  # ends of published module names, as peft's [ours]
-    trigger: str = ""  # before every caption, as `--trigger` is before every prompt
+    targets: tuple[str, ...] = ATTENTION  # suffixes of published module names, as in peft [ours]
+    trigger: str = ""  # put before every caption, as `--trigger` before every prompt
 
     def __post_init__(self) -> None:
         _check(self.rank >= 1, "rank", self.rank, "at least 1")
@@ -96,7 +96,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """The factor of the product of the pair, alpha / rank."""
+        """Factor of B A: alpha / rank."""
         return (self.alpha or self.rank) / self.rank
 
 
@@ -105,8 +105,8 @@ class Saving:
     """Settings of the checkpoints."""
 
     every: int = 500  # steps between checkpoints [ours]
-    keep: int = 3  # newest ones [ours]
-    keep_every: int = 0  # and every one at a multiple of this; 0 is none [ours]
+    keep: int = 3  # number of newest checkpoints that stay [ours]
+    keep_every: int = 0  # checkpoints at multiples of this stay, too; 0 is none [ours]
 
     def __post_init__(self) -> None:
         _check(self.every >= 1, "every", self.every, "at least 1")
@@ -144,8 +144,8 @@ class Recipe:
     out: Path  # RUN folder
     stages: Mapping[str, Stage]
     seed: int = 0
-    adapter: str | Mapping[str, Any] = ""  # sizes of a new one; empty continues the model's
-    lora: LoraConfig | None = None  # train this, and no adapter
+    adapter: str | Mapping[str, Any] = ""  # sizes of a new adapter; empty continues the model's
+    lora: LoraConfig | None = None  # trained instead of the adapter
     cache: str = ""  # folder of `python -m train cache`; empty encodes within the step
     text_length: int = 512  # T5 tokens [flux]
     mesh: str = "auto"  # devices to spread over, such as "data=2,fsdp=4" (docs/sharding.md)

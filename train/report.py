@@ -35,7 +35,7 @@ def check_wandb(reporting: Reporting) -> None:
     """Raise ConfigError if wandb is asked for and not installed."""
     if reporting.wandb and find_spec("wandb") is None:
         raise ConfigError(
-            f"reporting.wandb is {reporting.wandb!r}, and wandb is not there; "
+            f"reporting.wandb is {reporting.wandb!r}, which is not installed; "
             "pip install 'ic_jax[wandb]', or leave it empty"
         )
 
@@ -79,14 +79,14 @@ class Report:
     def _keep_until(self, last_step: int) -> None:
         if not self._file.exists():
             return
-        kept = []
+        lines = []
         for line in self._file.read_text().splitlines():
             try:
                 if json.loads(line)["step"] <= last_step:
-                    kept.append(line + "\n")
-            except ValueError:  # cut by a kill
+                    lines.append(line + "\n")
+            except ValueError:  # a line cut short by a kill
                 continue
-        atomic_write(self._file, "".join(kept).encode())
+        atomic_write(self._file, "".join(lines).encode())
 
 
 def _wandb(run: Path, project: str, settings: dict[str, Any]) -> Any:
@@ -131,7 +131,7 @@ class StepLog:
         self._samples, self._flops, self._start = 0, 0.0, time.perf_counter()
 
     def add(self, metrics: Metrics, samples: int, sample_flops: float) -> None:
-        """Add a step of so many samples, each of so many model FLOPs."""
+        """Add a step, its number of samples, and the model FLOPs of a sample."""
         self.metrics.append(metrics)
         self._samples += samples
         self._flops += samples * sample_flops
@@ -162,7 +162,7 @@ class StepLog:
         }
 
     def _speed(self, seconds: float) -> dict[str, float]:
-        """Return samples and model FLOPs per second, and what the device tells of its use."""
+        """Return samples and model FLOPs per second, and what the device reports of its memory."""
         values = {
             "samples per second": self._samples / seconds,
             "model TFLOP per second": self._flops / seconds / 1e12,

@@ -26,19 +26,19 @@ class Stopped(Exception):
 
 @contextmanager
 def owned(run: Path) -> Iterator[None]:
-    """Lock the folder; the first process does so for all processes of the run.
+    """Lock the folder; process 0 does so for all processes of the run.
 
     Raises:
         FileExistsError: another run uses the folder.
-        FileNotFoundError: this process does not see the folder that the first one made.
+        FileNotFoundError: this process does not see the folder that process 0 created.
     """
     if not multihost.is_first():
         multihost.barrier("run folder")
         if not (run / "lock").exists():
             raise FileNotFoundError(
-                f"{run}: {multihost.process_name(0)} has made it and "
+                f"{run}: {multihost.process_name(0)} created this folder, and "
                 f"{multihost.process_name(multihost.process_index())} does not "
-                "see it; name an out on a file system that all processes share"
+                "see it; set out to a folder on a file system that all processes share"
             )
         yield
         return

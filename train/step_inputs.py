@@ -57,7 +57,7 @@ class StepInputs:
         return self.frozen, self.batch(host), self.empty, self.rope(host), scalars, self._seed
 
     def batch(self, host: HostBatch) -> StepBatch:
-        """Return the global batch; `host` holds at least the rows of this process."""
+        """Return the global batch; `host`, in host memory, holds at least this process's rows."""
         prompt = host.prompt or self._ids([self._recipe.prompted(c) for c in host.caption])
         reference: Any = None if host.low is None else (host.low, host.high)
         rows = (host.target, prompt, reference and Reference(*reference), host.focus)
