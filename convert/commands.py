@@ -13,7 +13,7 @@ COMMANDS = (
         from_torch.add_arguments,
         from_torch.run,
         description="Convert published PyTorch weights to a MODEL folder. Every source is a folder "
-        "or a Hub id (org/name); name those that the model is to have.",
+        "or a Hub id (org/name); give one for each component that the model should have.",
     ),
     Command(
         "to-torch",

@@ -33,8 +33,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--adapter-config",
         metavar="JSON",
-        help="sizes of an adapter of other sizes than the published one; default: a .json of the "
-        "same name beside the adapter's file",
+        help="sizes of an adapter that differs from the published one (default: a .json of the "
+        "same name beside the adapter's file)",
     )
     parser.add_argument("--vae", metavar="PATH", help="diffusers model, or BFL's ae file")
     parser.add_argument("--t5", metavar="PATH", help="transformers model")
@@ -42,7 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="DIR", help="CLIP's tokenizer, if not beside CLIP")
     parser.add_argument("--tokenizer-2", metavar="DIR", help="T5's tokenizer, if not beside T5")
     parser.add_argument("--out", metavar="MODEL", required=True, help="folder to write")
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype to write; default: as in the files")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype to write (default: as in the files)")
     cli.add_overwrite(parser, "MODEL")
 
 

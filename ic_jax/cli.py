@@ -128,8 +128,9 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Help formatter that adds the default to the help of an option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
         silent = action.default in (None, False) or isinstance(action.default, list)
-        return action.help if silent or not action.help else super()._get_help_string(action)
+        return text if silent or "(default: " in text else super()._get_help_string(action)
 
 
 class _Renamed(argparse.Action):
@@ -188,8 +189,8 @@ def add_multiprocess(parser: argparse.ArgumentParser) -> None:
         "flags (docs/multihost.md)",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="an open port of process 0")
-    group.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process-id", type=int, metavar="I", help="index of this one, from 0")
+    group.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process-id", type=int, metavar="I", help="index of this process, from 0")
     add_renamed(group, hosts="--num-processes", host="--process-id")
 
 

@@ -30,7 +30,7 @@ def _add_what(group: cli.Arguments) -> None:
     add("--prompt-2", metavar="PROMPT", help="separate prompt for T5")
     add("--negative-prompt", metavar="PROMPT", help="what --true-cfg-scale steers away from")
     add("--negative-prompt-2", metavar="PROMPT", help="separate negative prompt for T5")
-    seeds = "one or more; every prompt is drawn with each (default: 0)"
+    seeds = "every prompt is drawn with each of these seeds (default: 0)"
     add("--seed", type=int, nargs="+", default=[0], help=seeds)
     counted = "pictures for every prompt and seed, with seeds that count up from --seed"
     add("--num-images-per-prompt", type=int, metavar="N", default=1, help=counted)

@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--topology", help="devices, such as v5e:2x4 or v6e:2x2 (default: this machine)")
     add("--mesh", metavar="AXES", default="auto", help="mesh axes, such as data=2,tensor=4")
     add("--model", type=Path, help="MODEL folder (default: the published sizes)")
-    add("--height", type=int, default=1024, metavar="PIXELS", help="of the picture")
-    add("--width", type=int, default=1024, metavar="PIXELS", help="of the picture")
+    add("--height", type=int, default=1024, metavar="PIXELS", help="height of a picture")
+    add("--width", type=int, default=1024, metavar="PIXELS", help="width of a picture")
     add("--steps", type=int, default=28, metavar="N", help="number of denoising steps")
     add("--batch", type=int, default=1, metavar="N", help="pictures that are drawn together")
-    add("--text-length", type=int, default=512, metavar="N", help="T5 tokens")
+    add("--text-length", type=int, default=512, metavar="N", help="length of prompts in T5 tokens")
     add(
         "--split-prepare",
         action="store_true",

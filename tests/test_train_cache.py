@@ -212,7 +212,7 @@ def test_a_cache_is_gone_on_with(tmp_path, monkeypatch):
     assert made[3:] == [[1, 3, 5, 8], [9, 11]]
     shard = tmp_path / "part" / "shard-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="is missing or cut"):
+    with pytest.raises(ValueError, match="is missing or cut off"):
         rows({"a": 2}).check()
 
 

@@ -38,7 +38,7 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
     default = PrepareOptions()
     add = parser.add_argument
-    add("source", metavar="SOURCE", type=Path, help="folder, or JSON Lines file")
+    add("source", metavar="SOURCE", type=Path, help="folder of pictures, or JSON Lines file")
     add("--out", metavar="DATASET", type=Path, required=True, help="folder to write")
     usual = " and ".join(map(str, default.resolutions))
     pixels = f"resolution that training will use; repeat for several (default: {usual})"
@@ -96,10 +96,10 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     add("--base", default="auto", choices=BASES, help="layout of the base over the devices")
     add("--resolution", type=int, metavar="PIXELS", default=512, help="side of a picture")
     add("--batch", type=int, metavar="N", default=32, help="samples per step, over all devices")
-    add("--accumulate", type=int, metavar="N", default=1, help="parts that compute a batch in turn")
+    add("--accumulate", type=int, metavar="N", default=1, help="parts of a batch, in turn")
     remat = "what the backward pass recomputes instead of storing"
     add("--remat", default="blocks", choices=get_args(Remat), help=remat)
-    add("--text-length", type=int, metavar="N", default=512, help="T5 tokens")
+    add("--text-length", type=int, metavar="N", default=512, help="captions' T5 tokens")
     add("--json", type=Path, metavar="FILE", help="also write the figures to a file")
 
 
@@ -113,7 +113,7 @@ def _plan(args: argparse.Namespace) -> None:
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of a training run")
-    out = "MODEL folder to write; for a LoRA FILE.safetensors"
+    out = "MODEL folder to write, or FILE.safetensors for a LoRA"
     add("--out", type=Path, required=True, metavar="OUT", help=out)
     dtype = "dtype of the trained weights"
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help=dtype)

@@ -290,8 +290,8 @@ def _exit_at_timeout(where: str, process_id: int | None) -> None:
     hostname = socket.gethostname()
     name = hostname if process_id is None else f"process {process_id} ({hostname})"
     print(
-        f"error: {name} waited {START_TIMEOUT:g} s at {where} and not all processes came; see that "
-        "the command runs for each, with its own --process-id, and that all reach that port",
+        f"error: {name} waited {START_TIMEOUT:g} s at {where} and not all processes joined; check "
+        "that the command runs for each, with its own --process-id, and that all reach that port",
         file=sys.stderr,
         flush=True,
     )

@@ -117,7 +117,7 @@ class ModelFolder:
         if component not in self.components:
             has = ", ".join(self.components)
             raise WeightsError(
-                f"{self.path}: has no {component}, only {has}; convert one that has it"
+                f"{self.path}: has no {component}, only {has}; convert a model that has it"
             )
         return json.loads((self.path / component / name).read_text())
 
@@ -129,7 +129,9 @@ class ModelFolder:
                 shard = safetensors_io.read_tensors(self.path / component / name)
                 if twice := sorted(tensors.keys() & shard.keys()):
                     path = self.path / component / name
-                    raise WeightsError(f"{path}: holds {twice[0]}, as another shard does")
+                    raise WeightsError(
+                        f"{path}: holds {twice[0]}, as another shard does; convert again"
+                    )
                 tensors |= shard
         return tensors
 

@@ -80,7 +80,7 @@ class BatchPlan:
             ValueError: `batch` is below 1, or `paired` outside 0 to 1.
         """
         if batch < 1 or not 0 <= paired <= 1:
-            raise ValueError(f"batch {batch} and paired {paired}; expected 1 or more, and 0 to 1")
+            raise ValueError(f"batch {batch} must be at least 1, and paired {paired} from 0 to 1")
         self.batch, self.resolution = batch, resolution
         share = Fraction(paired).limit_denominator(1000)
         self._paired, self._period = share.numerator, share.denominator

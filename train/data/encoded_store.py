@@ -75,7 +75,7 @@ class EncodedRows:
         for shard in shards:
             path = self.folder / shard["file"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
-                raise DataError(f"{path}: is missing or cut; remove {self.folder} and {again}")
+                raise DataError(f"{path}: is missing or cut off; remove {self.folder} and {again}")
 
     def refuse_replacing(self) -> None:
         """Raise DataError if the folder exists with other metadata."""

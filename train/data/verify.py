@@ -35,7 +35,7 @@ def verify(folder: Path) -> str:
         more = ", ..." if len(wrong) > 10 else ""
         raise DataError(
             f"{folder}: {len(wrong)} of {len(shards)} shards differ from their checksum: "
-            f"{', '.join(wrong[:10])}{more}; copy or make them again"
+            f"{', '.join(wrong[:10])}{more}; copy or write them again"
         )
     if (folder / CARD).is_file():
         Dataset(folder)  # checks the index as well

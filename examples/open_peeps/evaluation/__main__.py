@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, default=SMALL_MODEL, help="MODEL folder")
+    model = "MODEL folder (default: the small model that comes with ic_jax)"
+    parser.add_argument("--model", type=Path, default=SMALL_MODEL, help=model)
     parser.add_argument("--world", choices=WORLDS, default="peeps", help="people and prompts")
     parser.add_argument(
         "--triples",
@@ -45,17 +46,24 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of people of each kind, each with a reference picture and a prompt",
     )
     parser.add_argument(
-        "--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2], help="seeds of the noise"
+        "--seeds",
+        metavar="SEED",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="seeds of the noise (default: 0 1 2)",
     )
     parser.add_argument(
-        "--out", metavar="FOLDER", type=Path, default=Path("evaluation"), help="to write"
+        "--out", metavar="FOLDER", type=Path, default=Path("evaluation"), help="folder to write"
     )
     cli.add_overwrite(parser, "an existing FOLDER that this command wrote")
     cli.add_compile_cache(parser)
 
 
 def _add_front_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="FILE.png", type=Path, required=True, help="to write")
+    parser.add_argument(
+        "--out", metavar="FILE.png", type=Path, required=True, help="picture to write"
+    )
     cli.add_compile_cache(parser)
 
 

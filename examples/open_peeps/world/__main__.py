@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Characters()
-    parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="to write")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="folder to write")
     parser.add_argument(
         "--characters", metavar="N", type=int, default=default.count, help="number of characters"
     )
