@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from examples.open_peeps.base_model import loss_weights
-from examples.open_peeps.base_model.__main__ import main
 from examples.open_peeps.base_model.autoencoder import encode_all, train_decoder
+from examples.open_peeps.base_model.commands import main
 from examples.open_peeps.base_model.config import PEEPS, SMALL, change
 from examples.open_peeps.base_model.fit import FitOptions, fit
 from examples.open_peeps.base_model.renders import render_views

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,6 @@ import pytest
 import convert.commands
 import infer.commands
 import train.commands
-from examples.open_peeps.base_model import __main__ as base_model
-from examples.open_peeps.evaluation import __main__ as evaluation
-from examples.open_peeps.experiments import __main__ as experiments
-from examples.open_peeps.world import __main__ as world
 from ic_jax import cli
 
 ROOT = Path(__file__).parent.parent
@@ -24,9 +21,12 @@ MAINS = {
     "train": (train.commands.main, train.commands.COMMANDS),
 }
 EVERY = [(main, command) for main, commands in MAINS.values() for command in commands]
+EXAMPLE = [
+    f"examples.open_peeps.{room}" for room in ("world", "base_model", "evaluation", "experiments")
+]
 EVERY += [
     (module.main, command)
-    for module in (world, base_model, evaluation, experiments)
+    for module in (import_module(f"{name}.commands") for name in EXAMPLE)
     for command in module.COMMANDS
 ]
 
@@ -86,7 +86,7 @@ def test_a_recipe_needs_no_command(tmp_path, capsys):
     assert "first.toml: No such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", MAINS)
+@pytest.mark.parametrize("name", [*MAINS, *EXAMPLE])
 def test_ctrl_c_while_importing(name, tmp_path):
     (tmp_path / "flax.py").write_text(  # every main imports it
         f"import os, time\nos.kill(os.getpid(), {int(signal.SIGINT)})\ntime.sleep(60)\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from examples.open_peeps.evaluation import generation, scores
-from examples.open_peeps.evaluation.__main__ import main
+from examples.open_peeps.evaluation.commands import main
 from examples.open_peeps.evaluation.triples import CANDIDATES, held_out_triples
 from examples.open_peeps.world.render import picture
 from examples.open_peeps.world.worlds import WORLDS

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from examples.open_peeps.world import dataset
-from examples.open_peeps.world.__main__ import main
+from examples.open_peeps.world.commands import main
 from examples.open_peeps.world.render import Identity, View, picture, render
 from train.data.dataset import Dataset
 from train.data.sources import read_source

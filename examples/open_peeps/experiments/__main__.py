@@ -1,45 +1,13 @@
-"""Command line of the experiments."""
+"""`python -m examples.open_peeps.experiments`."""
 
 import sys
-from collections.abc import Sequence
-
-from examples.open_peeps.experiments import projector_ablation, stage_ends, stages
-from ic_jax import cli
-
-COMMANDS = (
-    cli.Command(
-        "stages",
-        "Measure what stages 1 and 2 teach the adapter of the small world, over several seeds.",
-        stages.add_arguments,
-        stages.run,
-        stages.DESCRIPTION,
-    ),
-    cli.Command(
-        "stage-ends",
-        "Measure the adapter at the end of each stage of one run of peeps.toml.",
-        stage_ends.add_arguments,
-        stage_ends.run,
-        stage_ends.DESCRIPTION,
-    ),
-    cli.Command(
-        "projector-ablation",
-        "Measure how much of the identity each part of a trained projector carries.",
-        projector_ablation.add_arguments,
-        projector_ablation.run,
-        projector_ablation.DESCRIPTION,
-    ),
-)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code (see `ic_jax.cli.run`)."""
-    return cli.main(
-        "python -m examples.open_peeps.experiments",
-        "Measure adapters of Open Peeps models; each command writes JSON beside its source file.",
-        COMMANDS,
-        arguments,
-    )
-
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from examples.open_peeps.experiments.commands import main
+        from ic_jax.cli import leave
+
+        leave(main())
+    except KeyboardInterrupt:  # while importing
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)

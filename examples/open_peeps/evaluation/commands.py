@@ -1,0 +1,142 @@
+"""Command line of the evaluation: scores on held-out people, and the picture of the README."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from examples.open_peeps.evaluation import generation, scores
+from examples.open_peeps.evaluation.origin import origin
+from examples.open_peeps.evaluation.sheet import contact_sheet
+from examples.open_peeps.evaluation.triples import held_out_triples
+from examples.open_peeps.world.render import body_kind
+from examples.open_peeps.world.worlds import WORLDS
+from ic_jax import InstantCharacterPipeline, cli
+from ic_jax.files import atomic_folder
+from ic_jax.weights import loading
+from ic_jax.weights.model_folder import SMALL_MODEL
+
+RESULTS, SHOWN = "evaluation.json", 10  # file; triples on a contact sheet
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code (see `ic_jax.cli.run`)."""
+    return cli.main(
+        "python -m examples.open_peeps.evaluation",
+        "Evaluate a model on people of Open Peeps that no training has shown.",
+        COMMANDS,
+        arguments,
+        default="evaluate",
+    )
+
+
+def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    model = "MODEL folder (default: the small model that comes with ic_jax)"
+    parser.add_argument("--model", type=Path, default=SMALL_MODEL, help=model)
+    parser.add_argument("--world", choices=WORLDS, default="peeps", help="people and prompts")
+    parser.add_argument(
+        "--triples",
+        metavar="N",
+        type=int,
+        default=300,
+        help="number of people of each kind, each with a reference picture and a prompt",
+    )
+    parser.add_argument(
+        "--seeds",
+        metavar="SEED",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="seeds of the noise (default: 0 1 2)",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=Path, default=Path("evaluation"), help="folder to write"
+    )
+    cli.add_overwrite(parser, "an existing FOLDER that this command wrote")
+    cli.add_compile_cache(parser)
+
+
+def _add_front_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", metavar="FILE.png", type=Path, required=True, help="picture to write"
+    )
+    cli.add_compile_cache(parser)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Generate and score; write evaluation.json and a contact sheet of each kind of people."""
+    if args.triples < 2 or len(set(args.seeds)) < len(args.seeds):
+        raise ValueError(
+            f"--triples {args.triples} --seeds {args.seeds}: give 2 triples or more, and every "
+            "seed once"
+        )
+    start = time.perf_counter()
+    with atomic_folder(args.out, overwrite=args.overwrite, owns=_is_written_here) as folder:
+        model = loading.load_model(args.model, "float32")
+        results: dict[str, Any] = {
+            people: _evaluate_people(model, args, people, folder)
+            for people in WORLDS[args.world].held_out
+        }
+        seconds = round(time.perf_counter() - start)
+        settings = {name: getattr(args, name) for name in ("model", "world", "triples", "seeds")}
+        results["conditions"] = settings | {"seconds": seconds} | origin()
+        (folder / RESULTS).write_text(json.dumps(results, indent=1, default=str) + "\n")
+    cli.say(f"\nwrote {args.out}: {seconds} s")
+
+
+def _evaluate_people(
+    model: loading.Model, args: argparse.Namespace, people: str, folder: Path
+) -> dict[str, Any]:
+    """Return every row's figures, print them as a table, and write the contact sheet."""
+    pipe = InstantCharacterPipeline(model)
+    assert model.vae is not None  # the pipeline has checked it
+    triples = held_out_triples(args.world, people, args.triples)
+    generated = {
+        f"seed {seed}": generation.generate(pipe, triples, seed, name="model")
+        for seed in args.seeds
+    }
+    # One seed is enough for controls: they are near chance or near certainty.
+    fixed = generation.controls(pipe, triples, args.seeds[0])
+    fixed |= generation.exact(model.vae, triples, pipe.sampling.height)
+    rates = scores.score_all(generated | fixed, triples)
+    figures = {"model": scores.spread([rates[name] for name in generated])}
+    figures |= {name: scores.spread([rates[name]]) for name in fixed}
+    cli.say(f"\n{people}, {len(triples)} triples, percent\n{scores.table(figures)}")
+    columns = generated | {name: fixed[name] for name in ("no subject", "another's reference")}
+    contact_sheet(triples[:SHOWN], columns).save(folder / f"{people.replace(' ', '-')}.png")
+    return figures
+
+
+def _is_written_here(name: str) -> bool:
+    return name == RESULTS or name.endswith(".png")
+
+
+def front(args: argparse.Namespace) -> None:
+    """Draw the first three held-out people whose prompt asks for a half-length view, with seed 0.
+
+    Half-length views are what is legible at 96 pixels.
+    """
+    triples = held_out_triples("peeps", "known parts", 30)
+    busts = list(islice((t for t in triples if body_kind(t.view.body) == "bust"), 3))
+    pipe = InstantCharacterPipeline.from_pretrained(dtype="float32")
+    pictures = generation.generate(pipe, busts, 0)
+    contact_sheet(busts, {"result": pictures}, cell=224, text=18).save(args.out, optimize=True)
+
+
+COMMANDS = (
+    cli.Command(
+        "evaluate",
+        "Generate pictures of held-out people and score identity, pose, face and colours.",
+        _add_evaluate_arguments,
+        evaluate,
+    ),
+    cli.Command(
+        "front",
+        "Draw the picture of the README: three held-out people by the small model.",
+        _add_front_arguments,
+        front,
+    ),
+)
