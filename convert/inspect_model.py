@@ -29,4 +29,4 @@ def run(args: Namespace) -> None:
             line += f" {len(tensors):>8} {count:>15,}  {types}"
         print(line)
     if args.verify:
-        print("every file has its checksum")
+        print("every file matches its checksum")

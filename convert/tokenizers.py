@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ic_jax.weights.tensors import WeightsError
 
-MADE = "tokenizer.json"
+TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_FILES = (
-    *(MADE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *(TOKENIZER_JSON, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "spiece.model"),
 )
 TYPES = {"tokenizer": "clip", "tokenizer_2": "t5"}  # transformers' names of the tokenizers
@@ -29,9 +29,9 @@ def read_tokenizer(component: str, folder: Path) -> dict[str, bytes]:
     files = {path.name: path.read_bytes() for path in paths if path.is_file()}
     if not files:
         raise WeightsError(f"{folder}: holds no tokenizer ({', '.join(TOKENIZER_FILES)})")
-    if MADE in files:
+    if TOKENIZER_JSON in files:
         return files
-    return {MADE: _make(component, folder), **files}
+    return {TOKENIZER_JSON: _make(component, folder), **files}
 
 
 def _make(component: str, folder: Path) -> bytes:
@@ -41,7 +41,7 @@ def _make(component: str, folder: Path) -> bytes:
         packages.append("sentencepiece")
     if missing := [name for name in packages if not importlib.util.find_spec(name)]:
         raise MissingPackageError(
-            f"{folder}: has no {MADE}, and making one needs {' and '.join(missing)}; "
+            f"{folder}: has no {TOKENIZER_JSON}, and making one needs {' and '.join(missing)}; "
             "run `pip install -e '.[convert]'`"
         )
     import transformers  # takes seconds

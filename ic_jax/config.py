@@ -239,7 +239,7 @@ class SamplingConfig(_Config):
     guidance_scale: float = 3.5
     true_cfg_scale: float = 1.0
     subject_scale: float = 0.9
-    negative_subject_scale: float | None = None  # None takes subject_scale
+    negative_subject_scale: float | None = None  # None is subject_scale
     max_sequence_length: int = 512  # T5 tokens
 
 

@@ -85,7 +85,7 @@ def _missing_jobs(request: GenerateRequest) -> list[Job]:
             return list(range(len(jobs)))
         indices = output.missing(jobs, request.metadata)
         if len(indices) < len(jobs):
-            say(f"{len(jobs) - len(indices)} of {len(jobs)} pictures are there already")
+            say(f"{len(jobs) - len(indices)} of {len(jobs)} pictures already exist")
         return indices
 
     indices = multihost.broadcast_json("pictures", missing) if together else missing()

@@ -429,4 +429,4 @@ def test_inspect_lists_what_there_is(tiny_model, capsys):
     out = capsys.readouterr().out
     assert "545,680  float32" in out
     assert all(kind in out for kind in loading.COMPONENTS)
-    assert "every file has its checksum" in out
+    assert "every file matches its checksum" in out

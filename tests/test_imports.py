@@ -1,4 +1,4 @@
-"""The law of imports: between packages one direction, inside ic_jax only towards lower floors."""
+"""Directions of imports: between applications and library, and inside ic_jax between layers."""
 
 import ast
 import re
@@ -24,9 +24,9 @@ OURS = {*MAY_IMPORT, "benchmarks", "tests"}
 # reads the publishers' tokenizers in convert.
 ORACLES = {"diffusers", "tensorflow", "torch", "transformers"}
 
-# Rooms of ic_jax, files and packages, from the ground up. An import from one room to another goes
-# to a lower floor.
-FLOORS = (
+# Parts of ic_jax, files and packages, from the lowest layer up. A part imports from lower layers
+# only.
+LAYERS = (
     {"devices", "files", "from_dict", "sharding", "version"},
     {"config", "multihost"},
     {"compilation_cache", "flow", "models", "preprocessing"},
@@ -37,7 +37,7 @@ FLOORS = (
     {"pipeline"},
     {"__init__"},
 )
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
 
 def imports(file: Path, *, lazy: bool = True) -> set[str]:
@@ -53,7 +53,7 @@ def imports(file: Path, *, lazy: bool = True) -> set[str]:
     return names
 
 
-def room_of(module: str) -> str:
+def part_of(module: str) -> str:
     """Return the file or package of ic_jax that a module belongs to."""
     return module.split(".")[1] if "." in module else "__init__"
 
@@ -86,29 +86,29 @@ def test_names_of_this_repository_do_not_clash():
                 assert not renamed, f"{file.relative_to(ROOT)} renames {renamed} of {node.module}"
 
 
-def test_rooms_of_the_library_import_lower_floors():
+def test_parts_of_the_library_import_lower_layers():
     for module, file in modules().items():
-        room = room_of(module)
-        assert room in FLOOR, f"{room} has no floor; add it to FLOORS"
+        part = part_of(module)
+        assert part in LAYER, f"{part} has no layer; add it to LAYERS"
         for name in imports(file):
             if not name.startswith("ic_jax."):
                 continue
             target = name.split(".")[1]
-            if target in FLOOR and target != room:
-                assert FLOOR[target] < FLOOR[room], f"{module} imports {name}, not below it"
+            if target in LAYER and target != part:
+                assert LAYER[target] < LAYER[part], f"{module} imports {name}, not below it"
             else:
-                assert target == room, f"{module} imports {name} from the library's front"
-    assert set(map(room_of, modules())) == set(FLOOR), "FLOORS has rooms that are gone"
+                assert target == part, f"{module} imports {name} from the library's front"
+    assert set(map(part_of, modules())) == set(LAYER), "LAYERS has parts that are gone"
 
 
-def test_rooms_of_the_example_import_lower_floors():
-    floors = {"world": 0, "base_model": 1, "evaluation": 1, "experiments": 2}
-    for room, floor in floors.items():
-        for file in (ROOT / "examples" / "open_peeps" / room).glob("*.py"):
+def test_parts_of_the_example_import_lower_layers():
+    layers = {"world": 0, "base_model": 1, "evaluation": 1, "experiments": 2}
+    for part, layer in layers.items():
+        for file in (ROOT / "examples" / "open_peeps" / part).glob("*.py"):
             for name in imports(file):
                 if name.startswith("examples.open_peeps."):
                     target = name.split(".")[2]
-                    assert target == room or floors[target] < floor, f"{file} imports {name}"
+                    assert target == part or layers[target] < layer, f"{file} imports {name}"
 
 
 def test_modules_of_the_library_have_no_cycle():

@@ -80,14 +80,14 @@ def test_a_killed_run_goes_on(start, alone, tmp_path):
     (tmp_path / f".{NAMES[-1]}.123.part").write_text("left over")
     text, error = start("--out", tmp_path).communicate()
     assert error == ""
-    assert f"{len(before)} of 6 pictures are there already" in text
+    assert f"{len(before)} of 6 pictures already exist" in text
     assert len(drawn(text)) == 6 - len(before)
     assert all(p.stat().st_mtime_ns == time for p, time in before.items())
     assert sorted(p.name for p in tmp_path.iterdir()) == NAMES
     for name in NAMES:
         assert (tmp_path / name).read_bytes() == (alone / name).read_bytes()
     again, error = start("--out", tmp_path).communicate()
-    assert ("6 of 6 pictures are there already" in again, "loaded" in again) == (True, False)
+    assert ("6 of 6 pictures already exist" in again, "loaded" in again) == (True, False)
     _, error = start("--out", tmp_path, "--guidance-scale=2").communicate()
     assert re.search(r"\.png and 5 more exist but were made with other settings", error)
 

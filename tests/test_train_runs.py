@@ -178,7 +178,7 @@ def test_stopped_by_signals_it_saves_and_goes_on_bit_equal(world):
         process.send_signal(number)
         _, err = process.communicate()
         assert process.returncode == 75, err
-        assert "the same command goes on from it" in err
+        assert "the same command continues from it" in err
         saved = {int(p.name) for p in (world.folder / "stopped/checkpoints").iterdir()}
         assert max(saved) >= world.last_step("stopped")
     assert world.finish("stopped")[0] == 0

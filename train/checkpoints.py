@@ -123,8 +123,8 @@ class Checkpoints:
             was, now = saved["arrays"].get(name), expected.get(name)
             if was != now:
                 raise ConfigError(
-                    f"{self._steps / str(step)}: {name} was {was} and is now {now}; go on with "
-                    "the old model and recipe, or start another run"
+                    f"{self._steps / str(step)}: {name} was {was} and is now {now}; continue "
+                    "with the old model and recipe, or start another run"
                 )
         leaves, structure = jax.tree.flatten(abstract)
         flat = dict(zip(expected, leaves, strict=True))
@@ -137,7 +137,7 @@ class Checkpoints:
         """Raise ConfigError if the files of a step differ from its manifest."""
         folder = self._steps / str(step)
         if not self._is_valid(folder):
-            raise ConfigError(f"{folder}: is damaged; name another --step, or go on training")
+            raise ConfigError(f"{folder}: is damaged; name another --step, or continue training")
 
     def run_metadata(self, step: int) -> dict[str, Any]:
         """Return the metadata that was saved with a step, and dtype and shape of its "arrays"."""

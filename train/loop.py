@@ -91,7 +91,7 @@ def train(recipe: Recipe) -> None:
                     checkpoints.save(step, state, metadata)
                 if stopping:
                     checkpoints.wait()
-                    raise Stopped(f"stopped after step {step}; the same command goes on from it")
+                    raise Stopped(f"stopped after step {step}; the same command continues from it")
                 if due(recipe.reporting.every):
                     log = StepLog()  # its clock leaves out the effect, previews and saving
         checkpoints.wait()

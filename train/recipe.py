@@ -1,8 +1,8 @@
 """Recipe of a training run: a TOML file with a table per stage; every default names its source.
 
 Sources of defaults: [paper] InstantCharacter, arXiv 2504.12395, section on training; [WithAnyone]
-the nearest open kin, an image-prompt adapter on FLUX; [UNO], [EasyControl], [x-flux] other open
-adapters' training code; [flux] black-forest-labs/flux; [ours] a choice of this project.
+the most similar open project, an image-prompt adapter on FLUX; [UNO], [EasyControl], [x-flux] the
+code of other open adapters; [flux] black-forest-labs/flux; [ours] a choice of this project.
 """
 
 import re

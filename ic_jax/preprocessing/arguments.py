@@ -74,7 +74,7 @@ def sampling_arguments(
 
     True guidance needs a `true_cfg_scale` above 1 and something to guide away from: a negative
     prompt, or a `negative_subject_scale` (a model's default counts), for which an absent negative
-    prompt is an empty one. Whoever asks for one without the other is refused.
+    prompt is an empty one. The scale without a negative, or the reverse, is an error.
 
     Args:
         defaults: the model's own.

@@ -1,7 +1,7 @@
 """Large encoders of a model: kept in memory, or loaded only to encode.
 
-T5, SigLIP and DINOv2 are 12.6 of the 42 GB, and the denoising steps do not use them. CLIP's text
-encoder is small and LoRAs change it, so it always stays in memory.
+T5, SigLIP and DINOv2 are 12.6 of the 42 GB of the published model, and the denoising steps do not
+use them. CLIP's text encoder is small and LoRAs change it, so it always stays in memory.
 """
 
 from collections.abc import Callable

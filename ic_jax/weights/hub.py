@@ -44,8 +44,8 @@ def fetch(repo_id: str, patterns: Sequence[str], revision: str | None = None) ->
     except errors.HfHubHTTPError as error:
         reason = f"the Hugging Face Hub answered: {str(error).splitlines()[0]}"
     except Exception as error:  # of the network library underneath, which changes with versions
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = f"the download broke off ({what}); run again, what came is kept"
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = f"the download broke off ({cause}); run again, finished files are kept"
     raise FileNotFoundError(f"{repo_id}: {reason}")
 
 

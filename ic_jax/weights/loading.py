@@ -138,7 +138,7 @@ class Model:
     vae: Vae | None = None
     tokenizer: Path | None = None  # CLIP's
     tokenizer_2: Path | None = None  # T5's
-    source: ModelFolder | None = None  # that it was loaded from
+    source: ModelFolder | None = None  # folder that the model was loaded from
 
 
 def load_model(

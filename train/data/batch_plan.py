@@ -26,8 +26,8 @@ class BatchRows(NamedTuple):
     target: Int[np.ndarray, "b"]  # record numbers
     reference: Int[np.ndarray, "b"]  # record numbers; the target itself where not paired
     paired: Bool[np.ndarray, "b"]
-    epoch: Int[np.ndarray, "b"]  # of the unpaired or of the paired targets
-    seed: UInt64[np.ndarray, "b"]  # of the random augmentation
+    epoch: Int[np.ndarray, "b"]  # paired and unpaired targets count theirs apart
+    seed: UInt64[np.ndarray, "b"]  # seeds of the random augmentation
 
 
 class BatchPlan:

@@ -61,15 +61,15 @@ class HostBatch(NamedTuple):
     size: Size  # height and width of the targets
     target: UInt8[np.ndarray, "b h w 3"] | LatentPosterior  # the latter from a cache
     prompt: Embeddings | None  # embeddings of the captions, from a cache
-    focus: Float[np.ndarray, "b y x"] | None  # density of the focus boxes, if asked for
-    low: UInt8[np.ndarray, "b s s 3"] | None  # the reference, if asked for
+    focus: Float[np.ndarray, "b y x"] | None  # density of the focus boxes; None without focus
+    low: UInt8[np.ndarray, "b s s 3"] | None  # the reference; None for a LoRA
     high: UInt8[np.ndarray, "b 4 s s 3"] | None  # the reference in four tiles
     caption: list[str]  # of the target
     character: list[str]
     record: Int[np.ndarray, "b"]  # record number of the target
     reference: Int[np.ndarray, "b"]  # record number of the reference
     paired: Bool[np.ndarray, "b"]
-    mirrored: Bool[np.ndarray, "b"]  # whether the reference is; targets never are
+    mirrored: Bool[np.ndarray, "b"]  # whether the reference is mirrored; targets never are
     epoch: Int[np.ndarray, "b"]
     row: Int[np.ndarray, "b"]  # index into the global batch
     total: int  # rows of the global batch

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", type=Path, help="MODEL folder to start from")
     parser.add_argument("out", metavar="OUT", type=Path, help="MODEL folder to write")
     parser.add_argument("--steps", metavar="N", type=int, required=True, help="training steps")
-    parser.add_argument("--rate", type=float, help="learning rate, if not that of the first run")
+    parser.add_argument("--rate", type=float, help="learning rate (default: that of `train`)")
     parser.add_argument(
         "--pictures", metavar="N", type=int, default=PEEPS.pictures, help="pictures to render"
     )
