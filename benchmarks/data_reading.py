@@ -73,18 +73,18 @@ def clocked(work: Callable[[], int]) -> dict[str, float]:
 def reading(dataset: Dataset, paired: float, cores: int, steps: int) -> dict[str, float]:
     plan = BatchPlan(dataset, batch=BATCH, resolution=SIDE, paired=paired, seed=0)
     os.sched_setaffinity(0, range(cores))
-    made = []
+    rates = []
     for start in range(0, REPEATS * steps, steps):
         stop = start + steps
-        found = batches(dataset, plan, Augment(), start=start, stop=stop, threads=2 * cores)
-        next(found)  # starts the threads
-        made.append(clocked(partial(drain, found)))
+        loader = batches(dataset, plan, Augment(), start=start, stop=stop, threads=2 * cores)
+        next(loader)  # starts the threads
+        rates.append(clocked(partial(drain, loader)))
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    return {"paired": paired, "cores": cores} | max(made, key=lambda each: each["per_second"])
+    return {"paired": paired, "cores": cores} | max(rates, key=lambda each: each["per_second"])
 
 
-def drain(found: Iterator[HostBatch]) -> int:
-    return sum(len(batch.record) for batch in found)
+def drain(loader: Iterator[HostBatch]) -> int:
+    return sum(len(batch.record) for batch in loader)
 
 
 def parts(dataset: Dataset, repeats: int = 100) -> dict[str, float]:
@@ -153,11 +153,11 @@ def main() -> None:
         prepared = clocked(preparing)
         dataset = Dataset(out)
         cores = sorted({1, os.cpu_count() or 1})
-        found = [reading(dataset, p, c, args.steps) for c in cores for p in (0.0, 1.0)]
+        figures = [reading(dataset, p, c, args.steps) for c in cores for p in (0.0, 1.0)]
         results = {
             "what": f"{PICTURES} JPEGs of {SIDE} x {SIDE}, {size / 1e3:.0f} kB on average",
             "prepare": prepared,
-            "read": found,
+            "read": figures,
             "milliseconds_of_a_sample": parts(dataset),
         }
     results |= {"plan": planning(), **origin(*PACKAGES)}

@@ -72,15 +72,15 @@ def test_the_loss_falls(model, part):
 def test_the_folder_draws_and_words_matter(model):
     pipe = InstantCharacterPipeline.from_pretrained(model[0], dtype="float32")
     texts = [caption(random_view(np.random.default_rng(n)), TRAINED[n]) for n in range(2)]
-    found = pipe(
+    generated = pipe(
         texts,
         num_inference_steps=2,
         seed=[0, 0],
         output_type="np",
     ).images
-    assert found.shape == (2, 16, 16, 3)
-    assert np.isfinite(found).all()
-    assert np.abs(found[0] - found[1]).max() > 1e-4
+    assert generated.shape == (2, 16, 16, 3)
+    assert np.isfinite(generated).all()
+    assert np.abs(generated[0] - generated[1]).max() > 1e-4
 
 
 @slow
@@ -114,7 +114,7 @@ def test_every_word_of_a_world_has_an_id_and_captions_fit(world, length):
     world, rng = WORLDS[world], np.random.default_rng(0)
     files, *_ = tokenizers(world.words())
     people = list(islice(world.people(0), 300))
-    texts = [world.caption(world.view(rng), one, rng) for one in people]
+    texts = [world.caption(world.view(rng), person, rng) for person in people]
     texts += [world.caption(world.view(rng), None, rng) for _ in people]
     clip, t5 = prompt_ids(files, texts, length)
     assert 2 not in t5  # unknown
@@ -168,13 +168,13 @@ def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkey
                 raise KeyboardInterrupt
             return data[at]
 
-    whole, curve = run(data)
+    uninterrupted, curve = run(data)
     options.checkpoint.unlink()
     with pytest.raises(KeyboardInterrupt):
         run(Stops())
     assert options.checkpoint.exists()
     again, same = run(data)
-    assert np.array_equal(whole["w"], again["w"])
+    assert np.array_equal(uninterrupted["w"], again["w"])
     assert same == curve
 
 

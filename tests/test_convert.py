@@ -51,25 +51,25 @@ SMALL_DEV = FluxConfig(2, 2, 1, 128, 8, 6, (16, 56, 56), in_channels=4)
 
 def raw(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Every published tensor of a layout on disk, read by the published libraries."""
-    found = {
+    actual = {
         name: safetensors.torch.load_file(folder / name / f"{stem}.safetensors")
         for name, stem in FOLDERS.items()
     }
     for group, tensors in torch.load(folder / f"{ADAPTER}.bin", weights_only=True).items():
-        found[f"adapter {group}"] = dict(tensors)
-    return found
+        actual[f"adapter {group}"] = dict(tensors)
+    return actual
 
 
 def read_json(path):
     return json.loads(path.read_text())
 
 
-def assert_bit_equal(found, expected):
-    assert found.keys() == expected.keys()
+def assert_bit_equal(actual, expected):
+    assert actual.keys() == expected.keys()
     for part, tensors in expected.items():
-        assert found[part].keys() == tensors.keys(), part
+        assert actual[part].keys() == tensors.keys(), part
         for name, tensor in tensors.items():
-            other = found[part][name]
+            other = actual[part][name]
             assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape), (part, name)
             assert torch.equal(other, tensor), (part, name)
 
@@ -213,9 +213,9 @@ def test_bfl_files_there_and_back_give_the_same_model(tiny_model, tmp_path):
     )
     expected = files(tiny_model)
     del expected["scheduler/published.json"]  # a single file comes without one
-    found = files(tmp_path / "MODEL")
-    assert found.pop("manifest.json") != expected.pop("manifest.json")
-    assert found == expected
+    actual = files(tmp_path / "MODEL")
+    assert actual.pop("manifest.json") != expected.pop("manifest.json")
+    assert actual == expected
 
 
 def joined(kind, shapes):
@@ -224,15 +224,15 @@ def joined(kind, shapes):
     theirs = {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
     tensors = {k: Tensor(x.dtype, x.shape, lambda x=x: x) for k, x in theirs.items()}
     fused = bfl.layout(kind, shapes)
-    file = {name: torch.from_numpy(one.join(tensors).array()) for name, one in fused.items()}
-    assert all(file[name].shape == one.shape for name, one in fused.items())
+    file = {name: torch.from_numpy(entry.join(tensors).array()) for name, entry in fused.items()}
+    assert all(file[name].shape == entry.shape for name, entry in fused.items())
     return theirs, file
 
 
-def assert_same_values(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same_values(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(np.asarray(found[name]), value, err_msg=name)
+        np.testing.assert_array_equal(np.asarray(actual[name]), value, err_msg=name)
 
 
 def test_bfl_flux_files_are_what_diffusers_takes_them_for():
@@ -367,13 +367,13 @@ def test_torch_bin_forms(tmp_path):
         "module": torch.nn.Linear(2, 3).state_dict(),
     }
     torch.save(content, tmp_path / "x.bin")
-    found = read_torch(tmp_path / "x.bin")
+    actual = read_torch(tmp_path / "x.bin")
     flat = {k: v for k, v in content.items() if k != "module"}
     flat |= {f"module.{k}": v for k, v in content["module"].items()}
-    assert found.keys() == flat.keys()
+    assert actual.keys() == flat.keys()
     for name, tensor in flat.items():
-        assert found[name].shape == tuple(tensor.shape)
-        value = torch.from_numpy(found[name].array().astype(np.float32))
+        assert actual[name].shape == tuple(tensor.shape)
+        value = torch.from_numpy(actual[name].array().astype(np.float32))
         assert torch.equal(value, tensor.detach().float()), name
 
 

@@ -512,8 +512,8 @@ def test_a_damaged_model_folder(model, run):
         return error
 
     file = model / "vae" / "model.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    intact = file.read_bytes()
+    file.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
     assert run("inspect", model, out=None)[0] == 0
     assert "1 files differ from their checksum: vae/model.safetensors" in inspect("--verify")
     with pytest.raises(WeightsError, match="checksum"):
@@ -522,7 +522,7 @@ def test_a_damaged_model_folder(model, run):
         loading.load_component(model, "vae")
     assert run("to-torch", model, out=model.parent / "back" / "torch")[0] == 3
     assert loading.load_model(model, verify=False).vae is not None
-    file.write_bytes(whole[:-1])
+    file.write_bytes(intact[:-1])
     assert f"{len(whole) - 1} bytes, expected {len(whole)}" in inspect()
     file.unlink()
     assert "is missing" in inspect()

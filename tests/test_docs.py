@@ -121,8 +121,8 @@ def _parse(call: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     main = _main_of(module)
     parse = argparse.ArgumentParser.parse_args
 
-    def parse_only(self, *given, **named):
-        parse(self, *given, **named)
+    def parse_only(self, *args, **named):
+        parse(self, *args, **named)
         raise Parsed
 
     with monkeypatch.context() as patch:
@@ -253,7 +253,7 @@ def test_python_examples_run(page, tmp_path, monkeypatch):
     (tmp_path / "models" / "ic").symlink_to(SMALL_MODEL)
     monkeypatch.chdir(tmp_path)
     load = InstantCharacterPipeline.from_pretrained
-    in_float32 = lambda *given, **named: load(*given, **{**named, "dtype": "float32"})  # noqa: E731
+    in_float32 = lambda *args, **named: load(*args, **{**named, "dtype": "float32"})  # noqa: E731
     monkeypatch.setattr(InstantCharacterPipeline, "from_pretrained", in_float32)
     names: dict[str, object] = {}
     for block in _blocks(page):

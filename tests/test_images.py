@@ -206,11 +206,11 @@ def test_truncated_files_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["picture.png", "picture.jpg", "picture.webp", "picture.gif"])
 def test_damaged_files_give_a_picture_or_an_image_error(tmp_path, name):
     path = saved(tmp_path, Image.fromarray(noise(16, 16)), name)
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     rng = np.random.default_rng(0)
     for _ in range(40):
-        damaged = bytearray(whole)
-        for i in rng.integers(0, len(whole), 3):
+        damaged = bytearray(intact)
+        for i in rng.integers(0, len(intact), 3):
             damaged[i] = rng.integers(256)
         path.write_bytes(damaged)
         with contextlib.suppress(ImageError):  # and no other error

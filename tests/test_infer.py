@@ -48,12 +48,12 @@ def test_draws_a_picture_that_tells_how_it_was_made(infer, tmp_path):
     assert code == 0
     picture = Image.open(tmp_path / "girl.png")
     assert picture.size == (64, 64)
-    made = json.loads(picture.text["ic_jax"])
-    assert made["prompt"] == "a girl"
-    assert made["seed"] == 3
-    assert made["num_inference_steps"] == 2
-    assert made["subject"] == REFERENCE
-    assert made["ic_jax"]
+    metadata = json.loads(picture.text["ic_jax"])
+    assert metadata["prompt"] == "a girl"
+    assert metadata["seed"] == 3
+    assert metadata["num_inference_steps"] == 2
+    assert metadata["subject"] == REFERENCE
+    assert metadata["ic_jax"]
     for word in ("loaded", "encoded", "drew girl.png"):
         assert word in out
     assert [p.name for p in tmp_path.iterdir()] == ["girl.png"]
@@ -115,8 +115,8 @@ def test_without_a_model_the_small_one_draws_and_says_so(tmp_path, capfd, monkey
     assert main(["--no-compile-cache"]) == 0
     assert "the small model" in capfd.readouterr().out
     picture = Image.open(tmp_path / "out.png")
-    made = json.loads(picture.text["ic_jax"])
-    assert picture.size == (made["width"], made["height"])
+    metadata = json.loads(picture.text["ic_jax"])
+    assert picture.size == (metadata["width"], metadata["height"])
     colours = np.asarray(picture).reshape(-1, 3).std(0)
     assert (colours > 10).all()
 
@@ -150,8 +150,8 @@ def test_without_a_model_the_small_one_draws_and_says_so(tmp_path, capfd, monkey
 )
 def test_errors_are_one_line_and_leave_no_file(infer, tmp_path, arguments, code, message):
     (tmp_path / "there.png").write_bytes(b"precious")
-    found, _, err = infer("--prompt", "a girl", *arguments)
-    assert found == code
+    exit_code, _, err = infer("--prompt", "a girl", *arguments)
+    assert exit_code == code
     (line,) = err.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line

@@ -26,9 +26,9 @@ def flux(tiny_model):
 
 @pytest.fixture
 def loras(flux):
-    made = LoraSet({"transformer": flux})
-    yield made
-    made.clear()
+    applied = LoraSet({"transformer": flux})
+    yield applied
+    applied.clear()
 
 
 def values(model):

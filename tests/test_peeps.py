@@ -223,9 +223,9 @@ def test_exact_renders_are_read_right_and_spoilt_ones_nearly():
     assert rates(scores["exact"]) == right
     # Whole figures have faces 5 pixels high at this size: spoilt, they are hard for anyone.
     for kind, least in (("noisy", 0.6), ("blurred", 0.4)):
-        found = rates(scores[kind])
-        assert found.pop("face") >= least
-        assert found == pytest.approx({name: right[name] for name in found}, abs=0.13), kind
+        actual = rates(scores[kind])
+        assert actual.pop("face") >= least
+        assert actual == pytest.approx({name: right[name] for name in actual}, abs=0.13), kind
 
 
 def test_another_identity_scores_at_chance():

@@ -42,16 +42,16 @@ def write(folder, tensors, **more):
     return write_tensors(folder, "model", specs, lambda name: [tensors[name]], **more)
 
 
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
+def assert_equal(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, x in expected.items():
-        array = found[name].array()
+        array = actual[name].array()
         assert (
             (array.dtype, array.shape)
             == (x.dtype, x.shape)
             == (
-                found[name].dtype,
-                found[name].shape,
+                actual[name].dtype,
+                actual[name].shape,
             )
         )
         assert array.tobytes() == x.tobytes()

@@ -93,10 +93,10 @@ def test_what_the_publisher_left_out_is_made(tmp_path, component, names):
     published.mkdir()
     for name in names:
         shutil.copy(TINY / "flux" / component / name, published)
-    made = converted(component, published, tmp_path / "MODEL")
-    assert {file.name for file in made.iterdir()} == {"tokenizer.json", *names}
+    model_folder = converted(component, published, tmp_path / "MODEL")
+    assert {file.name for file in model_folder.iterdir()} == {"tokenizer.json", *names}
     clip = component == "tokenizer"
-    ours = load_tokenizer(made, "<|endoftext|>" if clip else "<pad>")
+    ours = load_tokenizer(model_folder, "<|endoftext|>" if clip else "<pad>")
     theirs = (transformers.CLIPTokenizer if clip else transformers.T5TokenizerFast).from_pretrained(
         published, model_max_length=64
     )

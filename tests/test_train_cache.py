@@ -181,16 +181,16 @@ def test_other_data_and_encoders_are_refused(world, tmp_path, capsys):
     assert "was made with another vae; run" in capsys.readouterr().err
 
 
-def test_a_cache_is_gone_on_with(tmp_path, monkeypatch):
+def test_a_cache_is_continued(tmp_path, monkeypatch):
     monkeypatch.setattr("train.data.encoded_store.ROWS", 4)
     records = np.array([1, 3, 5, 8, 9, 11])
-    made = []
+    encoded = []
 
     def rows(facts):
         return EncodedRows(tmp_path / "part", Embeddings, records, facts)
 
     def make(chosen, stop=None):
-        made.append(chosen.tolist())
+        encoded.append(chosen.tolist())
         if stop is not None and stop in chosen:
             raise KeyboardInterrupt
         return {n: Embeddings(np.full((2, 3), n, np.float32), np.ones(2)) for n in chosen if n != 5}
@@ -200,16 +200,16 @@ def test_a_cache_is_gone_on_with(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is not cached, or only in part"):
         rows({"a": 1}).check()
     rows({"a": 1}).write(make)
-    assert made == [[1, 3, 5, 8], [9, 11], [9, 11]]
-    whole = rows({"a": 1})
-    whole.check()
-    assert (whole.read(11).t5 == 11).all()
+    assert encoded == [[1, 3, 5, 8], [9, 11], [9, 11]]
+    complete = rows({"a": 1})
+    complete.check()
+    assert (complete.read(11).t5 == 11).all()
     with pytest.raises(ValueError, match="record 5 could not be read when cached"):
-        whole.read(5)
+        complete.read(5)
     with pytest.raises(ValueError, match="was made with another a; run"):
         rows({"a": 2}).check()
     rows({"a": 2}).write(make)
-    assert made[3:] == [[1, 3, 5, 8], [9, 11]]
+    assert encoded[3:] == [[1, 3, 5, 8], [9, 11]]
     shard = tmp_path / "part" / "shard-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ValueError, match="is missing or cut off"):

@@ -244,7 +244,7 @@ def compiled_programs():
 
 
 @pytest.fixture(scope="module")
-def whole(world):
+def uninterrupted(world):
     """An uninterrupted run: its base before and after, and the names of compiled programs."""
     opened = []
 
@@ -266,8 +266,8 @@ def trained(folder, *, ema):
     return jax.device_get(read_params(folder, run_recipe, base, ema=ema))
 
 
-def test_a_run_lowers_the_loss_and_leaves_the_base_alone(world, whole):
-    before, after, programs = whole
+def test_a_run_lowers_the_loss_and_leaves_the_base_alone(world, uninterrupted):
+    before, after, programs = uninterrupted
     # Both stages have the same settings but for the steps.
     assert programs.count("jit(train_step)") == 1
     jax.tree.map(np.testing.assert_array_equal, before, after)
@@ -283,7 +283,7 @@ def test_a_run_lowers_the_loss_and_leaves_the_base_alone(world, whole):
     assert all(np.any(pair.b[...]) for pair in weights.values())
 
 
-def test_stopped_and_resumed_it_ends_bit_equal(world, whole, monkeypatch):
+def test_stopped_and_resumed_it_ends_bit_equal(world, uninterrupted, monkeypatch):
     scalars = Report.scalars
 
     def stop(self, step, values):
@@ -306,7 +306,7 @@ def test_stopped_and_resumed_it_ends_bit_equal(world, whole, monkeypatch):
     assert main([str(file), "--no-compile-cache", "--set", "lora.rank=8"]) == 2
 
 
-def test_the_exported_file_is_the_trained_average(world, whole, capsys):
+def test_the_exported_file_is_the_trained_average(world, uninterrupted, capsys):
     out = world / "style.safetensors"
     assert main(["export", str(world / "whole"), "--out", str(out)]) == 0
     assert "draw with --trigger 'discs'" in capsys.readouterr().out

@@ -88,8 +88,8 @@ def test_errors_count_by_their_weight(golden):
     (loss, velocity), gradient = gradient_fn(golden.adapter, golden.flux, alike, rope)
 
     def weighted(weight):
-        given = alike._replace(weight=weight)
-        return gradient_fn(golden.adapter, golden.flux, given, rope)
+        weighted_examples = alike._replace(weight=weight)
+        return gradient_fn(golden.adapter, golden.flux, weighted_examples, rope)
 
     (ones, _), same = weighted(jnp.ones_like(alike.latents))
     assert relative(ones, loss) < 1e-6
