@@ -151,8 +151,7 @@ def write_components(
                         pass
     if faults := [f"{m.source.path}: {m.wrong}" for m in components if m.wrong]:
         raise WeightsError(
-            "; ".join(faults)
-            + "; the weights are damaged, or not those that their config describes"
+            "; ".join(faults) + "; the weights are damaged, or their config describes another model"
         )
 
 

@@ -84,7 +84,7 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def sync(file: BinaryIO) -> None:
-    """Force a file's bytes to the disk, so that no file that names it is there before it."""
+    """Force a file's bytes to the disk, before a file that names it is written."""
     file.flush()
     os.fsync(file.fileno())
 

@@ -431,12 +431,12 @@ class InstantCharacterPipeline:
         return names
 
     def delete_adapters(self, adapter_names: Prompts) -> None:
-        """Forget loaded LoRAs by name; ValueError for an unknown one."""
+        """Remove loaded LoRAs by name; ValueError for an unknown name."""
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         self._loras.delete(names)
 
     def unload_lora_weights(self) -> None:
-        """Forget every LoRA; the weights are those of the base again, bit for bit."""
+        """Remove every LoRA; restores the weights of the base bit for bit."""
         self._loras.clear()
 
     @property
@@ -523,7 +523,9 @@ class InstantCharacterPipeline:
 
     def _refuse_several_processes(self, what: str) -> None:
         if self._runner.spans_processes:
-            raise ValueError(f"{what} needs the whole model within a process; take a smaller mesh")
+            raise ValueError(
+                f"{what} needs the whole model within one process; take a smaller mesh"
+            )
 
     def _images(
         self, latents: Array, args: SamplingArguments
@@ -550,7 +552,7 @@ def local_folder(name_or_path: Path | str, revision: str | None = None) -> Path:
     path = Path(name_or_path).expanduser()
     if path.exists():
         if revision is not None:
-            raise ValueError(f"{path}: a local folder has no revision; it is for a Hub id")
+            raise ValueError(f"{path}: a local folder has no revision; leave revision out")
         return path
     from ic_jax.weights import hub  # takes a third of a second, for downloads only
 

@@ -37,7 +37,7 @@ class Runner:
     """
 
     def __init__(self, model: Model, encoders: Encoders):
-        """Take a model; `encoders` is the source of its large encoders."""
+        """Use the parts of `model`; `encoders` is the source of its large encoders."""
         if model.transformer is None or model.vae is None:
             raise ValueError(
                 "drawing needs the transformer and the VAE; convert with --flux and --vae"

@@ -131,7 +131,7 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
 
 
 def _settings(args: argparse.Namespace, model: ModelFolder) -> SamplingArguments:
-    """Return the sampling settings: those of the options, and the model's own otherwise."""
+    """Return the sampling settings: the options, and the model's defaults where none is set."""
     has_own = "sampling" in model.components
     settings = arguments.sampling_arguments(
         read_config(model, "sampling") if has_own else SamplingConfig(),

@@ -1,4 +1,4 @@
-"""`python -m train cache`: runs the frozen text encoders and the VAE once over a data set."""
+"""`python -m train cache`: one pass of the frozen text encoders and the VAE over a data set."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence

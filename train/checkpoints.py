@@ -86,7 +86,7 @@ class Checkpoints:
         self._pending = self._committer.submit(self._commit, step)
 
     def wait(self) -> None:
-        """Wait until everything is committed.
+        """Wait until all saved steps are committed.
 
         Raises:
             OSError: the save failed.

@@ -1,4 +1,4 @@
-"""`python -m train export`: writes the adapter as a MODEL folder, a LoRA as a file."""
+"""`python -m train export`: the trained adapter as a MODEL folder, or the LoRA as a file."""
 
 import json
 from functools import partial

@@ -121,7 +121,7 @@ def _model_flops(args: argparse.Namespace, base: dict[str, Any], adapter: Any) -
 
 
 def _suggestion(args: argparse.Namespace, mesh: Mesh, heads: int) -> str:
-    """Return what to try where a plan does not fit: first of all, smaller parts of a batch."""
+    """Return what to try where a plan does not fit: first of all, smaller parts of the batch."""
     sizes = mesh.shape
     rows = args.batch // args.accumulate // (sizes["data"] * sizes["fsdp"])
     if rows > 1:

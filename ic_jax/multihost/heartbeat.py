@@ -101,7 +101,7 @@ class Heartbeat(Thread):
         self.join()
 
     def exit(self, code: int) -> None:
-        """End this process at once, process 0 last: without it JAX aborts the others."""
+        """End this process at once, process 0 last: JAX aborts the others when process 0 ends."""
         self._exiting.acquire()
         sys.stdout.flush()
         sys.stderr.flush()

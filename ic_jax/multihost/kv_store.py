@@ -14,7 +14,7 @@ REMEDY = "; see what it said last, and run the command on all processes again"
 
 
 class ProcessError(RuntimeError):
-    """A process did not start, missed a barrier or died; the one-line message names it."""
+    """Error: a process did not start, missed a barrier or died; the message names the process."""
 
     exit_code = 69
 

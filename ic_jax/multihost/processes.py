@@ -65,7 +65,7 @@ def initialize(
     if jax.distributed.is_initialized() or num_processes == 1 or not (num_processes or cluster):
         return
     if hasattr(jax.config, "jax_enable_preemption_service"):
-        # It would take SIGTERM for itself; training has its own way to stop on it.
+        # JAX's preemption service would handle SIGTERM; training handles SIGTERM itself.
         jax.config.update("jax_enable_preemption_service", False)
     options: dict[str, Any] = {"cluster_detection_method": "deactivate"} if num_processes else {}
     where = coordinator or f"the coordinator that {cluster} names"

@@ -160,7 +160,7 @@ def check_shape(name: str, array: Any, shape: tuple[int | None, ...]) -> None:
 
 
 def common_count(**lengths: int | None) -> int:
-    """Return the length that lists share; those of length 1 repeat, None is an absent list."""
+    """Return the common length of lists; a list of length 1 repeats, None is an absent list."""
     present = {name: n for name, n in lengths.items() if n is not None}
     longest = max(present.values())
     if any(n not in (1, longest) for n in present.values()):

@@ -57,7 +57,7 @@ def read_rgb(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def to_square(picture: UInt8[np.ndarray, "h w 3"], fit: Fit) -> UInt8[np.ndarray, "s s 3"]:
-    """Make a picture square; the side is its longer one.
+    """Make a picture square, with its longer side as side.
 
     Args:
         picture: RGB.

@@ -32,7 +32,7 @@ class EncodersOnDemand(Encoders):
     """Encoders that are loaded when requested, and deleted before others and before the steps."""
 
     def __init__(self, load: Callable[[str], Any]):
-        """Take `load`, which returns the module of a component; None if the model lacks it."""
+        """Keep `load`: component name -> module, or None if the model lacks the component."""
         self._load, self._loaded = load, {}
 
     def get(self, *components: str) -> list[Any]:
