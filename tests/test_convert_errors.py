@@ -523,7 +523,7 @@ def test_a_damaged_model_folder(model, run):
     assert run("to-torch", model, out=model.parent / "back" / "torch")[0] == 3
     assert loading.load_model(model, verify=False).vae is not None
     file.write_bytes(intact[:-1])
-    assert f"{len(whole) - 1} bytes, expected {len(whole)}" in inspect()
+    assert f"{len(intact) - 1} bytes, expected {len(intact)}" in inspect()
     file.unlink()
     assert "is missing" in inspect()
     edit_json(model / "manifest.json", format=9)
