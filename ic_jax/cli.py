@@ -129,7 +129,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
-        silent = action.default in (None, False) or isinstance(action.default, list)
+        silent = action.default is None or isinstance(action.default, bool | list)
         return text if silent or "(default: " in text else super()._get_help_string(action)
 
 

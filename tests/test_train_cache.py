@@ -122,6 +122,7 @@ def losses(world, run):
     return [line["loss"] for line in lines if "loss" in line], lines
 
 
+@pytest.mark.slow  # four runs, each of which compiles its own step
 @pytest.mark.parametrize("kind", [ADAPTER, LORA])
 def test_whole_runs_have_equal_losses(world, kind, monkeypatch):
     monkeypatch.setattr("train.setup.Augment", lambda: CENTRED)

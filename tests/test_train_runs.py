@@ -73,7 +73,6 @@ class World:
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "TF_CPP_MIN_LOG_LEVEL": "3",  # no alarm about a slow compilation
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # a step compiles in half the time
         }
 
     def recipe(self, run):
