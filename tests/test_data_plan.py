@@ -185,5 +185,5 @@ def test_what_cannot_be_planned(index):
     with pytest.raises(DataError, match="no pairs"):
         make_plan(index, 0.5)
     for settings in ({"batch": 0}, {"paired": 1.5}):
-        with pytest.raises(ValueError, match="expected"):
+        with pytest.raises(ValueError, match="must be at least 1"):
             make_plan(index, **({"paired": 0.0} | settings))

@@ -209,6 +209,7 @@ def test_three_steps_equal_one_device(trainer, text):
     check_three_steps(trainer, text, replicate=False)
 
 
+@pytest.mark.slow  # compiles the step once more
 def test_three_steps_with_a_replicated_base_equal_one_device(trainer):
     check_three_steps(trainer, "data=2,fsdp=4", replicate=True)
 
@@ -254,6 +255,7 @@ def test_nothing_large_is_replicated(trainer):
     assert max(c.bytes for c in gathers) <= 4 * block
 
 
+@pytest.mark.slow  # compiles the step for two meshes
 def test_resumed_on_another_mesh(trainer, tmp_path):
     """A state saved on 8 devices is the same on 4 and on 1, and so is the next step's loss."""
     state, _ = trainer.train("fsdp=8", numbers=(0, 1))

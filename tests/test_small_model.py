@@ -28,6 +28,7 @@ def test_it_fits_into_a_wheel():
     ModelFolder.open(SMALL_MODEL).verify()
 
 
+@pytest.mark.slow  # draws several batches with the whole model
 def test_it_draws_whom_it_is_shown_and_what_it_is_told(pipe, monkeypatch):
     monkeypatch.setattr(generation, "BATCH", 24)
     triples = held_out_triples("peeps", "known parts", 24)

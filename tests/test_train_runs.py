@@ -168,6 +168,7 @@ def test_killed_at_ten_random_moments_it_ends_bit_equal(world):
     assert names == {"36", "40"}
 
 
+@pytest.mark.slow  # starts training three times
 def test_stopped_by_signals_it_saves_and_goes_on_bit_equal(world):
     compiled = world.step_programs()
     for number, step in ((signal.SIGTERM, 6), (signal.SIGINT, 22)):

@@ -103,7 +103,13 @@ def test_errors_count_by_their_weight(golden):
 
 
 @pytest.mark.parametrize(
-    ("devices", "parts", "remat"), [(8, 1, "none"), (1, 3, "dots"), (8, 3, "blocks")]
+    ("devices", "parts", "remat"),
+    [
+        (8, 3, "blocks"),
+        # Slow: each compiles a gradient of its own; the case above shards, accumulates, recomputes.
+        pytest.param(8, 1, "none", marks=pytest.mark.slow),
+        pytest.param(1, 3, "dots", marks=pytest.mark.slow),
+    ],
 )
 def test_sharded_accumulated_and_recomputed_gradients_are_the_same(golden, devices, parts, remat):
     """Each example eight times over has the gradient of each once."""
