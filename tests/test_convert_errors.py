@@ -408,11 +408,15 @@ def test_a_killed_conversion_leaves_nothing_that_is_taken_for_a_model(tmp_path, 
     ModelFolder.open(out).verify()
 
 
-def test_ctrl_c_and_sigterm_remove_what_was_written(tmp_path):
+def test_ctrl_c_and_sigterm_remove_what_was_written(tmp_path, tmp_path_factory):
+    reached = tmp_path_factory.mktemp("reached") / "tensors"
     script = (  # as `python -m convert`, but it stays at its first tensors until the signal
-        "import runpy, sys, time\n"
+        "import pathlib, runpy, sys, time\n"
         "from ic_jax.weights import safetensors_io\n"
-        "safetensors_io.write_tensors = lambda *a: time.sleep(60)\n"
+        "def wait(*a):\n"
+        f"    pathlib.Path('{reached}').touch()\n"
+        "    time.sleep(60)\n"
+        "safetensors_io.write_tensors = wait\n"
         f"sys.argv[1:] = ['from-torch', '--flux', '{TINY / 'flux'}', '--out', "
         f"'{tmp_path / 'MODEL'}']\n"
         "runpy.run_module('convert', run_name='__main__')"
@@ -422,8 +426,10 @@ def test_ctrl_c_and_sigterm_remove_what_was_written(tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
-        while process.poll() is None and not written.exists():
+        while process.poll() is None and not reached.exists():
             time.sleep(0.005)
+        assert written.exists()
+        reached.unlink()
         process.send_signal(number)
         _, err = process.communicate()
         assert process.returncode == status
