@@ -157,14 +157,14 @@ def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkey
     class Stops:
         """Rows that cannot be had at the seventh batch."""
 
-        shape, asked = data.shape, 0
+        shape, reads = data.shape, 0
 
         def __len__(self):
             return len(data)
 
         def __getitem__(self, at):
-            self.asked += 1
-            if self.asked == 7:
+            self.reads += 1
+            if self.reads == 7:
                 raise KeyboardInterrupt
             return data[at]
 

@@ -1,4 +1,4 @@
-"""What conversion refuses, in one line and with nothing left behind."""
+"""Refusals of conversion: one line each, and nothing left behind."""
 
 import errno
 import json

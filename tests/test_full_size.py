@@ -120,7 +120,7 @@ def test_sampling_at_full_size():
 
 
 def test_preparing_makes_no_copy_of_the_weights():
-    """As one product over all blocks, modulation would copy 6.5 GB of kernels, transposed."""
+    """Modulation by one product over all blocks would copy 6.5 GB of transposed kernels."""
     flux = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), parameters.full_size("flux-dev")
     )

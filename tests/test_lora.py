@@ -129,7 +129,7 @@ def test_alpha_scales(flux, loras, tmp_path):
 
 
 def test_settings_that_diffusers_keeps_in_the_header(flux, loras, tmp_path):
-    """As FluxPipeline.save_lora_weights writes them: alpha 16 at rank 4, one module its own."""
+    """Read the header of FluxPipeline.save_lora_weights: alpha 16 at rank 4, one override."""
     layers = {k.removeprefix("transformer."): v for k, v in load_torch_file(STYLE).items()}
     settings = {
         "r": 4,

@@ -273,8 +273,8 @@ def test_a_models_default_guidance_needs_something_to_steer_away_from(tiny_model
     np.testing.assert_array_equal(unguided, pipe("a girl", **SMALL, **subject).images)
     of_model.sampling = dataclasses.replace(of_model.sampling, negative_subject_scale=0.0)
     guided = of_model("a girl", **subject, output_type="latent").images
-    asked = {"negative_prompt": "", "true_cfg_scale": 2.0, "negative_subject_scale": 0.0}
-    np.testing.assert_array_equal(guided, pipe("a girl", **SMALL, **subject, **asked).images)
+    guidance = {"negative_prompt": "", "true_cfg_scale": 2.0, "negative_subject_scale": 0.0}
+    np.testing.assert_array_equal(guided, pipe("a girl", **SMALL, **subject, **guidance).images)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "bf16"])
@@ -360,12 +360,12 @@ def test_freed_encoders_draw_the_same(pipe, tiny_model, monkeypatch):
         at_the_steps.append(held())
 
     monkeypatch.setattr(loading, "load_component", loaded)
-    asked = SMALL | {"subject_image": REFERENCE, "negative_prompt": "dark", "true_cfg_scale": 2.0}
+    kwargs = SMALL | {"subject_image": REFERENCE, "negative_prompt": "dark", "true_cfg_scale": 2.0}
     for prompt in ("a girl", "a boy"):
-        ours = free(prompt, **asked).images
-        np.testing.assert_array_equal(ours, pipe(prompt, **asked).images)
+        ours = free(prompt, **kwargs).images
+        np.testing.assert_array_equal(ours, pipe(prompt, **kwargs).images)
         assert held() == 0
-    free(prompt, **asked, callback_on_step_end=step)
+    free(prompt, **kwargs, callback_on_step_end=step)
     assert {name: len(modules) for name, modules in read.items()} == dict.fromkeys(
         LARGE_ENCODERS, 3
     )
@@ -376,7 +376,7 @@ def test_freed_encoders_draw_the_same(pipe, tiny_model, monkeypatch):
     assert held()
     embeddings = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), embeds, strict=True))
     embeddings |= {f"negative_{k}": v for k, v in zip(embeddings, unwanted, strict=True)}
-    again = free(**embeddings, **asked | {"negative_prompt": None}).images
+    again = free(**embeddings, **kwargs | {"negative_prompt": None}).images
     np.testing.assert_array_equal(again, ours)
     assert len(read["t5"]) == 4
 

@@ -31,16 +31,16 @@ def test_every_step_stands_there_once(tmp_path):
 
 
 def test_a_resumed_run_is_the_same_one_to_wandb(tmp_path, monkeypatch):
-    asked = []
+    run_ids = []
 
     def init(**options):
-        asked.append(options["id"])
+        run_ids.append(options["id"])
         return SimpleNamespace(id=options["id"] or "fresh", finish=lambda: None)
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     for _ in range(2):
         Report(tmp_path, 0, "project", {}).close()
-    assert asked == [None, "fresh"]
+    assert run_ids == [None, "fresh"]
 
 
 def test_losses_by_noise_level():

@@ -49,7 +49,7 @@ def more_prompts(count):
 
 
 def converted(component: str, folder: Path, out: Path) -> Path:
-    """What a MODEL folder holds of a published tokenizer."""
+    """Write a published tokenizer as a MODEL folder holds it; return `out`."""
     out.mkdir()
     for name, content in read_tokenizer(component, folder).items():
         (out / name).write_bytes(content)
