@@ -194,7 +194,7 @@ def memory_of(device: Any) -> float | None:
 
 def shapes_of(folder: ModelFolder | Path | str, dtype: Any) -> dict[str, Any]:
     """Return the components of a MODEL folder, shapes in place of arrays."""
-    opened = folder if isinstance(folder, ModelFolder) else ModelFolder.open(folder)
+    opened = ModelFolder.open(folder)
     configs = {k: read_config(opened, k) for k in opened.components if k in COMPONENTS}
     return {
         component: _cast(abstract(component, config, configs.get("transformer")), dtype)

@@ -105,7 +105,7 @@ class InstantCharacterPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: Path | str = SMALL_MODEL,
+        name_or_path: ModelFolder | Path | str = SMALL_MODEL,
         dtype: DTypeLike = "bfloat16",
         *,
         revision: str | None = None,
@@ -119,7 +119,8 @@ class InstantCharacterPipeline:
             name_or_path: a MODEL folder (from `python -m convert from-torch`, or
                 `save_pretrained`), or the Hub id org/name of one. The Hub library downloads it
                 into its cache, from which it is read offline; HF_HUB_OFFLINE=1 forbids the network.
-                By default the small model that comes with ic_jax.
+                By default the small model that comes with ic_jax. An opened folder is not opened
+                again.
             dtype: "bfloat16" or "float32", of all parameters and computation. float16 is too
                 narrow for T5.
             revision: branch, tag or commit of the Hub repository; the main branch by default.
@@ -140,15 +141,13 @@ class InstantCharacterPipeline:
         if dtype not in ("bfloat16", "float32", jnp.bfloat16, jnp.float32):
             raise ValueError(f"dtype is {dtype!r}; it must be 'bfloat16' or 'float32'")
         dtype = jnp.dtype(dtype)
-        folder = ModelFolder.open(local_folder(name_or_path, revision))
+        folder = open_model(name_or_path, revision)
         if isinstance(mesh, str):
             mesh = auto_mesh.for_inference(mesh, folder, dtype)
         if verify:
             folder.verify()
         components = set(folder.components) - set(LARGE_ENCODERS if offload_encoders else ())
-        model = loading.load_model(
-            folder.path, dtype, components=components, verify=False, mesh=mesh
-        )
+        model = loading.load_model(folder, dtype, components=components, verify=False, mesh=mesh)
         if not offload_encoders:
             return cls(model)
 
@@ -541,21 +540,25 @@ class InstantCharacterPipeline:
         return [Image.fromarray(np.round(255 * image).astype(np.uint8)) for image in pixels]
 
 
-def local_folder(name_or_path: Path | str, revision: str | None = None) -> Path:
-    """Return the local MODEL folder of a path or Hub id, downloading what is not there.
+def open_model(name_or_path: ModelFolder | Path | str, revision: str | None = None) -> ModelFolder:
+    """Open the MODEL folder of a path or Hub id, downloading what is not there.
+
+    An opened folder is returned as it is.
 
     Raises:
         FileNotFoundError: no such folder or Hub repository, or no access to it.
         ValueError: a revision of a local folder.
-        WeightsError: a Hub repository that is no MODEL folder.
+        WeightsError: no MODEL folder, or an incomplete one.
     """
+    if isinstance(name_or_path, ModelFolder):
+        return name_or_path
     path = Path(name_or_path).expanduser()
     if path.exists():
         if revision is not None:
             raise ValueError(f"{path}: a local folder has no revision; leave revision out")
-        return path
+        return ModelFolder.open(path)
     from ic_jax.weights import hub  # takes a third of a second, for downloads only
 
     if hub.REPO_ID.fullmatch(str(name_or_path)):
-        return hub.fetch_model(str(name_or_path), revision)
+        return ModelFolder.open(hub.fetch_model(str(name_or_path), revision))
     raise FileNotFoundError(f"{name_or_path}: no such folder, and not a Hub id (org/name)")

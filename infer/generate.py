@@ -37,7 +37,7 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> None:
     """Draw and save the pictures of `jobs`, printing what was done and how long it took."""
     watch = Stopwatch()
     pipe = InstantCharacterPipeline.from_pretrained(
-        request.model.path,
+        request.model,
         request.dtype,
         verify=request.verify,
         mesh=request.mesh,

@@ -12,7 +12,7 @@ from ic_jax import auto_mesh
 from ic_jax.cli import say
 from ic_jax.config import SamplingConfig
 from ic_jax.flow import PATCH
-from ic_jax.pipeline import local_folder
+from ic_jax.pipeline import open_model
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import read_rgb
@@ -106,7 +106,7 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     loras = _loras(args.lora or [], args.trigger or [])
     seeds = _seeds(args.seed, args.num_images_per_prompt)
     jobs = output.jobs(args.out or DEFAULT_OUT, prompts or [""], seeds)
-    model = ModelFolder.open(local_folder(args.model or SMALL_MODEL))
+    model = open_model(args.model or SMALL_MODEL)
     settings = _settings(args, model)
     if subject is not None:
         read_rgb(subject)

@@ -97,8 +97,7 @@ def load_component(
         WeightsError: the component is missing, damaged, or does not match its config.
         ShardingError: a parameter cannot be sharded over the mesh; nothing is read.
     """
-    if not isinstance(folder, ModelFolder):
-        folder = ModelFolder.open(folder)
+    folder = ModelFolder.open(folder)
     components = [component, "transformer"] if component == "adapter" else [component]
     if verify and component in folder.components:
         folder.verify([component])
@@ -157,7 +156,7 @@ def load_model(
 
     The other arguments and the errors are those of `load_component`.
     """
-    folder = path if isinstance(path, ModelFolder) else ModelFolder.open(path)
+    folder = ModelFolder.open(path)
     wanted = [component for component in folder.components if component in components]
     if verify:
         folder.verify(wanted)
