@@ -70,12 +70,12 @@ def export(
 def _write_cast(writer: ModelWriter, base: ModelFolder, component: str, dtype: np.dtype) -> None:
     """Write a component of the base in another dtype, and its files for `convert to-torch`."""
     loading.write_component(writer, component, loading.load_component(base, component), dtype)
-    writer.add_extras(base, component)
     if unused := base.unused(component):
         specs = {name: Spec(dtype, tensor.shape) for name, tensor in unused.items()}
         writer.add_tensors(
             component, specs, lambda name: [unused[name].array().astype(dtype)], unused=True
         )
+    writer.add_extras(base, component)
 
 
 def recipe_in(run: Path) -> Recipe:

@@ -225,9 +225,10 @@ class ModelWriter:
             self.components[component][name] = entry
 
     def add_extras(self, model: ModelFolder, component: str) -> None:
-        """Copy the files of another model's component apart from its parameters and config."""
+        """Copy a component from another model, but parameters and files already written."""
+        written = self.components[component]
         for name in model.components.get(component, {}):
-            if name != CONFIG and not name.startswith(PARAMETERS):
+            if name not in written and not name.startswith(PARAMETERS):
                 self.add_file(component, name, (model.path / component / name).read_bytes())
 
     def _component(self, component: str) -> Path:
