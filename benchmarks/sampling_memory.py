@@ -25,9 +25,9 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.origin import origin
 from ic_jax import sampler
-from ic_jax.models.attention import compiling_for
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.rope import Rope
+from ic_jax.models.target import compiling_for
 from tests import parameters
 
 TOPOLOGY, STEPS, IMAGE_TOKENS, TEXT_TOKENS = "v5p:2x2x1", 28, 4096, 512

@@ -5,9 +5,6 @@ need one and use `ic_jax.models.text_attention`.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Literal, get_args
 
 import jax
@@ -16,6 +13,7 @@ from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float
 
 from ic_jax.models.splash import splash, splash_takes
+from ic_jax.models.target import device, platform
 from ic_jax.sharding import ShardingError, activation_spec, current
 
 Backend = Literal["cudnn", "splash", "xla", "blocked"]
@@ -89,7 +87,7 @@ def _on_mesh(
 def _on_one_device(q: Array, k: Array, v: Array, backend: Backend | None) -> Array:
     match backend or _default_backend(q, k):
         case "cudnn":
-            return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+            return _fused(q, k, v, "cudnn")
         case "splash":
             return splash(q, k, v)
         case "xla":
@@ -100,42 +98,45 @@ def _on_one_device(q: Array, k: Array, v: Array, backend: Backend | None) -> Arr
             raise ValueError(f"attention backend {other!r} is none of {get_args(Backend)}")
 
 
-_target: ContextVar[str | None] = ContextVar("target", default=None)
-
-
-@contextmanager
-def compiling_for(platform: str) -> Iterator[None]:
-    """Choose backends for "tpu", "gpu" or "cpu" instead of the platform that JAX runs on."""
-    token = _target.set(platform)
-    try:
-        yield
-    finally:
-        _target.reset(token)
-
-
-def _platform() -> str:
-    return _target.get() or jax.default_backend()
-
-
 def _default_backend(q: Shaped, k: Shaped) -> Backend:
     (b, n, h, _), m = q.shape, k.shape[1]
     if _cudnn_takes(q):
         return "cudnn"
-    if _platform() == "tpu" and splash_takes(q, k):
+    if platform() == "tpu" and splash_takes(q, k):
         return "splash"
     scores = 4 * b * h * n * m  # bytes
-    return "blocked" if _platform() == "cpu" or scores > MAX_SCORES else "xla"
+    return "blocked" if platform() == "cpu" or scores > MAX_SCORES else "xla"
 
 
 def _cudnn_takes(q: Shaped) -> bool:
     """Return whether cuDNN applies: Ampere or newer, half precision, head size 8, 16, ... 128."""
     head_dim = q.shape[-1]
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
-    if not fits or _platform() != "gpu":
+    if not fits or platform() != "gpu":
         return False
-    device = jax.devices()[0]
-    capability = getattr(device, "compute_capability", "")  # "9.0"; AMD's reads "gfx942"
+    capability = getattr(device(), "compute_capability", "")  # "9.0"; AMD's reads "gfx942"
     return capability[:1].isdigit() and float(capability) >= 8.0
+
+
+def _fused(q: Array, k: Array, v: Array, implementation: Literal["cudnn", "xla"]) -> Array:
+    """Call JAX's attention with even numbers of tokens; cuDNN has no gradient for odd ones.
+
+    An odd number is padded by one token, which the true length excludes: a mask within the kernel,
+    not one in memory.
+    """
+    n, m = q.shape[1], k.shape[1]
+    if n % 2 == m % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+
+    def even(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+    return jax.nn.dot_product_attention(
+        *map(even, (q, k, v)),
+        query_seq_lengths=jnp.full(q.shape[0], n, jnp.int32),
+        key_value_seq_lengths=jnp.full(q.shape[0], m, jnp.int32),
+        implementation=implementation,
+    )[:, :n]
 
 
 def _dense(q: Array, k: Array, v: Array) -> Array:

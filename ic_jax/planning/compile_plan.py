@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from ic_jax.cli import say
 from ic_jax.devices import Chip, platform
-from ic_jax.models.attention import compiling_for
+from ic_jax.models.target import compiling_for
 from ic_jax.planning.hlo_cost import Work, work_of
 from ic_jax.sharding import ShardingError, activation_spec, describe, shardings
 
@@ -150,7 +150,7 @@ def compile_report(
     """
     device = mesh.devices.flat[0]
     chip, start = Chip.of(device), time.perf_counter()
-    with compiling_for(platform(device)), jax.set_mesh(mesh):
+    with compiling_for(platform(device), device), jax.set_mesh(mesh):
         options = {} if out_shardings is None else {"out_shardings": out_shardings}
         lowered = jax.jit(function, donate_argnums=tuple(donate), **options).lower(*arguments)
         sizes = _bytes_by_label(arguments, labels, lowered)
