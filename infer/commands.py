@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ic_jax import cli
 from ic_jax.cli import Command
 from infer import generate, options, plan_command
+from infer.bench import bench_command
 
 COMMANDS = (
     Command(
@@ -22,6 +23,14 @@ COMMANDS = (
         plan_command.run,
         description="Compile the sampler at full size, also for devices that are not attached, and "
         "report the memory, arithmetic and communication of each device.",
+    ),
+    Command(
+        "bench",
+        "Measure how fast this machine draws, with random weights.",
+        bench_command.add_arguments,
+        bench_command.run,
+        description="Measure how fast this machine draws with random weights of a named size, and "
+        "how near that is to what it can do (docs/benchmarks.md).",
     ),
 )
 

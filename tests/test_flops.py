@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from ic_jax.config import CONFIGS, FLUX_DEV
+from ic_jax.measuring import model_flops
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.projector import Projector
 from tests.toy import CONFIGS as TOY
@@ -15,7 +16,7 @@ from train import flops
 
 
 def test_flux_dev_at_1024():
-    assert flops.flux_forward(FLUX_DEV, 4096, 512) == pytest.approx(74.4e12, rel=1e-3)
+    assert model_flops.flux_forward(FLUX_DEV, 4096, 512) == pytest.approx(74.4e12, rel=1e-3)
 
 
 def test_the_adapter_adds_what_was_measured():

@@ -1,0 +1,1 @@
+"""Benchmarks of drawing: `python -m infer bench`."""

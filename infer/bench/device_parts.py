@@ -1,0 +1,167 @@
+"""Parts of a benchmark that need no model: the machine, its ceilings, and attention."""
+
+import os
+import subprocess
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ic_jax.devices import Chip, platform
+from ic_jax.measuring.parts import one_line
+from ic_jax.measuring.random_weights import random_like
+from ic_jax.measuring.timing import compiled, rates, round_to, timed
+from ic_jax.models.attention import attention
+from infer.bench.drawing import Drawing
+
+SMI = "name,memory.total,driver_version,clocks.max.sm,clocks.sm,power.limit,temperature.gpu"
+TRAINING_BYTES = 90e9  # docs/benchmarks.md
+CHECKED_HEADS = 2  # whose results are compared with float32
+
+
+def machine() -> dict[str, Any]:
+    """Return what the machine is."""
+    device = jax.devices()[0]
+    chip, stats = Chip.of(device), device.memory_stats() or {}
+    cache = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    return {
+        "device": device.device_kind,
+        "devices": len(jax.devices()),
+        "platform": platform(device),
+        "compute capability": getattr(device, "compute_capability", None),
+        "memory limit": stats.get("bytes_limit"),
+        "peak TFLOP/s": chip and chip.flops / 1e12,
+        "peak GB/s": chip and chip.bandwidth / 1e9,
+        "nvidia-smi": _nvidia_smi(),
+        "libraries": _cuda_libraries(),
+        "cores": _cores(),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "compilation cache": cache,  # with one, compile times are those of reading it
+    }
+
+
+def has_memory_to_train() -> bool:
+    """Return whether the device can hold a training step of the published size."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit", 0) > TRAINING_BYTES
+
+
+def _cores() -> list[int] | None:
+    """Return the cores that this process may use (`taskset` chooses them), where Linux says it."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def _nvidia_smi() -> str | None:
+    command = ["nvidia-smi", f"--query-gpu={SMI}", "--format=csv,noheader"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+def _cuda_libraries() -> dict[str, int] | None:
+    try:
+        from jax._src.lib import cuda_versions
+
+        libraries: Any = cuda_versions  # None without jax's CUDA plugin
+        return {
+            "cudnn": libraries.cudnn_get_version(),
+            "cublas": libraries.cublas_get_version(),
+            "driver": libraries.cuda_driver_get_version(),
+        }
+    except (ImportError, AttributeError, RuntimeError):  # no NVIDIA GPU
+        return None
+
+
+def ceilings(drawing: Drawing) -> dict[str, Any]:
+    """Return the speed of plain products, of those of the model's shapes, and of memory."""
+    on_cpu = platform(jax.devices()[0]) == "cpu"
+    side, length = (1024, 2**24) if on_cpu else (8192, 2**31)
+    config, s = drawing.size.configs["transformer"], drawing.settings
+    d, rows = config.hidden_size, s.batch * (drawing.image_tokens + s.text_length)
+    shapes = {"square": (side, side, side)}
+    for name, columns in {"to_q": d, "qkv": 3 * d, "mlp": 4 * d, "qkv and mlp": 7 * d}.items():
+        shapes[name] = rows, d, columns
+    shapes["proj_out"] = rows, 5 * d, d
+    speeds = {name: _product(*shape, drawing) for name, shape in shapes.items()}
+    x = _normal("memory", length, dtype=drawing.dtype)
+    add = compiled(lambda x: x + jnp.ones((), x.dtype), x)
+    time = timed(lambda: add.run(x), drawing.settings.samples)
+    rate = round_to(2 * x.nbytes / time.median / 1e9)
+    return speeds | {"memory": {"GB/s read and written": rate} | time.to_dict()}
+
+
+def _product(n: int, k: int, m: int, drawing: Drawing) -> dict[str, Any]:
+    a, b = _normal("a", n, k, dtype=drawing.dtype), _normal("b", k, m, dtype=drawing.dtype)
+    product = compiled(jnp.matmul, a, b)
+    time = timed(lambda: product.run(a, b), drawing.settings.samples)
+    return {"shape": f"{n} x {k} x {m}"} | rates(2.0 * n * k * m, time.median) | time.to_dict()
+
+
+def attentions(drawing: Drawing) -> dict[str, Any]:
+    """Return the chosen backend's time and its error against float32, forward and backward."""
+    flux, adapter = (drawing.size.configs[k] for k in ("transformer", "adapter"))
+    n, f, m = drawing.image_tokens, drawing.features, adapter.num_queries
+    heads = flux.num_attention_heads, flux.attention_head_dim
+    stack = adapter.num_attention_heads, adapter.attention_head_dim
+    shapes = {  # queries, keys, heads and their size
+        "FLUX": (n + drawing.settings.text_length, n + drawing.settings.text_length, *heads),
+        "subject": (n, m, *heads),
+        "projector": (f, f, *stack),
+        "projector, tiles": (f, 4 * f, *stack),
+        "resampler": (m, 2 * f + m, adapter.heads, adapter.dim_head),
+    }
+    return {name: _attention(*shape, drawing) for name, shape in shapes.items()}
+
+
+def _attention(n: int, m: int, heads: int, head_dim: int, drawing: Drawing) -> dict[str, Any]:
+    rows = drawing.settings.batch
+    q, k, v, w = (
+        _normal(name, rows, length, heads, head_dim, dtype=drawing.dtype)
+        for name, length in {"q": n, "k": m, "v": m, "w": n}.items()
+    )
+    entry: dict[str, Any] = {"shape": f"{n} x {m} x {heads} x {head_dim}"}
+    wanted = [x.astype(jnp.float32)[:, :, :CHECKED_HEADS] for x in (q, k, v, w)]
+    expected = jax.jit(_with_gradients, static_argnums=0)(_exact, *wanted)
+    flops = 4.0 * rows * n * m * heads * head_dim
+    try:
+        program = compiled(attention, q, k, v)
+        time = timed(lambda: program.run(q, k, v), drawing.settings.samples)
+        entry |= time.to_dict() | rates(flops, time.median) | {"calls": program.work.kernels}
+        entry["error"] = _error(program.run(q, k, v), expected[0])
+    except Exception as error:
+        entry["failed"] = one_line(error)
+    try:
+        both = compiled(partial(_with_gradients, attention), q, k, v, w)
+        time = timed(lambda: both.run(q, k, v, w), drawing.settings.samples)
+        entry["with gradients ms"] = time.to_dict()["ms"]
+        errors = map(_error, both.run(q, k, v, w)[1], expected[1])
+        entry["gradient errors"] = " ".join(map(str, errors))
+    except Exception as error:
+        entry["gradients failed"] = one_line(error)
+    return entry
+
+
+def _exact(q: Array, k: Array, v: Array) -> Array:
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, precision="highest") / q.shape[-1] ** 0.5
+    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, -1), v, precision="highest")
+
+
+def _with_gradients(function: Any, q: Array, k: Array, v: Array, w: Array) -> Any:
+    """Return the result and the gradients of its sum weighted by w."""
+    out, pull = jax.vjp(function, q, k, v)
+    return out, pull(w)
+
+
+def _error(result: Array, expected: Array) -> float:
+    """Return the relative error of the heads that `expected` has, as a root mean square."""
+    result = result[:, :, : expected.shape[2]].astype(jnp.float32)
+    off = jnp.linalg.norm((result - expected).ravel()) / jnp.linalg.norm(expected.ravel())
+    return round_to(float(off))
+
+
+def _normal(name: str, *shape: int, dtype: Any) -> Array:
+    return random_like(jax.ShapeDtypeStruct(shape, dtype), name)

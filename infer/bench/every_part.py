@@ -1,0 +1,99 @@
+"""Work of `python -m infer bench --all`: runs the parts in processes of their own, within a budget.
+
+JAX returns no memory of a GPU before its process ends, and training needs most of it. And a process
+that dies takes no results of other parts with it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ic_jax.measuring.parts import Budget, Results
+from infer.bench.parts import TRAINING, TRAINING_SECONDS
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = ("size", "height", "width", "steps", "text_length", "batch", "dtype", "samples")
+TRAINING_BATCHES = ("1", "2")
+POLL = 0.5  # seconds between looks at what a process has written
+GRACE = 15.0  # seconds after the budget until a process is ended
+SHORTEST = 10.0  # seconds in which a process can measure anything
+
+
+def measure_all(
+    args: argparse.Namespace, names: Sequence[str], results: Results, budget: Budget
+) -> None:
+    """Measure the named parts of drawing, and then the training."""
+    results.write()
+    options = [
+        word
+        for name in OPTIONS
+        if (value := getattr(args, name)) is not None
+        for word in ("--" + name.replace("_", "-"), str(value))
+    ]
+    drawing = ["infer", "bench", *options, *(["--no-adapter"] if args.no_adapter else [])]
+    while left := [n for n in names if n != TRAINING and n not in results.parts]:
+        run([*drawing, "--only", *left], left, results, budget)
+    if TRAINING in names:
+        training = ["train", "bench", "--size", args.size, "--batch", *TRAINING_BATCHES]
+        run(training, [TRAINING], results, budget, TRAINING_SECONDS, prefix=f"{TRAINING}, ")
+
+
+def run(
+    command: Sequence[str],
+    names: Sequence[str],
+    results: Results,
+    budget: Budget,
+    seconds: float = SHORTEST,
+    prefix: str = "",
+) -> None:
+    """Run `python -m COMMAND` and copy the parts that it measures to `results`.
+
+    A part that was being measured when the process died is recorded as failed, and all that are in
+    `names` if there was none. They are skipped if less than `seconds` are left.
+    """
+    if budget.left < seconds:
+        for name in names:
+            results.put(name, {"skipped": budget.lacks(seconds)})
+        return
+    before = len(results.parts)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "parts.json"
+        whole = [sys.executable, "-m", *command, "--json", str(file)]
+        if budget.seconds is not None:
+            whole += ["--budget", f"{budget.left:.0f}"]
+        process = subprocess.Popen(whole, cwd=ROOT)
+        entry: dict[str, Any] = {"interrupted": True}
+        try:
+            while process.poll() is None:
+                time.sleep(POLL)
+                _copy(file, results, prefix)
+                if budget.left < -GRACE:
+                    entry = {"failed": "stopped, the budget was spent"}
+                    break
+            else:
+                entry = {"failed": f"its process ended with code {process.returncode}"}
+        finally:
+            process.kill()
+            process.wait()
+            _copy(file, results, prefix)
+            lost = [name for name, part in results.parts.items() if "running" in part]
+            for name in names if len(results.parts) == before else lost:
+                results.put(name, entry)
+
+
+def _copy(file: Path, results: Results, prefix: str) -> None:
+    """Copy the parts of a file that are new or changed."""
+    if not file.exists():
+        return
+    values = json.loads(file.read_text())
+    parts = {prefix + name: entry for name, entry in values.pop("parts").items()}
+    if any(results.parts.get(name) != entry for name, entry in parts.items()):
+        results.facts |= values
+        results.parts |= parts
+        results.write()
