@@ -180,6 +180,7 @@ def test_every_part_of_drawing(file, capsys):
     assert math.fsum(profile["ms"].values()) == pytest.approx(profile["ms of all"], rel=1e-2)
     assert profile["ms"]["products"] > 0
     assert {kernel["kind"] for kernel in profile["longest"]} <= {*KINDS, OTHERS}
+    assert all(entry["finite"] for entry in r["encoders"].values()), r["encoders"]
     (variant,) = [entry for name, entry in r["variants"].items() if "again" not in name]
     assert variant["counted TFLOP"] == step["counted TFLOP"]
     assert "TFLOP/s" in capsys.readouterr().out

@@ -16,7 +16,10 @@ from ic_jax.measuring.timing import compiled, rates, round_to, timed
 from ic_jax.models.attention import attention
 from infer.bench.drawing import Drawing
 
-SMI = "name,memory.total,driver_version,clocks.max.sm,clocks.sm,power.limit,temperature.gpu"
+SMI = (
+    "name,memory.total,driver_version,clocks.max.sm,power.limit,"
+    "clocks.sm,power.draw,temperature.gpu"
+)
 TRAINING_BYTES = 90e9  # docs/benchmarks.md
 CHECKED_HEADS = 2  # whose results are compared with float32
 
@@ -34,8 +37,8 @@ def machine() -> dict[str, Any]:
         "memory limit": stats.get("bytes_limit"),
         "peak TFLOP/s": chip and chip.flops / 1e12,
         "peak GB/s": chip and chip.bandwidth / 1e9,
-        "nvidia-smi": _nvidia_smi(),
-        "libraries": _cuda_libraries(),
+        "nvidia-smi": nvidia_smi(),
+        "libraries": _cuda_libraries() if platform(device) == "gpu" else None,
         "cores": _cores(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "compilation cache": cache,  # with one, compile times are those of reading it
@@ -53,7 +56,8 @@ def _cores() -> list[int] | None:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
-def _nvidia_smi() -> str | None:
+def nvidia_smi() -> str | None:
+    """Return what the driver says of the GPU now: clocks, power and temperature; None without."""
     command = ["nvidia-smi", f"--query-gpu={SMI}", "--format=csv,noheader"]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -63,6 +67,7 @@ def _nvidia_smi() -> str | None:
 
 
 def _cuda_libraries() -> dict[str, int] | None:
+    """Return the versions of CUDA's libraries; None where JAX does not say them."""
     try:
         from jax._src.lib import cuda_versions
 
@@ -72,7 +77,7 @@ def _cuda_libraries() -> dict[str, int] | None:
             "cublas": libraries.cublas_get_version(),
             "driver": libraries.cuda_driver_get_version(),
         }
-    except (ImportError, AttributeError, RuntimeError):  # no NVIDIA GPU
+    except Exception:  # JAX promises none of these names
         return None
 
 

@@ -19,6 +19,7 @@ from ic_jax.measuring.timing import (
     sample,
     timed,
 )
+from infer.bench.device_parts import nvidia_smi
 from infer.bench.drawing import Drawing
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # options of XLA's compiler, by platform
@@ -64,6 +65,7 @@ def prepare_and_step(drawing: Drawing) -> dict[str, Any]:
         "step": step.to_dict() | rates(drawing.step_flops, step.median) | drawing.step.to_dict(),
         "finite": finite,
         "peak GB": peak_gigabytes(),
+        "nvidia-smi": nvidia_smi(),  # at once: whether it is hot or throttled
     }
 
 

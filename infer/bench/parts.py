@@ -3,14 +3,14 @@
 from functools import partial
 
 from ic_jax.measuring.parts import Budget, Part
-from infer.bench import device_parts, drawing_parts, versus_torch
+from infer.bench import device_parts, drawing_parts, encoder_parts, versus_torch
 from infer.bench.drawing import Drawing
 
 TRAINING, TORCH = "training", "torch"
 TRAINING_SECONDS = 150.0  # that compiling and timing one step takes at most
 EVERY = (
-    *("machine", "ceilings", "attention", "weights", "step", "profile", "picture", "variants"),
-    TRAINING,
+    *("machine", "ceilings", "attention", "weights", "step", "profile", "picture"),
+    *("encoders", "variants", TRAINING),
 )
 USUAL = ("machine", "weights", "step", "profile", "picture")
 AGAINST_TORCH = ("machine", "ceilings", "weights", TORCH)
@@ -27,6 +27,7 @@ def parts(drawing: Drawing, budget: Budget) -> dict[str, Part]:
         Part("step", 90, partial(drawing_parts.prepare_and_step, drawing)),
         Part("profile", 20, partial(drawing_parts.step_profile, drawing)),
         Part("picture", 60, partial(drawing_parts.picture, drawing)),
+        Part("encoders", 60 + reserve, partial(encoder_parts.encoders, drawing)),
         Part("variants", 60 + reserve, partial(drawing_parts.variants, drawing, budget, reserve)),
         Part(TORCH, 120, partial(versus_torch.compare, drawing)),
     )
