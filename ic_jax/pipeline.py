@@ -124,7 +124,7 @@ class InstantCharacterPipeline:
             dtype: "bfloat16" or "float32", of all parameters and computation. float16 is too
                 narrow for T5.
             revision: branch, tag or commit of the Hub repository; the main branch by default.
-            verify: compare the files' SHA-256, which takes about as long as reading them.
+            verify: compare the files' SHA-256 while they are read for the first time.
             mesh: devices to shard the model over, such as "tensor=4" or "data=2,tensor=4". "auto"
                 takes as many as the model needs (docs/sharding.md); None is one device.
             offload_encoders: load T5, SigLIP and DINOv2 only to encode, and free them before
@@ -144,17 +144,19 @@ class InstantCharacterPipeline:
         folder = open_model(name_or_path, revision)
         if isinstance(mesh, str):
             mesh = auto_mesh.for_inference(mesh, folder, dtype)
-        if verify:
-            folder.verify()
         components = set(folder.components) - set(LARGE_ENCODERS if offload_encoders else ())
-        model = loading.load_model(folder, dtype, components=components, verify=False, mesh=mesh)
+        model = loading.load_model(folder, dtype, components=components, verify=verify, mesh=mesh)
         if not offload_encoders:
             return cls(model)
+        verified = set[str]()
 
         def load(component: str) -> Any:
             if component not in folder.components:
                 return None
-            return loading.load_component(folder, component, dtype, verify=False, mesh=mesh)
+            first = verify and component not in verified
+            module = loading.load_component(folder, component, dtype, verify=first, mesh=mesh)
+            verified.add(component)
+            return module
 
         return cls(model, EncodersOnDemand(load))
 

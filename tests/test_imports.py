@@ -36,7 +36,7 @@ LAYERS = (
     {"compilation_cache", "flow", "models", "preprocessing"},
     {"sampler", "weights"},
     {"auto_mesh", "cli"},
-    {"planning", "runner"},
+    {"memory", "planning", "runner"},
     {"measuring", "request"},
     {"pipeline"},
     {"__init__"},

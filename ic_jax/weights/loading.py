@@ -1,7 +1,9 @@
 """Loading of a MODEL folder: its components as modules on the devices."""
 
+import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from ic_jax.config import (
     AdapterConfig,
@@ -32,8 +34,11 @@ from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
 from ic_jax.sharding import parameter_sharding, to_global_array
 from ic_jax.weights.model_folder import COMPONENT_NAMES, CONFIG, ModelFolder, ModelWriter
+from ic_jax.weights.reading import ByteBudget, Use
 from ic_jax.weights.safetensors_io import Spec
-from ic_jax.weights.tensors import Mismatch, WeightsError
+from ic_jax.weights.tensors import Mismatch, Tensor, WeightsError
+
+IN_FLIGHT = 4_000_000_000  # bytes of parameters on the way to the devices
 
 COMPONENTS: dict[str, tuple[Any, Any]] = {
     "transformer": (FluxConfig, Flux),
@@ -75,6 +80,24 @@ def read_config(folder: ModelFolder, component: str) -> Any:
         ) from None
 
 
+@dataclass(frozen=True)
+class _Parameter:
+    """Parameter to load: its place in a file and on the devices."""
+
+    variable: Any
+    file: str
+    tensor: Tensor
+    dtype: Any
+    sharding: NamedSharding | None  # None: the default device
+
+    def read(self) -> jax.Array:
+        """Return the parameter's value, on its devices."""
+        array = self.tensor.array()
+        if self.sharding is not None:
+            return to_global_array(array, self.sharding, self.dtype)
+        return jax.device_put(array.astype(self.dtype, copy=False))
+
+
 def load_component(
     folder: ModelFolder | str | Path,
     component: str,
@@ -84,42 +107,85 @@ def load_component(
     mesh: Mesh | None = None,
     replicate: bool = False,
 ) -> Any:
-    """Load one component, tensor by tensor from the mapped file to the devices.
+    """Load one component, from the mapped files to the devices.
+
+    Threads read the files and compare each with its checksum meanwhile. What they hold in the
+    process's memory, on the way to the devices, is at most IN_FLIGHT bytes, or one larger tensor.
 
     Args:
         dtype: dtype of every parameter; None keeps those of the files.
-        verify: compare the files' SHA-256 first; their sizes are always compared.
+        verify: compare the files' SHA-256; their sizes are always compared.
         mesh: devices to shard the parameters over, by the rules of `ic_jax.sharding`; each process
-            reads its own shards only. None takes the default device.
+            keeps its own shards only. None takes the default device.
         replicate: see `sharding.shardings`.
 
     Raises:
         WeightsError: the component is missing, damaged, or does not match its config.
         ShardingError: a parameter cannot be sharded over the mesh; nothing is read.
     """
-    folder = ModelFolder.open(folder)
-    components = [component, "transformer"] if component == "adapter" else [component]
-    if verify and component in folder.components:
-        folder.verify([component])
-    config, *flux = (read_config(folder, name) for name in components)
-    module, tensors = abstract(component, config, *flux), folder.tensors(component)
-    variables = parameters(module)
+    options: dict[str, Any] = {"verify": verify, "mesh": mesh, "replicate": replicate}
+    return _load(ModelFolder.open(folder), [component], dtype, **options)[component]
+
+
+def _load(
+    folder: ModelFolder,
+    components: Sequence[str],
+    dtype: Any,
+    *,
+    verify: bool,
+    mesh: Mesh | None,
+    replicate: bool,
+) -> dict[str, Any]:
+    """Return the modules of components; arguments and errors as of `load_component`."""
+    if verify:
+        folder.verify(components, parameters=False)
+    try:
+        plans = {name: _plan(folder, name, dtype, mesh, replicate) for name in components}
+    except WeightsError:
+        if verify:
+            folder.verify(components)  # a damaged header may look like another model's
+        raise
+    budget, values = ByteBudget(IN_FLIGHT), list[tuple[Any, jax.Array]]()
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # of this thread only
+
+    def load(parameter: _Parameter) -> None:
+        size = math.prod(parameter.tensor.shape) * parameter.dtype.itemsize
+        with budget.taken(size), jax.default_device(device):
+            values.append((parameter.variable, jax.block_until_ready(parameter.read())))
+
+    uses: dict[str, dict[str, list[Use]]] = {}
+    for component, (_, planned) in plans.items():
+        files = uses[component] = {}
+        for parameter in sorted(planned, key=lambda parameter: parameter.tensor.end):
+            use = (parameter.tensor.end, partial(load, parameter))
+            files.setdefault(parameter.file, []).append(use)
+    folder.read_parameters(uses, verify=verify)
+    for variable, value in values:
+        variable.set_value(value)
+    return {component: module for component, (module, _) in plans.items()}
+
+
+def _plan(
+    folder: ModelFolder, component: str, dtype: Any, mesh: Mesh | None, replicate: bool
+) -> tuple[Any, list[_Parameter]]:
+    """Return a component's module, shapes for arrays, and its parameters to load."""
+    sizes = [component, "transformer"] if component == "adapter" else [component]
+    module = abstract(component, *(read_config(folder, name) for name in sizes))
+    variables, shards = parameters(module), folder.shards(component)
+    tensors = {path: tensor for shard in shards.values() for path, tensor in shard.items()}
     if wrong := Mismatch.between({path: v.shape for path, v in variables.items()}, tensors):
         raise WeightsError(f"{folder.path / component}: {wrong}; convert the model again")
-    shardings = {
-        path: mesh
-        and parameter_sharding(f"{component}.{path}", variable, mesh, replicate=replicate)
-        for path, variable in variables.items()
-    }
-    for path, variable in variables.items():
-        array, sharding = tensors[path].array(), shardings[path]
-        target = array.dtype if dtype is None else jnp.dtype(dtype)
-        variable.set_value(
-            to_global_array(array, sharding, target)
-            if sharding
-            else jax.device_put(array.astype(target, copy=False))
-        )
-    return module
+
+    def planned(file: str, path: str, tensor: Tensor) -> _Parameter:
+        variable, sharding = variables[path], None
+        if mesh is not None:
+            name = f"{component}.{path}"
+            sharding = parameter_sharding(name, variable, mesh, replicate=replicate)
+        target = tensor.dtype if dtype is None else jnp.dtype(dtype)
+        return _Parameter(variable, file, tensor, target, sharding)
+
+    items = ((file, *item) for file, shard in shards.items() for item in shard.items())
+    return module, [planned(*item) for item in items]
 
 
 @dataclass
@@ -158,19 +224,15 @@ def load_model(
     """
     folder = ModelFolder.open(path)
     wanted = [component for component in folder.components if component in components]
+    modules = [component for component in wanted if component in COMPONENTS]
+    others = [component for component in wanted if component not in COMPONENTS]
     if verify:
-        folder.verify(wanted)
-    model = Model(source=folder)
-    for component in wanted:
-        if component in COMPONENTS:
-            part = load_component(
-                folder, component, dtype, verify=False, mesh=mesh, replicate=replicate
-            )
-        else:
-            is_config = component in CONFIG_ONLY
-            part = read_config(folder, component) if is_config else folder.path / component
-        setattr(model, component, part)
-    return model
+        folder.verify(others)
+    parts = _load(folder, modules, dtype, verify=verify, mesh=mesh, replicate=replicate)
+    for component in others:
+        is_config = component in CONFIG_ONLY
+        parts[component] = read_config(folder, component) if is_config else folder.path / component
+    return Model(source=folder, **parts)
 
 
 def write_component(writer: ModelWriter, component: str, module: Any, dtype: Any = None) -> None:

@@ -17,8 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +25,17 @@ from typing import Any
 
 import numpy as np
 
-from ic_jax.files import as_json, atomic_folder, atomic_write, sha256_file, write_json
+from ic_jax.files import as_json, atomic_folder, atomic_write, write_json
 from ic_jax.version import __version__
 from ic_jax.weights import safetensors_io
+from ic_jax.weights.reading import FileToRead, Use, read_files
 from ic_jax.weights.safetensors_io import Spec
 from ic_jax.weights.tensors import Tensor, WeightsError
 
 MANIFEST, CONFIG, UNUSED = "manifest.json", "config.json", "unused.safetensors"
 PARAMETERS = "model"  # what the names of their files begin with
 FORMAT = 1
+SHARD_BYTES = 2_000_000_000  # of a file of parameters, so that many threads have one to read
 SMALL_MODEL = Path(__file__).parent.parent / "small_model"  # bundled with the library
 HUB_IDS = {  # options of `convert from-torch` -> Hub ids of the published weights
     "flux": "black-forest-labs/FLUX.1-dev",
@@ -93,20 +94,48 @@ class ModelFolder:
     ) -> Iterator[tuple[str, str, FileEntry]]:
         """Yield component, file name and entry of every file of `components`, by default all."""
         for component in self.components if components is None else components:
-            for name, entry in self.components[component].items():
+            for name, entry in self.components.get(component, {}).items():
                 yield component, name, entry
 
-    def verify(self, components: Iterable[str] | None = None) -> None:
-        """Compare the SHA-256 of every file; raise WeightsError with those that differ."""
+    def verify(self, components: Iterable[str] | None = None, *, parameters: bool = True) -> None:
+        """Compare the SHA-256 of every file; raise WeightsError with those that differ.
 
-        def differs(file: tuple[str, str, FileEntry]) -> str | None:
-            component, name, entry = file
-            same = sha256_file(self.path / component / name) == entry.sha256
-            return None if same else f"{component}/{name}"
+        Args:
+            components: names of components, by default all.
+            parameters: whether also of the files that `read_parameters` reads.
+        """
+        self._read(
+            FileToRead(self.path / component / name, entry.size, entry.sha256)
+            for component, name, entry in self.files(components)
+            if parameters or not _holds_parameters(name)
+        )
 
-        with ThreadPoolExecutor() as pool:
-            bad = [name for name in pool.map(differs, self.files(components)) if name]
-        if bad:
+    def read_parameters(
+        self, component_uses: Mapping[str, Mapping[str, Sequence[Use]]], *, verify: bool
+    ) -> None:
+        """Read the files of parameters of several components, each once, in threads.
+
+        Args:
+            component_uses: by component and file name, what is done with its tensors; see
+                `FileToRead`.
+            verify: compare the SHA-256 of what is read.
+
+        Raises:
+            WeightsError: files differ from their checksum; their tensors have been used already.
+        """
+        self._read(
+            FileToRead(
+                self.path / component / name,
+                entry.size,
+                entry.sha256 if verify else None,
+                component_uses[component].get(name, ()),
+            )
+            for component, name, entry in self.files(component_uses)
+            if _holds_parameters(name)
+        )
+
+    def _read(self, files: Iterable[FileToRead]) -> None:
+        if bad := [str(path.relative_to(self.path)) for path in read_files(files)]:
             raise WeightsError(
                 f"{self.path}: {len(bad)} files differ from their checksum: {', '.join(bad[:10])}; "
                 "convert or copy the model again"
@@ -123,23 +152,32 @@ class ModelFolder:
 
     def tensors(self, component: str) -> dict[str, Tensor]:
         """Return the parameters of a component by path, from all its shards."""
-        tensors: dict[str, Tensor] = {}
-        for name in self.components[component]:
-            if name.endswith(".safetensors") and name != UNUSED:
-                shard = safetensors_io.read_tensors(self.path / component / name)
-                if twice := sorted(tensors.keys() & shard.keys()):
-                    path = self.path / component / name
-                    raise WeightsError(
-                        f"{path}: holds {twice[0]}, as another shard does; convert again"
-                    )
-                tensors |= shard
-        return tensors
+        shards = self.shards(component).values()
+        return {path: tensor for shard in shards for path, tensor in shard.items()}
+
+    def shards(self, component: str) -> dict[str, dict[str, Tensor]]:
+        """Return the parameters of a component by file name and path."""
+        shards: dict[str, dict[str, Tensor]] = {}
+        seen: set[str] = set()
+        for name in filter(_holds_parameters, self.components[component]):
+            path = self.path / component / name
+            shards[name] = safetensors_io.read_tensors(path)
+            if twice := sorted(seen & shards[name].keys()):
+                raise WeightsError(
+                    f"{path}: holds {twice[0]}, as another shard does; convert again"
+                )
+            seen |= shards[name].keys()
+        return shards
 
     def unused(self, component: str) -> dict[str, Tensor]:
         """Return the published tensors, by published name, that the component's module lacks."""
         if UNUSED not in self.components[component]:
             return {}
         return safetensors_io.read_tensors(self.path / component / UNUSED)
+
+
+def _holds_parameters(name: str) -> bool:
+    return name.endswith(".safetensors") and name != UNUSED
 
 
 def not_converted(name: str) -> WeightsError:
@@ -200,7 +238,8 @@ class ModelWriter:
     ) -> None:
         """Write the parameters of a component; see `safetensors_io.write_tensors`."""
         stem = UNUSED.removesuffix(".safetensors") if unused else PARAMETERS
-        for file in safetensors_io.write_tensors(self._component(component), stem, specs, chunks):
+        folder = self._component(component)
+        for file in safetensors_io.write_tensors(folder, stem, specs, chunks, SHARD_BYTES):
             self.components[component][file.path.name] = FileEntry(file.size, file.sha256)
 
     def add_file(self, component: str, name: str, content: bytes) -> None:

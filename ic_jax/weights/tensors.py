@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import ml_dtypes
@@ -44,6 +44,7 @@ class Tensor:
     dtype: np.dtype
     shape: Shape
     array: Callable[[], np.ndarray] = field(repr=False)
+    end: int = 0  # of its bytes in the file; 0 if they are not in one place
 
     @property
     def nbytes(self) -> int:
@@ -51,20 +52,20 @@ class Tensor:
 
     def view(self, shape: Shape, change: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
         """Return the tensor sliced, transposed or reshaped to `shape` by `change` on reading."""
-        return Tensor(self.dtype, shape, lambda: change(self.array()))
+        return replace(self, shape=shape, array=lambda: change(self.array()))
 
 
 def mapped(path: Path, offset: int, dtype: np.dtype, shape: Shape) -> Tensor:
     """Return the tensor whose bytes start at `offset` in a file."""
+    size = math.prod(shape) * dtype.itemsize
 
     def array() -> np.ndarray:
-        if not math.prod(shape):
+        if not size:
             return np.empty(shape, dtype)
-        size = math.prod(shape) * dtype.itemsize
         raw = np.memmap(path, np.uint8, mode="r", offset=offset, shape=(size,))
         return np.asarray(raw).view(dtype).reshape(shape)
 
-    return Tensor(dtype, shape, array)
+    return Tensor(dtype, shape, array, end=offset + size)
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
