@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from ic_jax import multihost
-from ic_jax.config import CONFIGS, FluxConfig
+from ic_jax.config import CONFIGS
 from ic_jax.devices import Chip
 from ic_jax.sharding import AXES, ShardingError, describe, make_mesh, parse, stored_bytes
 from ic_jax.weights.loading import COMPONENTS, abstract, read_config
@@ -19,6 +20,12 @@ from ic_jax.weights.model_folder import ModelFolder
 # Fraction of a device's memory for weights and training state; the rest is for activations. The
 # plan commands (docs/sharding.md) compute it exactly.
 MEMORY_FRACTION = 0.65
+# The same where no mesh leaves so much: a training run whose batch is computed in small parts.
+TIGHT_FRACTION = 0.85
+
+# Adam: float32 copies of the trainable parameters during a step: themselves, their average, two
+# moments, the gradient.
+ADAMW_COPIES = 5.0
 
 PUBLISHED = {  # config of each published component
     "transformer": "flux-dev",
@@ -77,6 +84,9 @@ def for_training(
     dtype: Any,
     rows: Mapping[str, int],
     adapter: Any = None,
+    *,
+    unused: Iterable[str] = (),
+    copies: float = ADAMW_COPIES,
 ) -> tuple[Mesh, bool]:
     """Return the mesh for a recipe, and whether each device has memory for the whole base.
 
@@ -84,6 +94,8 @@ def for_training(
         text: as for `for_inference`; the mesh takes all devices.
         rows: number of rows that are computed at a time, by stage.
         adapter: shapes of a new adapter; by default the folder's adapter is trained.
+        unused: components of the folder that are not loaded.
+        copies: as for `training_bytes`.
 
     Raises:
         ShardingError: as for `for_inference`, or a stage's rows do not divide over the mesh.
@@ -93,10 +105,11 @@ def for_training(
     memory = multihost.broadcast_json("memory", lambda: memory_of(devices[0]))
     base = shapes_of(folder, dtype)
     trained = base.pop("adapter", None) if adapter is None else adapter
+    base = {name: shapes for name, shapes in base.items() if name not in unused}
     if text != "auto":
         mesh = make_mesh(parse(text), devices)
     else:
-        sizes = training_sizes(base, trained, rows.values(), len(devices), memory)
+        sizes = training_sizes(base, trained, rows.values(), len(devices), memory, copies)
         mesh = make_mesh(sizes, devices)
     if multihost.is_multiprocess() and mesh.size < len(devices):
         raise ShardingError(
@@ -104,12 +117,19 @@ def for_training(
             "devices; several processes need all, and batches that divide by data x fsdp"
         )
     check_rows(rows, mesh)
-    return mesh, memory is None or base_fits_whole(base, trained, mesh, memory)
+    return mesh, memory is None or base_fits_whole(base, trained, mesh, memory, copies)
 
 
-def base_fits_whole(base: Mapping[str, Any], adapter: Any, mesh: Mesh, memory: float) -> bool:
+def base_fits_whole(
+    base: Mapping[str, Any],
+    adapter: Any,
+    mesh: Mesh,
+    memory: float,
+    copies: float = ADAMW_COPIES,
+) -> bool:
     """Return whether each device has memory for the whole base and its shard of the state."""
-    return training_bytes(base, adapter, mesh, replicate=True) < MEMORY_FRACTION * memory
+    needed = training_bytes(base, adapter, mesh, replicate=True, copies=copies)
+    return needed < MEMORY_FRACTION * memory
 
 
 def check_rows(rows: Mapping[str, int], mesh: Mesh) -> None:
@@ -151,7 +171,12 @@ def inference_sizes(modules: Mapping[str, Any], count: int, memory: float) -> Si
 
 
 def training_sizes(
-    base: Mapping[str, Any], adapter: Any, rows: Iterable[int], count: int, memory: float | None
+    base: Mapping[str, Any],
+    adapter: Any,
+    rows: Iterable[int],
+    count: int,
+    memory: float | None,
+    copies: float = ADAMW_COPIES,
 ) -> Sizes:
     """Return the least `fsdp` with which the state fits, and `data` for the other devices.
 
@@ -162,25 +187,35 @@ def training_sizes(
     if memory is None:
         return dict.fromkeys(AXES, 1) | {"data": count}
 
-    def fits(mesh: AbstractMesh) -> bool:
-        return any(
-            training_bytes(base, adapter, mesh, replicate=replicate) < MEMORY_FRACTION * memory
+    def fits(mesh: AbstractMesh, fraction: float) -> bool:
+        needed = (
+            training_bytes(base, adapter, mesh, replicate=replicate, copies=copies)
             for replicate in (True, False)
         )
+        return min(needed) < fraction * memory
 
-    shapes = ({"data": count // f, "fsdp": f} for f in _divisors(count))
-    return _first(shapes, fits, f"{count} devices of {memory / 1e9:.0f} GB")
+    shapes = [{"data": count // f, "fsdp": f} for f in _divisors(count)]
+    where = f"{count} devices of {memory / 1e9:.0f} GB"
+    try:
+        return _first(shapes, partial(fits, fraction=MEMORY_FRACTION), where)
+    except ShardingError:
+        return _first(shapes, partial(fits, fraction=TIGHT_FRACTION), where)
 
 
 def training_bytes(
-    base: Mapping[str, Any], adapter: Any, mesh: Mesh | AbstractMesh, *, replicate: bool
+    base: Mapping[str, Any],
+    adapter: Any,
+    mesh: Mesh | AbstractMesh,
+    *,
+    replicate: bool,
+    copies: float = ADAMW_COPIES,
 ) -> int:
     """Return the bytes of the base and the training state on each device.
 
-    The state has five float32 copies of the adapter: params, EMA, two Adam moments, gradients.
+    `copies` is the size of the state and the gradient over that of the float32 parameters.
     """
-    params = _cast(adapter, jnp.float32)
-    return stored_bytes(dict(base), mesh, replicate=replicate) + 5 * stored_bytes(params, mesh)
+    params = stored_bytes(_cast(adapter, jnp.float32), mesh)
+    return stored_bytes(dict(base), mesh, replicate=replicate) + round(copies * params)
 
 
 def memory_of(device: Any) -> float | None:
@@ -204,9 +239,13 @@ def shapes_of(folder: ModelFolder | Path | str, dtype: Any) -> dict[str, Any]:
 
 def published(dtype: Any) -> dict[str, Any]:
     """Return every component at its published size, shapes in place of arrays."""
-    flux = CONFIGS[PUBLISHED["transformer"]]
-    assert isinstance(flux, FluxConfig)
-    return {k: _cast(abstract(k, CONFIGS[name], flux), dtype) for k, name in PUBLISHED.items()}
+    flux = config("transformer")
+    return {k: _cast(abstract(k, config(k), flux), dtype) for k in PUBLISHED}
+
+
+def config(component: str) -> Any:
+    """Return the config of a component at its published size."""
+    return CONFIGS[PUBLISHED[component]]
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

@@ -118,7 +118,7 @@ class Trainer:
 
     def __init__(self, models):
         self.compiled = {}
-        self.adamw = optimizer(Stage(steps=3))
+        self.adamw = optimizer("adamw", Stage(steps=3))
         self.flux, self.rope = models[0], rope_table(position_ids(16, 8, 8), FLUX)
         self.state = TrainState.start(models[1], self.adamw, ema=True)
 

@@ -32,6 +32,8 @@ OLD_FIELDS = {
     ".opt_state": ".optimizer",
     ".nonfinite_steps": ".bad",
 }
+# Metadata that older checkpoints lack, as it was for all of them.
+OLD_METADATA = {"optimizer": "adamw"}
 
 
 class Checkpoints:
@@ -141,9 +143,10 @@ class Checkpoints:
 
     def run_metadata(self, step: int) -> dict[str, Any]:
         """Return the metadata that was saved with a step, and dtype and shape of its "arrays"."""
-        return self._manager.restore(
+        saved = self._manager.restore(
             step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())
         ).facts
+        return OLD_METADATA | saved
 
     def close(self) -> None:
         """Wait for the last save, then release the folder."""

@@ -91,23 +91,32 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     from train.recipe import BASES
 
     add = parser.add_argument
+    add(
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        type=Path,
+        help="TOML file whose stages are planned (default: one stage of the options below)",
+    )
+    cli.add_set(parser, "optimizer=adafactor")
     add("--topology", help="devices, such as v5e:16x16 or v5p:4x4x4 (default: this machine)")
-    add("--mesh", metavar="AXES", default="auto", help="mesh axes, such as data=4,fsdp=64")
-    add("--base", default="auto", choices=BASES, help="layout of the base over the devices")
-    add("--resolution", type=int, metavar="PIXELS", default=512, help="side of a picture")
-    add("--batch", type=int, metavar="N", default=32, help="samples per step, over all devices")
-    add("--accumulate", type=int, metavar="N", default=1, help="parts of a batch, in turn")
-    remat = "what the backward pass recomputes instead of storing"
-    add("--remat", default="blocks", choices=get_args(Remat), help=remat)
-    add("--text-length", type=int, metavar="N", default=512, help="captions' T5 tokens")
+    add("--mesh", metavar="AXES", help="mesh axes, such as data=4,fsdp=64 (default: auto)")
+    add("--base", choices=BASES, help="layout of the base over the devices (default: auto)")
+    add("--resolution", type=int, metavar="PIXELS", help="side of a picture (default: 512)")
+    batch = "samples per step, over all devices (default: 32)"
+    add("--batch", type=int, metavar="N", help=batch)
+    add("--accumulate", type=int, metavar="N", help="parts of a batch, in turn (default: 1)")
+    remat = "what the backward pass recomputes instead of storing (default: blocks)"
+    add("--remat", choices=get_args(Remat), help=remat)
+    add("--text-length", type=int, metavar="N", help="captions' T5 tokens (default: 512)")
     add("--json", type=Path, metavar="FILE", help="also write the figures to a file")
 
 
 def _plan(args: argparse.Namespace) -> None:
     from ic_jax.planning import compile_plan
-    from train.plan_command import step_report
+    from train.plan_command import step_reports
 
-    compile_plan.show([step_report(args)], args.json)
+    compile_plan.show(step_reports(args), args.json)
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:

@@ -105,7 +105,8 @@ def read_params(
             steps = ", ".join(map(str, checkpoints.steps))
             raise ConfigError(f"--step {step}: {run} has checkpoints {steps}")
         first = next(iter(recipe.stages.values()))
-        start = partial(TrainState.start, optimizer=optimizer(first), ema=recipe.averages)
+        rule = optimizer(recipe.optimizer, first)
+        start = partial(TrainState.start, optimizer=rule, ema=recipe.averages)
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),

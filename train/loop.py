@@ -10,7 +10,6 @@ import jax
 from tqdm import tqdm
 
 from ic_jax import multihost
-from ic_jax.sharding import shardings
 from train.checkpoints import Checkpoints
 from train.data.loader import HostBatch, SkipCounter
 from train.effect import effect_meter
@@ -51,7 +50,7 @@ def train(recipe: Recipe) -> None:
             end = first + stage.steps
             if step >= end:
                 continue
-            static = static_arguments(stage, recipe.dtype)
+            static = static_arguments(stage, recipe.optimizer, recipe.dtype)
             meter = effect_meter(run, name, inputs)
             rows = inputs.local_rows(stage.batch)
             batches = run.training_batches(name, step - first, rows, skips)
@@ -109,14 +108,16 @@ def _progress_bar(batches: Iterable[HostBatch], name: str, start: int, end: int)
 
 def _restore(run: Setup, checkpoints: Checkpoints) -> tuple[TrainState, int, SkipCounter]:
     """Return (state, step, skipped samples) of the newest checkpoint, or those of a new run."""
-    stage, params = next(iter(run.recipe.stages.values())), run.models.params
-    static: dict[str, Any] = {"optimizer": optimizer(stage), "ema": run.recipe.averages}
-    shapes = jax.eval_shape(partial(TrainState.start, **static), params)
-    places = shardings(shapes, run.models.mesh)
+    recipe, params = run.recipe, run.models.params
+    rule = optimizer(recipe.optimizer, next(iter(recipe.stages.values())))
+    start = partial(TrainState.start, optimizer=rule, ema=recipe.averages)
+    shapes = jax.eval_shape(start, params)
+    places = shapes.shardings(run.models.mesh, offload=recipe.offload)
     step = checkpoints.latest
     if step is None:
-        start = jax.jit(TrainState.start, static_argnames=tuple(static), out_shardings=places)
-        return start(params, **static), 0, SkipCounter()
+        begin = jax.jit(start, donate_argnums=0, out_shardings=places)
+        return begin(params), 0, SkipCounter()
+    jax.tree.map(jax.Array.delete, params)  # those of the checkpoint take their place
     abstract = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
     )
@@ -130,5 +131,5 @@ def _step_program(run: Setup, state: TrainState) -> Any:
         train_step,
         static_argnames=("optimizer", "timesteps", "accumulate", "remat", "dtype"),
         donate_argnums=(0,),
-        out_shardings=(shardings(state, run.models.mesh), None),
+        out_shardings=(state.shardings(run.models.mesh, offload=run.recipe.offload), None),
     )

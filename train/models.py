@@ -30,6 +30,7 @@ from train import lora
 from train.data.hashing import digest
 from train.encode import Frozen, Ids
 from train.objective import Trainable
+from train.optimizer import state_copies
 from train.recipe import Recipe
 
 TEXT = ("t5", "clip", "tokenizer", "tokenizer_2")
@@ -55,7 +56,7 @@ class Models:
 
     model: loading.Model  # the base as the pipeline takes it, without an adapter
     frozen: Frozen  # the part of the base that the step needs
-    params: Trainable  # before training
+    params: Trainable  # before training, which takes their memory
     scheduler: SchedulerConfig
     vae: VaeConfig
     tokenizers: Tokenizers | None  # None: the text is cached
@@ -78,12 +79,9 @@ def load_models(recipe: Recipe, base: ModelFolder) -> Models:
         ConfigError: neither the folder nor the recipe has an adapter, or a LoRA's target is no
             part of the model.
     """
-    needed = {"transformer", *(() if recipe.lora else IMAGES)}
-    encoders = set() if recipe.cache else {*TEXT, "vae"}
-    previewed = {"vae"} if recipe.reporting.preview_every else set()
     mesh, replicate = mesh_for(recipe, base)
-    model = load_parts(recipe, base, needed | encoders | previewed, mesh, replicate=replicate)
-    used = needed | encoders
+    model = load_parts(recipe, base, components_of(recipe), mesh, replicate=replicate)
+    used = components_of(recipe, previews=False)
     parts: dict[str, Any] = {n: getattr(model, n) if n in used else None for n in Frozen._fields}
     frozen = Frozen(**parts)
     return Models(
@@ -95,6 +93,14 @@ def load_models(recipe: Recipe, base: ModelFolder) -> Models:
         tokenizers=None if recipe.cache else tokenizers(recipe, model),
         mesh=mesh,
     )
+
+
+def components_of(recipe: Recipe, *, previews: bool = True) -> set[str]:
+    """Return the components of the base that a run loads: for its step, and for its previews."""
+    images = () if recipe.lora else IMAGES
+    encoders = () if recipe.cache else (*TEXT, "vae")
+    previewed = ("vae",) if previews and recipe.reporting.preview_every else ()
+    return {"transformer", *images, *encoders, *previewed}
 
 
 def mesh_for(recipe: Recipe, base: ModelFolder) -> tuple[Mesh, bool]:
@@ -109,7 +115,15 @@ def mesh_for(recipe: Recipe, base: ModelFolder) -> tuple[Mesh, bool]:
         flux = loading.read_config(base, "transformer")
         adapter = loading.abstract("adapter", adapter_config(recipe), flux)
     dtype = jnp.dtype(recipe.dtype)
-    mesh, replicate = auto_mesh.for_training(recipe.mesh, base, dtype, rows, adapter)
+    mesh, replicate = auto_mesh.for_training(
+        recipe.mesh,
+        base,
+        dtype,
+        rows,
+        adapter,
+        unused=loading.COMPONENTS.keys() - components_of(recipe),
+        copies=state_copies(recipe),
+    )
     return mesh, replicate if recipe.base == "auto" else recipe.base == "replicated"
 
 

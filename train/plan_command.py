@@ -1,7 +1,7 @@
 """Work of `python -m train plan`: compile a training step at full size, report what it needs."""
 
 import argparse
-from dataclasses import fields
+import json
 from functools import partial
 from typing import Any
 
@@ -10,18 +10,24 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ic_jax import auto_mesh
-from ic_jax.models.rope import Rope
+from ic_jax.config import ConfigError
+from ic_jax.models.adapter import Adapter
+from ic_jax.models.flux import Flux
 from ic_jax.planning import compile_plan
-from ic_jax.sharding import describe, make_mesh, parse, shardings
-from train import flops
-from train.encode import Frozen, Ids, Reference, StepBatch, StepScalars
-from train.optimizer import optimizer
-from train.recipe import Stage
+from ic_jax.sharding import describe, make_mesh, parse
+from ic_jax.weights import loading
+from train import flops, lora
+from train.encode import Frozen
+from train.models import adapter_config, components_of
+from train.objective import Trainable
+from train.optimizer import optimizer, state_copies
+from train.plan_inputs import step_inputs
+from train.recipe import Recipe, Stage, changed, read_recipe, recipe_of
 from train.step import TrainState, train_step
 from train.step_inputs import static_arguments
 
 BASE, ENCODERS, PARAMS, EMA, MOMENTS, BATCH = tuple[Any, ...](
-    ("base", "encoders", "params", "EMA", "Adam moments", "batch")
+    ("base", "encoders", "params", "EMA", "moments", "batch")
 )
 # Labels of the step's arguments, by which their bytes are reported.
 LABELS = (
@@ -31,106 +37,153 @@ LABELS = (
 )
 
 
-def step_report(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the report of the training step that the options ask for, as JSON values."""
+def step_reports(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the reports of the training steps of a recipe's stages, as JSON values.
+
+    The models have their published sizes, whatever MODEL the recipe names. Stages that differ in
+    numbers only, such as the learning rate, share a step, and its report.
+    """
+    recipe = _recipe(args)
     devices = compile_plan.topology_devices(args.topology)
     memory = auto_mesh.memory_of(devices[0])
-    base = auto_mesh.published(jnp.bfloat16)
+    base = auto_mesh.published(jnp.dtype(recipe.dtype))
     adapter = base.pop("adapter")
-    rows = {"a step": args.batch // args.accumulate}
+    base = {name: base[name] for name in components_of(recipe, previews=False) & base.keys()}
+    trained = _trained(recipe, base["transformer"], adapter)
+    rows = {name: stage.batch // stage.accumulate for name, stage in recipe.stages.items()}
+    sharded, copies = (() if recipe.lora else trained), state_copies(recipe)
     sizes = (
-        auto_mesh.training_sizes(base, adapter, rows.values(), len(devices), memory)
-        if args.mesh == "auto"
-        else parse(args.mesh)
+        auto_mesh.training_sizes(base, sharded, rows.values(), len(devices), memory, copies)
+        if recipe.mesh == "auto"
+        else parse(recipe.mesh)
     )
     mesh = make_mesh(sizes, devices)
     auto_mesh.check_rows(rows, mesh)
-    replicate = args.base == "replicated"
-    if args.base == "auto" and memory is not None:
-        replicate = auto_mesh.base_fits_whole(base, adapter, mesh, memory)
+    replicate = recipe.base == "replicated"
+    if recipe.base == "auto" and memory is not None:
+        replicate = auto_mesh.base_fits_whole(base, sharded, mesh, memory, copies)
+    steps: dict[tuple[Any, ...], str] = {}
+    for name, stage in recipe.stages.items():
+        steps.setdefault(_settings(stage), name)
+    return [_report(recipe, name, base, trained, mesh, replicate) for name in steps.values()]
 
-    settings = {k: getattr(args, k) for k in ("batch", "resolution", "accumulate", "remat")}
-    report = _compile_step(args, Stage(steps=1, **settings), base, adapter, mesh, replicate)
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """Return the recipe to plan: a file's, or one stage of the options."""
+    options = {
+        "stage1": {"batch": args.batch, "accumulate": args.accumulate, "remat": args.remat}
+        | {"resolution": args.resolution},
+        "": {"mesh": args.mesh, "base": args.base, "text_length": args.text_length},
+    }
+    changes = {
+        f"{table}.{key}".lstrip("."): value
+        for table, values in options.items()
+        for key, value in values.items()
+        if value is not None
+    }
+    if args.recipe is None:
+        folders = dict.fromkeys(("model", "data", "out"), "published")
+        values = {**folders, "adapter": "instantcharacter", "stage1": {"steps": 1}}
+        return recipe_of(
+            changed(values, [f"{k}={json.dumps(v)}" for k, v in changes.items()] + args.set)
+        )
+    if changes:
+        key, value = next(iter(changes.items()))
+        raise ConfigError(f"{args.recipe} is planned as it is; write --set {key}={value} instead")
+    return read_recipe(args.recipe, args.set)
+
+
+def _trained(recipe: Recipe, flux: Flux, adapter: Adapter) -> Trainable:
+    """Return the trainable parameters as shapes: a LoRA, a new adapter or the published one."""
+    if settings := recipe.lora:
+        return jax.eval_shape(lambda: lora.initial(flux, settings, recipe.seed))
+    if recipe.adapter:
+        return loading.abstract("adapter", adapter_config(recipe), flux.config)
+    return adapter
+
+
+def _settings(stage: Stage) -> tuple[Any, ...]:
+    """Return what the memory and work of a stage's step depend on."""
+    return (stage.batch, stage.resolution, stage.accumulate, stage.remat, stage.focus > 0)
+
+
+def _report(
+    recipe: Recipe,
+    name: str,
+    base: dict[str, Any],
+    trained: Trainable,
+    mesh: Mesh,
+    replicate: bool,
+) -> dict[str, Any]:
+    stage = recipe.stages[name]
+    report = _compile_step(recipe, stage, base, trained, mesh, replicate)
+    keys = ("batch", "resolution", "accumulate", "remat")
     values = report.to_dict() | {
+        "program": f"training step, {name}",
         "base": "replicated" if replicate else "sharded",
-        "model TFLOP per sample": round(_model_flops(args, base, adapter.config) / 1e12, 1),
-        "settings": settings,
+        "model TFLOP per sample": round(_model_flops(recipe, stage, base, trained) / 1e12, 1),
+        "settings": {k: getattr(stage, k) for k in keys}
+        | {"optimizer": recipe.optimizer, "offload": recipe.offload}
+        | {"average": recipe.averages, "cache": bool(recipe.cache)},
     }
     if values["fits"] is False:
         heads = base["transformer"].config.num_attention_heads
-        values["suggestion"] = _suggestion(args, mesh, heads)
+        values["suggestion"] = _suggestion(recipe, name, mesh, heads)
     return values
 
 
 def _compile_step(
-    args: argparse.Namespace,
+    recipe: Recipe,
     stage: Stage,
     base: dict[str, Any],
-    adapter: Any,
+    trained: Trainable,
     mesh: Mesh,
     replicate: bool,
 ) -> compile_plan.CompileReport:
-    start = partial(TrainState.start, optimizer=optimizer(stage), ema=True)
-    state = compile_plan.sharded_shapes(jax.eval_shape(start, adapter), mesh)
-    step = partial(train_step, **static_arguments(stage, "bfloat16"))
-    frozen = compile_plan.sharded_shapes(Frozen(**base), mesh, replicate=replicate)
+    rule = optimizer(recipe.optimizer, stage)
+    start = partial(TrainState.start, optimizer=rule, ema=recipe.averages)
+    shapes = jax.eval_shape(start, trained)
+    places = shapes.shardings(mesh, offload=recipe.offload)
+    state = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
+    step = partial(train_step, **static_arguments(stage, recipe.optimizer, recipe.dtype))
+    parts: Any = dict.fromkeys(Frozen._fields) | base
+    frozen = compile_plan.sharded_shapes(Frozen(**parts), mesh, replicate=replicate)
     return compile_plan.compile_report(
         "training step",
         step,
-        (state, frozen, *_inputs(args, base, mesh)),
+        (state, frozen, *step_inputs(recipe, stage, base, mesh)),
         LABELS,
         mesh,
         donate=(0,),
-        out_shardings=(shardings(state, mesh), None),
+        out_shardings=(places, None),
     )
 
 
-def _inputs(args: argparse.Namespace, base: dict[str, Any], mesh: Any) -> tuple[Any, ...]:
-    """Return the shapes of the step's inputs: batch, empty prompt, rotary table, scalars, seed."""
-    clip, siglip, flux = (base[k].config for k in ("clip", "siglip", "transformer"))
-    side, b = siglip.image_size, args.batch
-
-    def ids(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-    def pixels(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct((b, *shape, 3), jnp.uint8)
-
-    number: Any = jax.ShapeDtypeStruct((), jnp.float32)
-    words = clip.max_position_embeddings
-    rows = (args.text_length + (args.resolution // 16) ** 2, flux.attention_head_dim // 2)
-    table: Any = jax.ShapeDtypeStruct(rows, jnp.float32)
-    batch = StepBatch(
-        target=pixels(args.resolution, args.resolution),
-        prompt=Ids(ids(b, words), ids(b, args.text_length)),
-        reference=Reference(pixels(side, side), pixels(4, side, side)),
-    )
-    others = (
-        Ids(ids(words), ids(args.text_length)),
-        Rope(table, table),
-        StepScalars(*[number] * len(fields(StepScalars))),
-        ids(),
-    )
-    return compile_plan.batch_shapes(batch, mesh), *compile_plan.replicated_shapes(others, mesh)
+def _model_flops(recipe: Recipe, stage: Stage, base: dict[str, Any], trained: Trainable) -> float:
+    siglip = base["siglip"].config if "siglip" in base else None
+    config = trained.config if isinstance(trained, Adapter) else None
+    tokens = (stage.resolution // 16) ** 2
+    flux = base["transformer"].config
+    return flops.training_sample(flux, tokens, recipe.text_length, config, siglip)
 
 
-def _model_flops(args: argparse.Namespace, base: dict[str, Any], adapter: Any) -> float:
-    siglip, flux = base["siglip"].config, base["transformer"].config
-    tokens = (args.resolution // 16) ** 2
-    return flops.training_sample(flux, tokens, args.text_length, adapter, siglip)
-
-
-def _suggestion(args: argparse.Namespace, mesh: Mesh, heads: int) -> str:
+def _suggestion(recipe: Recipe, name: str, mesh: Mesh, heads: int) -> str:
     """Return what to try where a plan does not fit: first of all, smaller parts of the batch."""
-    sizes = mesh.shape
-    rows = args.batch // args.accumulate // (sizes["data"] * sizes["fsdp"])
+    stage, sizes = recipe.stages[name], mesh.shape
+    rows = stage.batch // stage.accumulate // (sizes["data"] * sizes["fsdp"])
     if rows > 1:
-        return f"try --accumulate {args.accumulate * rows}"
-    if args.remat != "blocks":
-        return "try --remat blocks"
+        return f"try --set {name}.accumulate={stage.accumulate * rows}"
+    if stage.remat != "blocks":
+        return f"try --set {name}.remat=blocks"
     if sizes["fsdp"] % 2 == 0 and heads % (2 * sizes["tensor"]) == 0:
         # Two devices share a row: half as many rows at a time.
-        changed = {**sizes, "fsdp": sizes["fsdp"] // 2, "tensor": 2 * sizes["tensor"]}
-        shared = make_mesh(changed, list(mesh.devices.flat))
-        return f"try --mesh {describe(shared)} --accumulate {2 * args.accumulate}"
-    return "take more devices"
+        halved = {**sizes, "fsdp": sizes["fsdp"] // 2, "tensor": 2 * sizes["tensor"]}
+        shared = describe(make_mesh(halved, list(mesh.devices.flat)))
+        return f"try --set mesh={shared} --set {name}.accumulate={2 * stage.accumulate}"
+    if not recipe.cache:
+        return "try --set cache=FOLDER"
+    if recipe.optimizer != "adafactor":
+        return "try --set optimizer=adafactor"
+    return "take more devices" if recipe.offload else "try --set offload=true"

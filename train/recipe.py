@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from ic_jax.config import ConfigError
 from ic_jax.from_dict import dataclass_from_dict, nearest, parse_change, refuse_unknown
@@ -26,6 +26,7 @@ ATTENTION = (
 BASES = ("auto", "replicated", "sharded")
 OLD_BASES = {"whole": "replicated", "pieces": "sharded"}  # names in earlier versions
 DTYPES = ("bfloat16", "float32")
+OptimizerName = Literal["adamw", "adamw-bfloat16", "adafactor"]  # see train/optimizer.py
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ class Recipe:
     mesh: str = "auto"  # devices to spread over, such as "data=2,fsdp=4" (docs/sharding.md)
     base: str = "auto"  # weights of the frozen base over the mesh: "replicated" or "sharded"
     dtype: str = "bfloat16"  # of the base and of the computation; masters are float32
+    optimizer: OptimizerName = "adamw"  # [all]
+    offload: bool = False  # moments and average in the memory of the host [ours]
     holdout: float = 0.02  # fraction of the characters held out of training, for measuring [ours]
     stop_after_bad: int = 10  # steps in a row whose loss or gradient is not finite [ours]
     saving: Saving = field(default_factory=Saving)
@@ -161,7 +164,8 @@ class Recipe:
             raise ConfigError(
                 f"base {self.base!r} is now called {OLD_BASES[self.base]!r}; write that"
             )
-        for name, choices in (("base", BASES), ("dtype", DTYPES)):
+        optimizers = get_args(OptimizerName)
+        for name, choices in (("base", BASES), ("dtype", DTYPES), ("optimizer", optimizers)):
             value = getattr(self, name)
             _check(value in choices, name, value, " or ".join(choices))
         _check(0 <= self.holdout < 1, "holdout", self.holdout, "from 0 to below 1")
@@ -228,22 +232,24 @@ def read_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from None
-    for change in changes:
-        _apply(values, change)
     try:
-        return recipe_of(values)
+        return recipe_of(changed(values, changes))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
 
-def _apply(values: dict[str, Any], change: str) -> None:
-    path, value = parse_change(change, "stage1.steps=2000")
-    *tables, key = path.split(".")
-    for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"--set {change}: {table} is {values!r}, which has no {key}")
-    values[key] = value
+def changed(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Apply changes such as "stage1.steps=2000" to a recipe's tables, in place; return them."""
+    for change in changes:
+        path, value = parse_change(change, "stage1.steps=2000")
+        *tables, key = path.split(".")
+        place = values
+        for table in tables:
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {change}: {table} is {place!r}, which has no {key}")
+        place[key] = value
+    return values
 
 
 def recipe_of(values: dict[str, Any]) -> Recipe:

@@ -75,6 +75,7 @@ class Setup:
         return {
             "seed": recipe.seed,
             "dtype": recipe.dtype,
+            "optimizer": recipe.optimizer,
             "holdout": recipe.holdout,
             "data": [shard["sha256"] for shard in self.dataset.card["shards"]],
             "cached": bool(recipe.cache),

@@ -16,14 +16,14 @@ from train import flops
 from train.data.loader import HostBatch
 from train.encode import Ids, Reference, StepBatch, StepScalars
 from train.optimizer import learning_rate, optimizer
-from train.recipe import Stage
+from train.recipe import OptimizerName, Stage
 from train.setup import Setup
 
 
-def static_arguments(stage: Stage, dtype: str) -> dict[str, Any]:
+def static_arguments(stage: Stage, name: OptimizerName, dtype: str) -> dict[str, Any]:
     """Return the arguments of `train.step.train_step` that are compiled in."""
     return {
-        "optimizer": optimizer(stage),
+        "optimizer": optimizer(name, stage),
         "timesteps": stage.timesteps,
         "accumulate": stage.accumulate,
         "remat": stage.remat,

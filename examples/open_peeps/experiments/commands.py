@@ -2,7 +2,12 @@
 
 from collections.abc import Sequence
 
-from examples.open_peeps.experiments import projector_ablation, stage_ends, stages
+from examples.open_peeps.experiments import (
+    optimizers,
+    projector_ablation,
+    stage_ends,
+    stages,
+)
 from ic_jax import cli
 
 COMMANDS = (
@@ -12,6 +17,13 @@ COMMANDS = (
         stages.add_arguments,
         stages.run,
         stages.DESCRIPTION,
+    ),
+    cli.Command(
+        "optimizers",
+        "Measure what each optimiser has taught a new adapter after the same steps.",
+        optimizers.add_arguments,
+        optimizers.run,
+        optimizers.DESCRIPTION,
     ),
     cli.Command(
         "stage-ends",
