@@ -8,7 +8,7 @@
   SchedulerConfig, SamplingConfig, CONFIGS
 - Weights: load_model, Model, ModelFolder, read_lora, write_lora, LoraFile, LoraDelta
 - Devices: make_mesh, shardings
-- Errors: ConfigError, ImageError, PromptError, ShardingError, WeightsError
+- Errors: ConfigError, ImageError, NotEnoughMemoryError, PromptError, ShardingError, WeightsError
 
 Models are flax.nnx modules. The functions of sampling are pure, for your own jax.jit; the noise
 schedule, packed latents and position ids that they need are in ic_jax.flow.
@@ -27,6 +27,7 @@ from ic_jax.config import (
     T5Config,
     VaeConfig,
 )
+from ic_jax.memory import NotEnoughMemoryError
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.clip import ClipText
 from ic_jax.models.dinov2 import Dinov2
@@ -75,6 +76,7 @@ __all__ = [
     "LoraFile",
     "Model",
     "ModelFolder",
+    "NotEnoughMemoryError",
     "PipelineResult",
     "PromptError",
     "SamplingConfig",

@@ -1,8 +1,9 @@
-"""Memory that a model's weights need, compared with what there is before any of them is read."""
+"""Memory that a model needs, compared with what is free before a weight is read."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,50 +11,84 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from ic_jax.auto_mesh import shapes_of
+from ic_jax.auto_mesh import ADAMW_COPIES, shapes_of, training_bytes
 from ic_jax.devices import Chip, platform
 from ic_jax.sharding import AXES, ShardingError, stored_bytes
 from ic_jax.weights.model_folder import ModelFolder
 
 ENCODED_TOGETHER = (("t5",), ("siglip", "dinov2"))  # of the encoders that can be offloaded
+DEVICE_COUNTS = [2**i for i in range(1, 11)]  # that a message proposes for training
+Modules = Mapping[str, Any]  # components by name, shapes in place of arrays
+Choices = Iterable[tuple[str, Callable[[], float]]]  # in words, with the bytes for each device
 
 
 class NotEnoughMemoryError(ValueError):
-    """Weights that the devices, or the machine, cannot hold; the message says what would fit."""
+    """Model that the devices, or the machine, cannot hold; the message says what would fit."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """Free memory of each device, or of a machine whose CPU devices share it."""
+    """Free memory of each device, or of the machine, whose CPU devices share it."""
 
     name: str
     free: float  # bytes
-    devices: int  # that share it
-    outside: float  # bytes of a GPU that JAX leaves to others
+    sharing: int = 1  # devices
+    is_machine: bool = True
+    withheld: float = 0  # bytes of a GPU that JAX does not take
 
     @classmethod
     def of(cls, devices: Sequence[Any]) -> "Room | None":
-        """Return the free memory of devices of one kind; None if it is not known."""
+        """Return the room of devices of one kind; None if it is not known."""
         first = devices[0]
         if platform(first) == "cpu":
             free = free_host_memory()
-            return None if free is None else cls("this machine", free, len(devices), 0)
+            return None if free is None else cls("this machine", free, len(devices))
         stats = [device.memory_stats() or {} for device in devices]
-        if not all("bytes_limit" in values for values in stats):
+        if not all(values.get("bytes_limit") for values in stats):
             return None
         free = min(values["bytes_limit"] - values.get("bytes_in_use", 0) for values in stats)
-        chip = Chip.of(first)
-        outside = chip.memory - stats[0]["bytes_limit"] if chip and platform(first) == "gpu" else 0
-        return cls(f"each {first.device_kind}", free, 1, max(outside, 0))
+        chip = Chip.of(first) if platform(first) == "gpu" else None
+        withheld = chip.memory - stats[0]["bytes_limit"] if chip else 0
+        return cls(f"each {first.device_kind}", free, is_machine=False, withheld=withheld)
+
+    def holds(self, per_device: float) -> bool:
+        """Return whether every device can have so many bytes."""
+        return per_device * self.sharing <= self.free
+
+    def first_fitting(self, choices: Choices) -> list[str]:
+        """Return the first choice whose bytes every device can have, in words; or none."""
+        for name, size in choices:
+            with suppress(ShardingError):  # a mesh that the model cannot be sharded over
+                if self.holds(per_device := size()):
+                    return [f"{name} ({per_device * self.sharing / 1e9:.1f} GB)"]
+        return []
+
+    def check(self, what: str, per_device: float, *fitting: Choices) -> None:
+        """Raise NotEnoughMemoryError if the devices cannot have so many bytes each.
+
+        Args:
+            what: begins the message.
+            per_device: bytes.
+            fitting: kinds of choices, of each of which the message says the first that fits.
+        """
+        if self.holds(per_device):
+            return
+        choices = [text for kind in fitting for text in self.first_fitting(kind)]
+        if per_device <= self.free + 0.9 * self.withheld:
+            choices.append("XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 (JAX takes 0.75 of a GPU)")
+        remedy = f"what fits: {', '.join(choices)}" if choices else "take one with more memory"
+        raise NotEnoughMemoryError(
+            f"{what} needs {per_device * self.sharing / 1e9:.1f} GB of {self.name}, where "
+            f"{self.free / 1e9:.1f} GB are free; {remedy}"
+        )
 
 
 def check_inference(
     folder: ModelFolder, dtype: Any, mesh: Mesh | None, *, offload_encoders: bool = False
 ) -> None:
-    """Compare the bytes of a model's weights with the free memory.
+    """Compare the bytes of a model's weights with the free memory, where that is known.
 
-    Activations come on top of them (`infer plan`). Where the memory is not known, nothing is
-    compared.
+    Activations come on top of them: see `infer plan`.
 
     Args:
         folder: the model.
@@ -67,18 +102,85 @@ def check_inference(
     room = Room.of([default_device()] if mesh is None else mesh.local_devices)
     if room is None:
         return
-    shapes = shapes_of(folder, dtype)
-    needed = room.devices * weight_bytes(shapes, mesh, offload_encoders=offload_encoders)
-    if needed <= room.free:
+    modules = shapes_of(folder, dtype)
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), modules)
+    heads = modules["transformer"].config.num_attention_heads if "transformer" in modules else 1
+    size = partial(weight_bytes, offload_encoders=offload_encoders)
+    less = {
+        "bfloat16": partial(size, half, mesh),
+        "offloaded encoders": partial(size, modules, mesh, offload_encoders=True),
+        "bfloat16 and offloaded encoders": partial(size, half, mesh, offload_encoders=True),
+    }
+    more = {
+        f"a mesh of tensor={n}": partial(size, modules, _mesh({"tensor": n}))
+        for n in range(2, heads + 1)
+        if heads % n == 0 and not room.is_machine
+    }
+    what = f"{folder.path}: the model in {jnp.dtype(dtype)}"
+    room.check(what, size(modules, mesh), less.items(), more.items())
+    _check_transfer(folder, modules, room)
+
+
+def check_training(
+    folder: ModelFolder,
+    dtype: Any,
+    mesh: Mesh,
+    components: Iterable[str],
+    trained: Any,
+    *,
+    replicate: bool,
+    copies: float = ADAMW_COPIES,
+    leaner: Mapping[str, float] | None = None,
+) -> None:
+    """Compare the bytes of a base and of the training state with the free memory.
+
+    Args:
+        folder: the base.
+        dtype: dtype of its weights.
+        mesh: devices of the run.
+        components: those of the base that are loaded.
+        trained: shapes of the trained parameters.
+        replicate: whether each device holds a copy of the base.
+        copies: as for `auto_mesh.training_bytes`.
+        leaner: the `copies` of other settings, by what the recipe says for them.
+
+    Raises:
+        NotEnoughMemoryError: they do not fit.
+    """
+    room = Room.of(mesh.local_devices)
+    if room is None:
         return
-    fitting = _what_fits(shapes, mesh, room, offload_encoders=offload_encoders)
-    if needed <= room.free + 0.9 * room.outside:
-        fitting.append("XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 (JAX takes 75% of a GPU by default)")
-    raise NotEnoughMemoryError(
-        f"{folder.path}: its weights in {jnp.dtype(dtype)} need {needed / 1e9:.1f} GB of "
-        f"{room.name}, where {room.free / 1e9:.1f} GB are free; "
-        + (f"what fits: {', '.join(fitting)}" if fitting else "take one with more memory")
-    )
+    modules = {name: m for name, m in shapes_of(folder, dtype).items() if name in components}
+    size = partial(training_bytes, modules, trained)
+    sharded = 'base = "sharded"' if replicate and mesh.size > 1 else ""
+    less = {sharded: partial(size, mesh, replicate=False, copies=copies)} if sharded else {}
+    for name, count in (leaner or {}).items():
+        less[", ".join(filter(None, (name, sharded)))] = partial(
+            size, mesh, replicate=False, copies=count
+        )
+    more = {
+        f"{n} devices with fsdp={n}": partial(
+            size, _mesh({"fsdp": n}), replicate=False, copies=copies
+        )
+        for n in DEVICE_COUNTS
+        if n >= mesh.size and not room.is_machine
+    }
+    needed = size(mesh, replicate=replicate, copies=copies)
+    what = f"{folder.path}: training in {jnp.dtype(dtype)}"
+    room.check(what, needed, less.items(), more.items())
+    _check_transfer(folder, modules, room)
+
+
+def weight_bytes(
+    modules: Modules, mesh: Mesh | AbstractMesh | None, *, offload_encoders: bool
+) -> int:
+    """Return the most bytes that a model's weights take on each device at a time."""
+    places = _mesh({}) if mesh is None else mesh
+    sizes = {name: stored_bytes(module, places) for name, module in modules.items()}
+    if not offload_encoders:
+        return sum(sizes.values())
+    groups = [[sizes.pop(name, 0) for name in names] for names in ENCODED_TOGETHER]
+    return sum(sizes.values()) + max(map(sum, groups))
 
 
 def default_device() -> Any:
@@ -87,69 +189,33 @@ def default_device() -> Any:
     return device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]
 
 
-def weight_bytes(
-    modules: Mapping[str, Any], mesh: Mesh | AbstractMesh | None, *, offload_encoders: bool
-) -> int:
-    """Return the most bytes that a model's weights take on each device at a time.
-
-    Args:
-        modules: components by name, shapes in place of arrays.
-        mesh: None is one device.
-        offload_encoders: see `check_inference`.
-    """
-    sizes = {name: stored_bytes(part, mesh or _mesh({})) for name, part in modules.items()}
-    if not offload_encoders:
-        return sum(sizes.values())
-    groups = [[sizes.pop(name, 0) for name in names] for names in ENCODED_TOGETHER]
-    return sum(sizes.values()) + max(map(sum, groups))
-
-
 def free_host_memory() -> float | None:
     """Return the bytes that this process can still take, swap included; None if not known."""
     with suppress(OSError, KeyError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
         free = 1024 * (kilobytes["MemAvailable"] + kilobytes["SwapFree"])
-        return min(free, *_group_limits())
+        return min(free, _free_of_container())
     return None
 
 
-def _group_limits() -> list[float]:
-    """Return what the limit of a container leaves, if it has one (cgroup version 2)."""
-    folder = Path("/sys/fs/cgroup")
+def _free_of_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return what the limit of a container leaves, by cgroup version 2; infinity without one."""
     with suppress(OSError, KeyError, ValueError):
-        stat = (folder / "memory.stat").read_text().split()
-        cached = dict(zip(stat[::2], map(int, stat[1::2]), strict=True))["file"]
-        used = int((folder / "memory.current").read_text())
-        return [int((folder / "memory.max").read_text()) - used + cached]
-    return [float("inf")]
+        lines = (folder / "memory.stat").read_text().splitlines()
+        stat = {name: int(value) for name, value in map(str.split, lines)}
+        cached = stat["active_file"] + stat["inactive_file"]
+        used = int((folder / "memory.current").read_text()) - cached
+        return int((folder / "memory.max").read_text()) - used  # "max" is no limit
+    return float("inf")
 
 
-def _what_fits(
-    modules: Mapping[str, Any], mesh: Mesh | None, room: Room, *, offload_encoders: bool
-) -> list[str]:
-    """Return what could be chosen instead, with the bytes that it needs of the room."""
-    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), dict(modules))
-    heads = modules["transformer"].config.num_attention_heads
-    counts = [n for n in range(2, heads + 1) if heads % n == 0] if room.devices == 1 else []
-
-    def first(choices: Iterable[tuple[str, Any, Mesh | AbstractMesh | None, bool]]) -> list[str]:
-        for what, parts, places, offload in choices:
-            with suppress(ShardingError):  # a mesh that the model cannot be sharded over
-                size = room.devices * weight_bytes(parts, places, offload_encoders=offload)
-                if size <= room.free:
-                    return [f"{what} ({size / 1e9:.1f} GB)"]
-        return []
-
-    less = [
-        ("bfloat16", half, mesh, offload_encoders),
-        ("offloaded encoders", modules, mesh, True),
-        ("bfloat16 and offloaded encoders", half, mesh, True),
-    ]
-    more = (
-        (f"a mesh of tensor={n}", modules, _mesh({"tensor": n}), offload_encoders) for n in counts
-    )
-    return first(less) + first(more)
+def _check_transfer(folder: ModelFolder, modules: Modules, room: Room) -> None:
+    """Raise NotEnoughMemoryError if a tensor cannot pass through the machine to its devices."""
+    free = None if room.is_machine else free_host_memory()
+    if free is not None:
+        largest = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(dict(modules)))
+        Room("this machine", free).check(f"{folder.path}: its largest tensor", largest)
 
 
 def _mesh(sizes: Mapping[str, int]) -> AbstractMesh:

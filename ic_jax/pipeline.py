@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from PIL import Image
 
-from ic_jax import auto_mesh
+from ic_jax import auto_mesh, memory
 from ic_jax.config import SamplingConfig, SchedulerConfig
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.clip import ClipText
@@ -137,6 +137,8 @@ class InstantCharacterPipeline:
             WeightsError: not a converted model (the message holds the command that converts
                 published weights), or an incomplete or damaged one.
             ShardingError: the model cannot be laid out on the mesh.
+            NotEnoughMemoryError: the weights do not fit into the memory that is free; nothing was
+                read. The message says what would fit.
         """
         if dtype not in ("bfloat16", "float32", jnp.bfloat16, jnp.float32):
             raise ValueError(f"dtype is {dtype!r}; it must be 'bfloat16' or 'float32'")
@@ -144,6 +146,7 @@ class InstantCharacterPipeline:
         folder = open_model(name_or_path, revision)
         if isinstance(mesh, str):
             mesh = auto_mesh.for_inference(mesh, folder, dtype)
+        memory.check_inference(folder, dtype, mesh, offload_encoders=offload_encoders)
         components = set(folder.components) - set(LARGE_ENCODERS if offload_encoders else ())
         model = loading.load_model(folder, dtype, components=components, verify=verify, mesh=mesh)
         if not offload_encoders:

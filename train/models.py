@@ -1,9 +1,9 @@
 """Models of a run: the frozen base, the trainable parameters and the tokenizers."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ic_jax import auto_mesh
+from ic_jax import auto_mesh, memory
 from ic_jax.config import (
     CONFIGS,
     AdapterConfig,
@@ -31,7 +31,7 @@ from train.data.hashing import digest
 from train.encode import Frozen, Ids
 from train.objective import Trainable
 from train.optimizer import state_copies
-from train.recipe import Recipe
+from train.recipe import OptimizerName, Recipe
 
 TEXT = ("t5", "clip", "tokenizer", "tokenizer_2")
 IMAGES = ("siglip", "dinov2")
@@ -78,8 +78,23 @@ def load_models(recipe: Recipe, base: ModelFolder) -> Models:
         WeightsError: the MODEL folder is damaged, or lacks a component that training needs.
         ConfigError: neither the folder nor the recipe has an adapter, or a LoRA's target is no
             part of the model.
+        NotEnoughMemoryError: the base and the training state do not fit; nothing was read.
     """
     mesh, replicate = mesh_for(recipe, base)
+    memory.check_training(
+        base,
+        recipe.dtype,
+        mesh,
+        components_of(recipe),
+        trained_shapes(recipe, base),
+        replicate=replicate,
+        copies=state_copies(recipe),
+        leaner={
+            f'optimizer = "{name}"': state_copies(replace(recipe, optimizer=name))
+            for name in get_args(OptimizerName)
+        }
+        | {"offload = true": state_copies(replace(recipe, offload=True))},
+    )
     model = load_parts(recipe, base, components_of(recipe), mesh, replicate=replicate)
     used = components_of(recipe, previews=False)
     parts: dict[str, Any] = {n: getattr(model, n) if n in used else None for n in Frozen._fields}
@@ -110,21 +125,25 @@ def mesh_for(recipe: Recipe, base: ModelFolder) -> tuple[Mesh, bool]:
         ShardingError: there is no such mesh, or a batch does not divide over it.
     """
     rows = {name: stage.batch // stage.accumulate for name, stage in recipe.stages.items()}
-    adapter: Any = () if recipe.lora else None
-    if recipe.adapter:
-        flux = loading.read_config(base, "transformer")
-        adapter = loading.abstract("adapter", adapter_config(recipe), flux)
     dtype = jnp.dtype(recipe.dtype)
     mesh, replicate = auto_mesh.for_training(
         recipe.mesh,
         base,
         dtype,
         rows,
-        adapter,
+        trained_shapes(recipe, base),
         unused=loading.COMPONENTS.keys() - components_of(recipe),
         copies=state_copies(recipe),
     )
     return mesh, replicate if recipe.base == "auto" else recipe.base == "replicated"
+
+
+def trained_shapes(recipe: Recipe, base: ModelFolder) -> Any:
+    """Return the shapes of the adapter that is trained; of a LoRA none, since it is small."""
+    if recipe.lora or ("adapter" not in base.components and not recipe.adapter):
+        return ()
+    config = adapter_config(recipe) if recipe.adapter else loading.read_config(base, "adapter")
+    return loading.abstract("adapter", config, loading.read_config(base, "transformer"))
 
 
 def load_parts(

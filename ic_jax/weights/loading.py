@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ CONFIG_ONLY: dict[str, Any] = {"scheduler": SchedulerConfig, "sampling": Samplin
 
 def abstract(component: str, config: Any, flux: FluxConfig | None = None) -> Any:
     """Return a component's module with shapes for arrays; the adapter also takes FLUX's config."""
+    return nnx.clone(_abstract(component, config, flux if component == "adapter" else None))
+
+
+@cache  # a start needs the shapes several times, and tracing them all takes over a second
+def _abstract(component: str, config: Any, flux: FluxConfig | None) -> Any:
     make = COMPONENTS[component][1]
     sizes = (config, flux) if component == "adapter" else (config,)
     return nnx.eval_shape(lambda: make(*sizes, rngs=nnx.Rngs(0)))

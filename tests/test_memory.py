@@ -1,0 +1,194 @@
+"""What a device or a machine lacks in memory is said before anything is read."""
+
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ic_jax import InstantCharacterPipeline, auto_mesh, memory
+from ic_jax.memory import NotEnoughMemoryError, Room
+from ic_jax.sharding import make_mesh, parse
+from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
+from infer.commands import main as infer
+from tests import toy
+from train.models import load_models
+from train.recipe import recipe_of
+
+GB = 1e9
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Shapes of the published model, bfloat16."""
+    return auto_mesh.published(jnp.bfloat16)
+
+
+@pytest.fixture
+def nothing_is_read(monkeypatch):
+    def read(*_, **__):
+        raise AssertionError("read")
+
+    for name in ("verify", "read_parameters", "tensors"):
+        monkeypatch.setattr(ModelFolder, name, read)
+
+
+def gpu(limit, in_use=0.0, kind="NVIDIA H100 80GB HBM3"):
+    stats = {"bytes_limit": limit, "bytes_in_use": in_use}
+    return SimpleNamespace(platform="gpu", device_kind=kind, memory_stats=lambda: stats)
+
+
+def cast(modules, dtype):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), modules)
+
+
+def message(monkeypatch, modules, room, dtype="bfloat16", mesh=None, **options):
+    """The error for the published model in a room, without its first words."""
+    monkeypatch.setattr(Room, "of", lambda devices: room)
+    monkeypatch.setattr(memory, "shapes_of", lambda folder, dtype: cast(modules, dtype))
+    with pytest.raises(
+        NotEnoughMemoryError, match=rf"^models/ic: the model in {dtype} needs "
+    ) as e:
+        memory.check_inference(SimpleNamespace(path="models/ic"), dtype, mesh, **options)
+    assert "\n" not in str(e.value)
+    return str(e.value).partition("needs ")[2]
+
+
+def test_weights_at_a_time(published):
+    """Of offloaded encoders, T5 or both of the image encoders are in memory."""
+
+    def size(modules, mesh=None):
+        return memory.weight_bytes(modules, mesh, offload_encoders=False)
+
+    sizes = {name: size({name: module}) for name, module in published.items()}
+    assert size(published) == sum(sizes.values())
+    assert sum(sizes.values()) / GB == pytest.approx(42.43, abs=0.01)
+    less = memory.weight_bytes(published, None, offload_encoders=True)
+    assert less == sum(sizes.values()) - sizes["siglip"] - sizes["dinov2"]
+    spread = make_mesh(parse("tensor=4,context=2"))
+    assert 42.4 / 8 < size(published, spread) / GB < 12
+
+
+@pytest.mark.parametrize(
+    ("room", "dtype", "expected"),
+    [
+        (
+            Room("this machine", 64 * GB),
+            "float32",
+            "84.9 GB of this machine, where 64.0 GB are free; what fits: bfloat16 (42.4 GB)",
+        ),
+        (
+            Room("this machine", 40 * GB),
+            "float32",
+            "84.9 GB of this machine, where 40.0 GB are free; "
+            "what fits: bfloat16 and offloaded encoders (39.3 GB)",
+        ),
+        (
+            Room("this machine", 24 * GB),
+            "float32",
+            "84.9 GB of this machine, where 24.0 GB are free; take one with more memory",
+        ),
+        (
+            Room("each v5e", 16 * GB, is_machine=False),
+            "bfloat16",
+            "42.4 GB of each v5e, where 16.0 GB are free; what fits: a mesh of tensor=4 (10.8 GB)",
+        ),
+        (
+            Room.of([gpu(36 * GB, kind="NVIDIA A100")]),
+            "bfloat16",
+            "42.4 GB of each NVIDIA A100, where 36.0 GB are free; what fits: a mesh of tensor=2 "
+            "(21.3 GB), XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 (JAX takes 0.75 of a GPU)",
+        ),
+    ],
+)
+def test_the_message_says_what_would_fit(monkeypatch, published, room, dtype, expected):
+    assert message(monkeypatch, published, room, dtype) == expected
+
+
+def test_what_fits_is_not_refused(monkeypatch, published):
+    monkeypatch.setattr(memory, "shapes_of", lambda folder, dtype: cast(published, dtype))
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 8 * GB)
+    folder = SimpleNamespace(path="models/ic")
+    for room, options in (
+        (Room("each GPU", 43 * GB, is_machine=False), {}),
+        (Room("each GPU", 40 * GB, is_machine=False), {"offload_encoders": True}),
+        (None, {}),
+    ):
+        monkeypatch.setattr(Room, "of", lambda devices, room=room: room)
+        memory.check_inference(folder, "bfloat16", None, **options)
+    monkeypatch.setattr(Room, "of", lambda devices: Room("a GPU", 43 * GB, is_machine=False))
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 1 * GB)
+    largest = r"its largest tensor needs 3.6 GB of this machine, where 1.0 GB are free"
+    with pytest.raises(NotEnoughMemoryError, match=largest):
+        memory.check_inference(folder, "bfloat16", None)
+
+
+def test_free_memory_of_devices():
+    room = Room.of([gpu(60 * GB), gpu(60 * GB, in_use=20 * GB)])
+    assert (room.name, room.free) == ("each NVIDIA H100 80GB HBM3", 40 * GB)
+    assert room.withheld == pytest.approx(19 * GB)
+    unknown = SimpleNamespace(platform="tpu", device_kind="TPU v9", memory_stats=lambda: None)
+    assert Room.of([unknown]) is None
+    cpus = Room.of(jax.devices())
+    assert (cpus.name, cpus.sharing) == ("this machine", 8)
+    assert cpus.holds(cpus.free / 8)
+    assert not cpus.holds(cpus.free / 7)
+
+
+def test_a_containers_limit(tmp_path):
+    for name, text in {
+        "memory.max": "5000\n",
+        "memory.current": "3000\n",
+        "memory.stat": "anon 1000\nactive_file 400\ninactive_file 600\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert memory._free_of_container(tmp_path) == 3000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._free_of_container(tmp_path) == np.inf
+    assert memory._free_of_container(tmp_path / "none") == np.inf
+
+
+def test_drawing_says_so_before_anything_is_read(monkeypatch, nothing_is_read, capsys, tmp_path):
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 5e6)
+    with pytest.raises(NotEnoughMemoryError, match=r"GB are free; (what fits|take one)"):
+        InstantCharacterPipeline.from_pretrained(SMALL_MODEL, "float32")
+    assert infer(["--out", str(tmp_path / "out.png")]) == 2
+    error = capsys.readouterr().err
+    assert re.match(
+        r"error: .*small_model: the model in float32 needs 0\.\d GB of this mach", error
+    )
+
+
+def test_training_says_so_before_anything_is_read(monkeypatch, tmp_path, published):
+    folder = ModelFolder.open(toy.write_model(tmp_path / "model"))
+    recipe = recipe_of(
+        {"model": str(folder.path), "data": "data", "out": "out", "dtype": "float32"}
+        | {"mesh": "data=2", "stage1": {"steps": 1, "batch": 2, "resolution": 32}}
+    )
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 1e6)
+    for name in ("verify", "read_parameters", "tensors"):
+        monkeypatch.setattr(ModelFolder, name, None)
+    with pytest.raises(NotEnoughMemoryError, match=r"model: training in float32 needs 0\.0 GB"):
+        load_models(recipe, folder)
+    # The published base and adapter: 5 float32 copies of 2.8 billion parameters are 55.9 GB.
+    monkeypatch.setattr(memory, "shapes_of", lambda folder, dtype: cast(published, dtype))
+    monkeypatch.setattr(Room, "of", lambda devices: Room("each GPU", 79 * GB, is_machine=False))
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 8 * GB)
+    base, mesh = published.keys() - {"adapter"}, make_mesh(parse("data=2"))
+    expected = "92.7 GB of each GPU, where 79.0 GB are free; what fits: "
+    fewer = 'optimizer = "x", base = "sharded" (64.7 GB), '
+    more = "2 devices with fsdp=2 (46.5 GB)"
+    for leaner, fitting in (({}, more), ({'optimizer = "x"': 2.5}, fewer + more)):
+        with pytest.raises(NotEnoughMemoryError) as raised:
+            memory.check_training(
+                folder,
+                "bfloat16",
+                mesh,
+                base,
+                published["adapter"],
+                replicate=True,
+                leaner=leaner,
+            )
+        assert str(raised.value).partition("needs ")[2] == expected + fitting
