@@ -152,7 +152,7 @@ def check_training(
         return
     modules = {name: m for name, m in shapes_of(folder, dtype).items() if name in components}
     size = partial(training_bytes, modules, trained)
-    sharded = 'base = "sharded"' if replicate and mesh.size > 1 else ""
+    sharded = 'base = "sharded"' if replicate and mesh.size > mesh.shape["data"] else ""
     less = {sharded: partial(size, mesh, replicate=False, copies=copies)} if sharded else {}
     for name, count in (leaner or {}).items():
         less[", ".join(filter(None, (name, sharded)))] = partial(

@@ -178,7 +178,7 @@ def test_training_says_so_before_anything_is_read(monkeypatch, tmp_path, publish
     monkeypatch.setattr(memory, "free_host_memory", lambda: 8 * GB)
     base, mesh = published.keys() - {"adapter"}, make_mesh(parse("data=2"))
     expected = "92.7 GB of each GPU, where 79.0 GB are free; what fits: "
-    fewer = 'optimizer = "x", base = "sharded" (64.7 GB), '
+    fewer = 'optimizer = "x" (64.8 GB), '
     more = "2 devices with fsdp=2 (46.5 GB)"
     for leaner, fitting in (({}, more), ({'optimizer = "x"': 2.5}, fewer + more)):
         with pytest.raises(NotEnoughMemoryError) as raised:
