@@ -117,7 +117,7 @@ def _restore(run: Setup, checkpoints: Checkpoints) -> tuple[TrainState, int, Ski
     if step is None:
         begin = jax.jit(start, donate_argnums=0, out_shardings=places)
         return begin(params), 0, SkipCounter()
-    jax.tree.map(jax.Array.delete, params)  # those of the checkpoint take their place
+    jax.tree.map(lambda x: x.delete(), params)  # those of the checkpoint take their place
     abstract = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
     )
