@@ -230,22 +230,23 @@ def memory_of(device: Any) -> float | None:
 def shapes_of(folder: ModelFolder | Path | str, dtype: Any) -> dict[str, Any]:
     """Return the components of a MODEL folder, shapes in place of arrays."""
     opened = ModelFolder.open(folder)
-    configs = {k: read_config(opened, k) for k in opened.components if k in COMPONENTS}
-    return {
-        component: _cast(abstract(component, config, configs.get("transformer")), dtype)
-        for component, config in configs.items()
-    }
+    return shapes({k: read_config(opened, k) for k in opened.components if k in COMPONENTS}, dtype)
 
 
 def published(dtype: Any) -> dict[str, Any]:
     """Return every component at its published size, shapes in place of arrays."""
-    flux = config("transformer")
-    return {k: _cast(abstract(k, config(k), flux), dtype) for k in PUBLISHED}
+    return shapes(published_configs(), dtype)
 
 
-def config(component: str) -> Any:
-    """Return the config of a component at its published size."""
-    return CONFIGS[PUBLISHED[component]]
+def published_configs() -> dict[str, Any]:
+    """Return the config of every component at its published size."""
+    return {component: CONFIGS[name] for component, name in PUBLISHED.items()}
+
+
+def shapes(configs: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """Return the components of configs, shapes in place of arrays."""
+    flux = configs.get("transformer")
+    return {k: _cast(abstract(k, config, flux), dtype) for k, config in configs.items()}
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

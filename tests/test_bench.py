@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import infer.commands
-from ic_jax import cli
+import train.commands
+from ic_jax import auto_mesh, cli
 from ic_jax.config import CONFIGS
 from ic_jax.measuring.kernel_profile import KINDS, OTHERS, kind_of
 from ic_jax.measuring.parts import Budget, Part, Results, measure
@@ -24,6 +25,13 @@ from infer.bench import every_part
 from infer.bench.bench_command import add_arguments, numbers_of
 from infer.bench.drawing import Drawing, DrawingSettings
 from infer.bench.parts import EVERY, TRAINING
+from train import bench as train_bench
+from train import flops
+from train.models import components_of
+from train.recipe import recipe_of
+from train.step import train_step
+from train.step_settings import static_arguments
+from train.step_shapes import layout
 
 TOY = DrawingSettings(
     size="toy",
@@ -269,3 +277,69 @@ def test_what_a_size_draws_by_default():
     assert numbers_of(parser.parse_args(["--size", "small"]))["steps"] == 12
     with pytest.raises(ValueError, match="--height 20 is not a positive multiple of 16"):
         numbers_of(parser.parse_args(["--size", "toy", "--height", "20"]))
+
+
+FOLDERS = dict.fromkeys(("model", "data", "out"), "random")
+STAGE = {"steps": 1, "batch": 2, "resolution": 32}
+
+
+@pytest.mark.parametrize(
+    ("more", "settings"),
+    [
+        ({"adapter": "instantcharacter"}, {}),
+        ({"adapter": "instantcharacter", "cache": "made"}, {"focus": 0.5}),
+        ({"lora": {"rank": 2}}, {}),
+    ],
+    ids=["adapter", "cached", "lora"],
+)
+def test_a_training_step_takes_the_random_arguments(more, settings, optax_promotes):
+    recipe = recipe_of({**FOLDERS, **more, "text_length": 8, "stage1": STAGE | settings})
+    stage, size = recipe.stages["stage1"], size_of("toy")
+    used = components_of(recipe, previews=False) & size.configs.keys()
+    shapes = auto_mesh.shapes(size.configs, jnp.float32)
+    mesh, _ = layout(recipe, {}, shapes["adapter"], jax.devices()[:1])
+    frozen = train_bench._frozen(recipe, size, used, mesh, False)
+    params = train_bench._trainable(recipe, size, frozen, mesh)
+    state, _ = train_bench._start(recipe, stage, params, mesh)
+    inputs = train_bench._inputs(recipe, stage, size, mesh)
+    static = static_arguments(stage, recipe.optimizer, recipe.dtype)
+
+    def step(*arguments):
+        return train_step(*arguments, **static)
+
+    with jax.set_mesh(mesh):
+        after, metrics = jax.eval_shape(step, state, frozen, *inputs)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert metrics.per_example_loss.shape == (2,)
+
+
+@pytest.mark.slow  # compiles a training step
+def test_a_training_step(file, optax_promotes):
+    arguments = ["bench", "--size", "toy", "--batch", "8", "--samples", "2", "--json", str(file)]
+    assert train.commands.main(arguments) == 0
+    values = written(file)
+    assert values["training"] == {
+        "size": "toy",
+        "resolution": 32,
+        "accumulate": 1,
+        "remat": "blocks",
+        "dtype": "bfloat16",
+        "optimizer": "adamw",
+        "offload": False,
+        "average": True,
+        "cache": False,
+    }
+    result = values["parts"]["batch 8"]["result"]
+    assert result["mesh"] == "data=8"  # all devices
+    configs = size_of("toy").configs
+    sample = flops.training_sample(
+        configs["transformer"], 4, 8, configs["adapter"], configs["siglip"]
+    )
+    step = result["step"]
+    assert step["TFLOP"] == pytest.approx(sample / 1e12, rel=1e-3)  # one of eight on each device
+    assert step["TFLOP/s"] * step["ms"] / 1e3 == pytest.approx(step["TFLOP"], rel=2e-3)
+    assert result["samples/s"] == pytest.approx(8e3 / step["ms"], rel=2e-3)
+    # The program also runs the encoders, and the blocks again in the backward pass.
+    assert result["program"]["counted TFLOP"] > step["TFLOP"]
+    assert math.isfinite(result["loss"])
+    assert result["gradient norm"] > 0

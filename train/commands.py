@@ -119,6 +119,43 @@ def _plan(args: argparse.Namespace) -> None:
     compile_plan.show(step_reports(args), args.json)
 
 
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    from ic_jax.measuring.sizes import NAMES
+
+    add = parser.add_argument
+    first = "TOML file whose first stage is measured, on random weights (default: as published)"
+    add("recipe", metavar="RECIPE", nargs="?", type=Path, help=first)
+    cli.add_set(parser, "stage1.remat=dots")
+    add("--size", choices=NAMES, default="flux-dev", help="size of the models")
+    several = "samples of a step, over all devices; several are measured one after the other"
+    add("--batch", type=int, nargs="+", metavar="N", help=f"{several} (default: the stage's, or 1)")
+    add("--samples", type=int, metavar="N", default=3, help="samples of every time")
+    budget = "skip what the time that is left is too short for"
+    add("--budget", type=float, metavar="SECONDS", help=budget)
+    file = "write the results to a file after every number of samples"
+    add("--json", type=Path, metavar="FILE", help=file)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from ic_jax.measuring.parts import Budget
+    from ic_jax.measuring.sizes import size_of
+    from train import bench
+    from train.recipe import changed, read_recipe, recipe_of
+
+    size = size_of(args.size)
+    if args.recipe:
+        recipe = read_recipe(args.recipe, args.set)
+    else:
+        values = dict.fromkeys(("model", "data", "out"), "random") | {
+            "adapter": "instantcharacter",
+            "text_length": size.text_length,
+            "stage1": {"steps": 1, "batch": 1, "resolution": size.training_side},
+        }
+        recipe = recipe_of(changed(values, args.set))
+    batches = args.batch or [next(iter(recipe.stages.values())).batch]
+    bench.run(recipe, args.size, batches, args.samples, Budget(args.budget), args.json)
+
+
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of a training run")
@@ -186,6 +223,14 @@ COMMANDS = (
         _plan,
         description="Compile the training step at full size, also for devices that are not "
         "attached, and report the memory, arithmetic and communication of each device.",
+    ),
+    Command(
+        "bench",
+        "Measure how fast this machine trains, with random weights.",
+        _bench_arguments,
+        _bench,
+        description="Measure a training step with random weights of a named size and the settings "
+        "of a recipe (docs/benchmarks.md).",
     ),
     Command(
         "export",

@@ -20,7 +20,8 @@ from train.report import StepLog, open_report
 from train.run_folder import StopAgreement, Stopped, StopRequest, owned
 from train.setup import Setup, setup
 from train.step import TrainState, train_step
-from train.step_inputs import StepInputs, static_arguments
+from train.step_inputs import StepInputs
+from train.step_settings import static_arguments
 
 
 def train(recipe: Recipe) -> None:

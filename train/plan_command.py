@@ -14,17 +14,17 @@ from ic_jax.config import ConfigError
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.flux import Flux
 from ic_jax.planning import compile_plan
-from ic_jax.sharding import describe, make_mesh, parse
+from ic_jax.sharding import describe, make_mesh
 from ic_jax.weights import loading
 from train import flops, lora
 from train.encode import Frozen
 from train.models import adapter_config, components_of
 from train.objective import Trainable
-from train.optimizer import optimizer, state_copies
-from train.plan_inputs import step_inputs
+from train.optimizer import optimizer
 from train.recipe import Recipe, Stage, changed, read_recipe, recipe_of
 from train.step import TrainState, train_step
-from train.step_inputs import static_arguments
+from train.step_settings import static_arguments
+from train.step_shapes import layout, step_inputs
 
 BASE, ENCODERS, PARAMS, EMA, MOMENTS, BATCH = tuple[Any, ...](
     ("base", "encoders", "params", "EMA", "moments", "batch")
@@ -45,23 +45,11 @@ def step_reports(args: argparse.Namespace) -> list[dict[str, Any]]:
     """
     recipe = _recipe(args)
     devices = compile_plan.topology_devices(args.topology)
-    memory = auto_mesh.memory_of(devices[0])
     base = auto_mesh.published(jnp.dtype(recipe.dtype))
     adapter = base.pop("adapter")
     base = {name: base[name] for name in components_of(recipe, previews=False) & base.keys()}
     trained = _trained(recipe, base["transformer"], adapter)
-    rows = {name: stage.batch // stage.accumulate for name, stage in recipe.stages.items()}
-    sharded, copies = (() if recipe.lora else trained), state_copies(recipe)
-    sizes = (
-        auto_mesh.training_sizes(base, sharded, rows.values(), len(devices), memory, copies)
-        if recipe.mesh == "auto"
-        else parse(recipe.mesh)
-    )
-    mesh = make_mesh(sizes, devices)
-    auto_mesh.check_rows(rows, mesh)
-    replicate = recipe.base == "replicated"
-    if recipe.base == "auto" and memory is not None:
-        replicate = auto_mesh.base_fits_whole(base, sharded, mesh, memory, copies)
+    mesh, replicate = layout(recipe, base, trained, devices)
     steps: dict[tuple[Any, ...], str] = {}
     for name, stage in recipe.stages.items():
         steps.setdefault(_settings(stage), name)
@@ -153,7 +141,7 @@ def _compile_step(
     return compile_plan.compile_report(
         "training step",
         step,
-        (state, frozen, *step_inputs(recipe, stage, base, mesh)),
+        (state, frozen, *step_inputs(recipe, stage, auto_mesh.published_configs(), mesh)),
         LABELS,
         mesh,
         donate=(0,),

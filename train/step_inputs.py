@@ -4,7 +4,6 @@ from functools import cache, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -15,20 +14,9 @@ from ic_jax.sharding import RULES, global_from_local_rows, local_rows, replicate
 from train import flops
 from train.data.loader import HostBatch
 from train.encode import Ids, Reference, StepBatch, StepScalars
-from train.optimizer import learning_rate, optimizer
-from train.recipe import OptimizerName, Stage
+from train.recipe import Stage
 from train.setup import Setup
-
-
-def static_arguments(stage: Stage, name: OptimizerName, dtype: str) -> dict[str, Any]:
-    """Return the arguments of `train.step.train_step` that are compiled in."""
-    return {
-        "optimizer": optimizer(name, stage),
-        "timesteps": stage.timesteps,
-        "accumulate": stage.accumulate,
-        "remat": stage.remat,
-        "dtype": jnp.dtype(dtype),
-    }
+from train.step_settings import numbers
 
 
 class StepInputs:
@@ -75,17 +63,8 @@ class StepInputs:
     def scalars(self, stage: Stage, step_in_stage: int, host: HostBatch) -> StepScalars:
         """Return the numbers of a step of a stage."""
         shift = flow.shift(self._image_tokens(host), self._models.scheduler)
-        early = step_in_stage < stage.early_steps
-        values = {
-            "learning_rate": learning_rate(stage, step_in_stage),
-            "shift": shift if stage.shifted else 1.0,
-            "guidance": stage.guidance,
-            "text_dropout": stage.early_text_dropout if early else stage.text_dropout,
-            "subject_dropout": stage.subject_dropout,
-            "ema": stage.ema,
-            "focus": stage.focus,
-        }
-        return StepScalars(**self.replicate({k: np.float32(v) for k, v in values.items()}))
+        values = numbers(stage, step_in_stage, shift)
+        return StepScalars(**self.replicate(values))
 
     def sample_flops(self, host: HostBatch) -> float:
         """Return the model FLOPs of one sample of a batch."""

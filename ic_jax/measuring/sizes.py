@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ic_jax import flow
-from ic_jax.auto_mesh import PUBLISHED
+from ic_jax.auto_mesh import published_configs
 from ic_jax.config import (
-    CONFIGS,
     AdapterConfig,
     ClipConfig,
     Dinov2Config,
@@ -106,9 +105,8 @@ _MID: dict[
     "t5": replace(_TOY["t5"], d_model=512),
     "clip": replace(_TOY["clip"], hidden_size=256),
 }
-_PUBLISHED = {component: CONFIGS[name] for component, name in PUBLISHED.items()}
 SIZES: dict[str, Size] = {
-    "flux-dev": Size(_PUBLISHED, side=1024, steps=28, text_length=512, training_side=512),
+    "flux-dev": Size(published_configs(), side=1024, steps=28, text_length=512, training_side=512),
     "mid": Size(_MID, side=512, steps=4, text_length=128, training_side=256),
     "toy": Size(_TOY, side=64, steps=2, text_length=8, training_side=32),
 }
