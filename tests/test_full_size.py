@@ -11,8 +11,8 @@ import torch
 import transformers
 from flax import nnx
 
-from ic_jax import sampler
-from ic_jax.config import CONFIGS
+from ic_jax import auto_mesh, sampler
+from ic_jax.config import CONFIGS, FLUX_DEV
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.projector import Projector
 from ic_jax.models.rope import Rope
@@ -24,6 +24,10 @@ from tests import parameters
 def test_every_parameter_is_as_listed(name):
     written = (parameters.FOLDER / f"{name}.txt").read_text()
     assert parameters.listing(parameters.full_size(name)) == written
+    component = next((k for k, config in auto_mesh.PUBLISHED.items() if config == name), None)
+    if component is not None:  # what loading fills is made without random numbers
+        shapes = loading.abstract(component, CONFIGS[name], FLUX_DEV)
+        assert parameters.listing(shapes) == written
 
 
 def test_published_counts():

@@ -10,7 +10,9 @@ Conventions of the library:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import jax
@@ -24,6 +26,24 @@ from ic_jax.sharding import gathered
 Axes = tuple[str | None, ...]
 
 _kernel_init = jax.nn.initializers.lecun_normal()
+_shapes_only = ContextVar("shapes_only", default=False)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Create kernels of zeros in the `with` block, for `nnx.eval_shape`.
+
+    It would spend three quarters of its time on tracing random numbers that nobody computes.
+    """
+    token = _shapes_only.set(True)
+    try:
+        yield
+    finally:
+        _shapes_only.reset(token)
+
+
+def _initial_kernel(rngs: nnx.Rngs, shape: tuple[int, ...]) -> Array:
+    return jnp.zeros(shape) if _shapes_only.get() else _kernel_init(rngs.params(), shape)
 
 
 def product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
@@ -104,7 +124,7 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shape = (in_features, out_features)
-        kernel = jnp.zeros(shape) if zero else _kernel_init(rngs.params(), shape)
+        kernel = jnp.zeros(shape) if zero else _initial_kernel(rngs, shape)
         self.kernel = nnx.Param(kernel, axes=axes, heads=heads)
         zeros = jnp.zeros(out_features)
         self.bias = nnx.Param(zeros, axes=axes[1:], heads=heads) if bias else None
@@ -132,7 +152,7 @@ class Conv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shape = (size, size, in_channels, out_channels)
-        self.kernel = nnx.Param(_kernel_init(rngs.params(), shape), axes=axes)
+        self.kernel = nnx.Param(_initial_kernel(rngs, shape), axes=axes)
         self.bias = nnx.Param(jnp.zeros(out_channels), axes=axes[3:])
         self.stride = stride
         self.padding = padding or ((size // 2, size // 2),) * 2

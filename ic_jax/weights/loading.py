@@ -29,6 +29,7 @@ from ic_jax.models.adapter import Adapter
 from ic_jax.models.clip import ClipText
 from ic_jax.models.dinov2 import Dinov2
 from ic_jax.models.flux import Flux
+from ic_jax.models.layers import shapes_only
 from ic_jax.models.siglip import SiglipVision
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
@@ -57,11 +58,12 @@ def abstract(component: str, config: Any, flux: FluxConfig | None = None) -> Any
     return nnx.clone(_abstract(component, config, flux if component == "adapter" else None))
 
 
-@cache  # a start needs the shapes several times, and tracing them all takes over a second
+@cache  # a start needs the shapes several times
 def _abstract(component: str, config: Any, flux: FluxConfig | None) -> Any:
     make = COMPONENTS[component][1]
     sizes = (config, flux) if component == "adapter" else (config,)
-    return nnx.eval_shape(lambda: make(*sizes, rngs=nnx.Rngs(0)))
+    with shapes_only():
+        return nnx.eval_shape(lambda: make(*sizes, rngs=nnx.Rngs(0)))
 
 
 def parameters(module: Any) -> dict[str, Any]:
