@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ PUBLISHED = {  # config of each published component
     "clip": "clip-l",
     "vae": "flux-vae",
 }
+
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # devices of machines and slices that there are
 
 Sizes = dict[str, int]
 
@@ -154,20 +156,23 @@ def inference_sizes(modules: Mapping[str, Any], count: int, memory: float) -> Si
         memory: bytes of each device.
 
     Raises:
-        ShardingError: no mesh of the devices holds the model.
+        ShardingError: no mesh of the devices holds the model; says how many devices would.
     """
 
-    def fits(mesh: AbstractMesh) -> bool:
-        return stored_bytes(dict(modules), mesh) < MEMORY_FRACTION * memory
-
     heads = modules["transformer"].config.num_attention_heads
-    shapes = (
-        {"tensor": t, "context": c}
-        for t in _divisors(count)
-        for c in reversed(_divisors(count // t))
-        if heads % (t * c) == 0
-    )
-    return _first(shapes, fits, f"{count} devices of {memory / 1e9:.0f} GB")
+
+    def shapes(count: int) -> Iterable[Sizes]:
+        return (
+            {"tensor": t, "context": c}
+            for t in _divisors(count)
+            for c in reversed(_divisors(count // t))
+            if heads % (t * c) == 0
+        )
+
+    def needed(mesh: AbstractMesh) -> int:
+        return stored_bytes(dict(modules), mesh)
+
+    return _first(shapes, needed, count, memory, [MEMORY_FRACTION])
 
 
 def training_sizes(
@@ -187,19 +192,16 @@ def training_sizes(
     if memory is None:
         return dict.fromkeys(AXES, 1) | {"data": count}
 
-    def fits(mesh: AbstractMesh, fraction: float) -> bool:
-        needed = (
+    def shapes(count: int) -> Iterable[Sizes]:
+        return ({"data": count // f, "fsdp": f} for f in _divisors(count))
+
+    def needed(mesh: AbstractMesh) -> int:
+        return min(
             training_bytes(base, adapter, mesh, replicate=replicate, copies=copies)
             for replicate in (True, False)
         )
-        return min(needed) < fraction * memory
 
-    shapes = [{"data": count // f, "fsdp": f} for f in _divisors(count)]
-    where = f"{count} devices of {memory / 1e9:.0f} GB"
-    try:
-        return _first(shapes, partial(fits, fraction=MEMORY_FRACTION), where)
-    except ShardingError:
-        return _first(shapes, partial(fits, fraction=TIGHT_FRACTION), where)
+    return _first(shapes, needed, count, memory, [MEMORY_FRACTION, TIGHT_FRACTION])
 
 
 def training_bytes(
@@ -257,15 +259,39 @@ def _divisors(n: int) -> Sequence[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _first(shapes: Iterable[Sizes], fits: Callable[[AbstractMesh], bool], where: str) -> Sizes:
-    """Return the first sizes with which a model can be sharded and fits."""
+def _first(
+    shapes: Callable[[int], Iterable[Sizes]],
+    needed: Callable[[AbstractMesh], int],
+    count: int,
+    memory: float,
+    fractions: Sequence[float],
+) -> Sizes:
+    """Return the first sizes with which a model can be sharded and fits.
+
+    Args:
+        shapes: sizes to try for a number of devices.
+        needed: bytes on each device of a mesh.
+        count: number of devices.
+        memory: bytes of each device.
+        fractions: of the memory; each only where no sizes fit with the one before.
+
+    Raises:
+        ShardingError: there are none; says how many devices would do.
+    """
+    where = f"no mesh of {count} devices of {memory / 1e9:.0f} GB holds the model"
     why = "it does not fit"
-    for shape in shapes:
-        sizes = dict.fromkeys(AXES, 1) | shape
-        mesh = AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-        try:
-            if fits(mesh):
+    for number in (count, *(n for n in COUNTS if n > count)):
+        for fraction, shape in product(fractions, shapes(number)):
+            sizes = dict.fromkeys(AXES, 1) | shape
+            types = (AxisType.Auto,) * len(AXES)
+            mesh = AbstractMesh(tuple(sizes.values()), AXES, axis_types=types)
+            try:
+                fits = needed(mesh) < fraction * memory
+            except ShardingError as error:
+                why = str(error)
+                continue
+            if fits and number > count:
+                raise ShardingError(f"{where}: {why}; {number} would, as {describe(mesh)}")
+            if fits:
                 return sizes
-        except ShardingError as error:
-            why = str(error)
-    raise ShardingError(f"no mesh of {where} holds the model: {why}")
+    raise ShardingError(f"{where}: {why}")

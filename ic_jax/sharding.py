@@ -70,7 +70,7 @@ def parse(text: str) -> dict[str, int]:
     return sizes
 
 
-def describe(mesh: Mesh) -> str:
+def describe(mesh: Mesh | AbstractMesh) -> str:
     """Return the text that `parse` reads, with the axes of more than one device."""
     return ",".join(f"{k}={v}" for k, v in mesh.shape.items() if v > 1) or "data=1"
 

@@ -1,6 +1,7 @@
 """Work of `python -m infer plan`: compile the sampler at full size and report what it needs."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ic_jax import auto_mesh, cli, sampler
+from ic_jax.devices import platform
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.rope import Rope
 from ic_jax.planning import compile_plan
-from ic_jax.planning.compile_plan import CompileReport, compile_report, replicated_shapes
+from ic_jax.planning.compile_plan import PlannedProgram, compile_report, replicated_shapes
+from ic_jax.planning.report import show
+from ic_jax.planning.topologies import TOPOLOGY_HELP, topology_devices
 from ic_jax.sharding import ShardingError, describe, make_mesh, parse, stored_bytes
 
 COMPUTED = ("transformer", "adapter")  # components that take part in sampling
@@ -22,7 +26,7 @@ SETTINGS = ("height", "width", "steps", "batch", "text_length")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plan`."""
     add = parser.add_argument
-    add("--topology", help="devices, such as v5e:2x4 or v6e:2x2 (default: this machine)")
+    add("--topology", help=TOPOLOGY_HELP)
     add("--mesh", metavar="AXES", default="auto", help="mesh axes, such as data=2,tensor=4")
     add("--model", type=Path, help="MODEL folder (default: the published sizes)")
     add("--height", type=int, default=1024, metavar="PIXELS", help="height of a picture")
@@ -42,47 +46,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the reports, and write them as JSON if asked."""
-    compile_plan.show(reports(args), args.json)
-
-
-def reports(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a report of each program that the options ask for, as JSON values."""
-    devices = compile_plan.topology_devices(args.topology)
     shapes = (
         auto_mesh.shapes_of(args.model, jnp.bfloat16)
         if args.model
         else auto_mesh.published(jnp.bfloat16)
     )
+    show(reports(args, shapes, topology_devices(args.topology)), args.json)
+
+
+def reports(
+    args: argparse.Namespace, shapes: dict[str, Any], devices: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """Return a report of each program that the options ask for, as JSON values.
+
+    Args:
+        args: the options.
+        shapes: the model's components, shapes in place of arrays.
+        devices: on which the model is planned.
+
+    Raises:
+        ShardingError: no mesh of the devices holds the model, or not the one that the options name.
+    """
     mesh = make_mesh(_mesh_sizes(args.mesh, shapes, devices), devices)
-    programs = _two_programs if args.split_prepare else _one_program
     # The encoders and the VAE stay in memory unless the programs are split.
     others = {k: v for k, v in shapes.items() if k not in COMPUTED}
     resident = 0 if args.split_prepare else stored_bytes(others, mesh)
     settings = {name: getattr(args, name) for name in SETTINGS}
     return [
         _with_verdict(report.to_dict(), resident, shapes, devices) | {"settings": settings}
-        for report in programs(args, shapes, mesh)
+        for report in map(compile_report, programs(args, shapes, mesh))
     ]
 
 
-def _one_program(args: argparse.Namespace, shapes: Any, mesh: Mesh) -> list[CompileReport]:
-    flux, adapter = (compile_plan.sharded_shapes(shapes[k], mesh) for k in COMPUTED)
-    arguments = (flux, adapter, request_shapes(args, shapes, mesh))
-    return [compile_report("sample", sampler.sample, arguments, (*COMPUTED, "request"), mesh)]
-
-
-def _two_programs(args: argparse.Namespace, shapes: Any, mesh: Mesh) -> list[CompileReport]:
+def programs(args: argparse.Namespace, shapes: dict[str, Any], mesh: Mesh) -> list[PlannedProgram]:
+    """Return the sampler, or what it computes before the loop and one step of the loop."""
     flux, adapter = (compile_plan.sharded_shapes(shapes[k], mesh) for k in COMPUTED)
     request = request_shapes(args, shapes, mesh)
+    inputs, labels, minutes = (flux, adapter, request), (*COMPUTED, "request"), _minutes(mesh)
+    if not args.split_prepare:
+        return [PlannedProgram("sample", sampler.sample, inputs, labels, mesh, minutes)]
     conditioning = jax.eval_shape(sampler.prepare, flux, adapter, request)
     conditioning = replicated_shapes(conditioning, mesh)
-    prepare = (flux, adapter, request)
     step = (flux, adapter, conditioning, request.latents, _replicated(mesh, (), jnp.int32))
-    labels = (*COMPUTED, "request")
+    step_labels = (*labels, "request", "request")
     return [
-        compile_report("prepare", sampler.prepare, prepare, labels, mesh),
-        compile_report("one step", sampler.step, step, (*labels, "request", "request"), mesh),
+        PlannedProgram("prepare", sampler.prepare, inputs, labels, mesh, minutes // 2),
+        PlannedProgram("one step", sampler.step, step, step_labels, mesh, minutes // 2),
     ]
+
+
+def _minutes(mesh: Mesh) -> int:
+    """Return how long the compiler takes; libtpu's tries more the larger each chip's part is."""
+    if platform(mesh.devices.flat[0]) != "tpu":
+        return 2
+    return 10 if mesh.size == 1 else 4
 
 
 def request_shapes(args: argparse.Namespace, shapes: Any, mesh: Mesh) -> sampler.SamplingRequest:
@@ -140,9 +157,17 @@ def _with_verdict(
         sizes["needed"] += resident
         report["fits"] = report["fits"] and sizes["needed"] <= memory
     if report["fits"] is False:
-        try:
-            better = make_mesh(auto_mesh.inference_sizes(shapes, len(devices), memory), devices)
-            report["suggestion"] = f"try --mesh {describe(better)}"
-        except ShardingError:
-            report["suggestion"] = "no mesh of these devices; take more of them, or --split-prepare"
+        report["suggestion"] = _suggestion(report["mesh"], shapes, devices, memory)
     return report
+
+
+def _suggestion(mesh: str, shapes: Any, devices: Any, memory: float) -> str:
+    """Return what would fit where a program on a mesh does not."""
+    try:
+        sizes = auto_mesh.inference_sizes(shapes, len(devices), memory)
+    except ShardingError as error:
+        return f"{error}; or free the encoders: --split-prepare"
+    better = describe(make_mesh(sizes, devices))
+    if better != mesh:
+        return f"try --mesh {better}"
+    return "take more devices, a smaller batch or smaller pictures"

@@ -1,4 +1,8 @@
-"""Counting the work of compiled programs, and choosing meshes, against what is known by hand."""
+"""Plans of small programs, and the choice of meshes, against what is known by hand."""
+
+import importlib.util
+import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +11,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ic_jax import auto_mesh
+from ic_jax.devices import Chip
 from ic_jax.planning import compile_plan
-from ic_jax.planning.hlo_cost import work_of
+from ic_jax.planning.gpu_targets import GPU_TARGETS
+from ic_jax.planning.hlo_collectives import Collective
+from ic_jax.planning.hlo_cost import Work
+from ic_jax.planning.report import seconds_at_least
+from ic_jax.planning.topologies import topology_devices
 from ic_jax.sharding import ShardingError, make_mesh, parse
 
 ROWS, WIDTH, BLOCKS = 64, 256, 10
@@ -31,7 +40,9 @@ def report():
 
     x = shaped(ROWS, WIDTH, spec=P("fsdp"))
     kernels = shaped(BLOCKS, WIDTH, WIDTH, spec=P(None, "fsdp"))
-    return compile_plan.compile_report("blocks", blocks, (x, kernels), ("batch", "weights"), mesh)
+    labels = ("batch", "weights")
+    program = compile_plan.PlannedProgram("blocks", blocks, (x, kernels), labels, mesh, minutes=1)
+    return compile_plan.compile_report(program)
 
 
 def test_a_loop_counts_as_often_as_it_runs(report):
@@ -59,33 +70,6 @@ def test_bytes_by_label(report):
     assert values["collectives"]["all-gather"]["count"] == BLOCKS
 
 
-# As libtpu prints them: loops without a count, layouts with tiles and memory spaces.
-TPU = """
-%cond (p: (s32[], bf16[8,128])) -> pred[] {
-  %p = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) parameter(0)
-  %n = s32[]{:T(128)} constant(28)
-  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
-  ROOT %less = pred[]{:T(512)} compare(%i, %n), direction=LT
-}
-
-%body (p.1: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
-  %p.1 = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) parameter(0)
-  %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
-  %x = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%p.1), index=1
-  %w = bf16[128,128]{1,0:T(8,128)(2,1)S(1)} all-gather(%x), channel_id=1, \
-replica_groups=mesh['a'=2,'b'=8] {'b'}, dimensions={0}
-  %y = bf16[8,128]{1,0:T(8,128)(2,1)} convolution(%x, %w), dim_labels=bf_io->bf
-  ROOT %t = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%i.1, %y)
-}
-
-ENTRY %main (a: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
-  %a = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) parameter(0)
-  ROOT %loop = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) while(%a), \
-condition=%cond, body=%body
-}
-"""
-
-
 def test_what_a_program_needs_that_a_chip_cannot_hold():
     every = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 17.50G of 15.75G hbm."
     beside = (
@@ -100,14 +84,6 @@ def test_what_a_program_needs_that_a_chip_cannot_hold():
         15.75 * unit,
     )
     assert compile_plan._required("INTERNAL: something else", unit) == (0, None, None)
-
-
-def test_the_text_of_a_tpu_program():
-    work = work_of(TPU)
-    assert work.loops_of_unknown_length == 0
-    assert work.flops == 28 * 2 * 8 * 128 * 128
-    (gather,) = work.collectives
-    assert (gather.devices, gather.count, gather.bytes) == (8, 28, 2 * 128 * 128)
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +130,61 @@ def test_what_fits_nowhere(full_size):
 def test_rows_that_do_not_divide():
     with pytest.raises(ShardingError, match=r"stage2: batch / accumulate is 6, .* fsdp=4"):
         auto_mesh.check_rows({"stage1": 8, "stage2": 6}, make_mesh(parse("fsdp=4")))
+
+
+def test_what_would_fit(full_size):
+    with pytest.raises(ShardingError, match=r"1 devices of 17 GB .*; 4 would, as tensor=4"):
+        auto_mesh.inference_sizes(full_size, 1, 17e9)
+    base = dict(full_size)
+    adapter = base.pop("adapter")
+    with pytest.raises(ShardingError, match=r"1 devices of 79 GB .*; 2 would, as fsdp=2"):
+        auto_mesh.training_sizes(base, adapter, [1], 1, 79e9)
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("h100", "'' is no shape; write GPUs as h100:8, or h100:2x8 for two machines of eight"),
+        ("h100:0", "'0' is no shape"),
+        ("h100:2x2x2", "'2x2x2' is no shape"),
+        ("v6e:2x", "'2x' is no shape"),
+        ("h1:8", "'h1' is none of a100-40, a100-80, h100, h200, b200, v4, v5e, v5p, v6e"),
+    ],
+)
+def test_topologies_that_are_none(topology, message):
+    with pytest.raises(ShardingError, match=re.escape(f"topology {topology!r}: {message}")):
+        topology_devices(topology)
+
+
+@pytest.mark.parametrize(
+    ("topology", "extra"), [("h100:8", "cuda13"), ("b200:1", "cuda13"), ("v5e:2x2", "tpu")]
+)
+def test_compilers_that_are_not_installed(topology, extra, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ShardingError, match=re.escape(f"pip install -e '.[{extra}]'")):
+        topology_devices(topology)
+
+
+@pytest.mark.parametrize("gpu", GPU_TARGETS.values(), ids=GPU_TARGETS)
+def test_figures_of_gpus_agree(gpu):
+    """Those that the compiler is told with those that plans are compared with."""
+    chip = Chip.of(SimpleNamespace(device_kind=gpu.name))
+    assert 0.9 * gpu.memory < chip.memory < gpu.memory
+    assert chip.bandwidth == pytest.approx(gpu.bandwidth, rel=0.02)
+
+
+def test_seconds_between_machines():
+    """Two machines of eight, whose network is nine times slower than their links."""
+    chip = Chip.of(SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3"))
+
+    def seconds(kind, devices, machines):
+        work = Work(collectives=[Collective(kind, 900_000_000, devices, machines, 1)])
+        return seconds_at_least(work, chip)["communication"]
+
+    assert seconds("all-gather", 8, 1) == pytest.approx(7 / 8 * 0.9 / 450)
+    # A ring over both machines leaves each once, through all eight cards.
+    assert seconds("all-gather", 16, 2) == pytest.approx(15 / 16 * 0.9 / 400)
+    # Pairs of different machines have a card each.
+    assert seconds("all-gather", 2, 2) == pytest.approx(1 / 2 * 0.9 / 50)
+    # Half of what a device sends to each other device goes to the other machine.
+    assert seconds("all-to-all", 16, 2) == pytest.approx(1 / 2 * 0.9 / 50)

@@ -88,6 +88,7 @@ def _cache(args: argparse.Namespace) -> None:
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     from ic_jax.models.layers import Remat
+    from ic_jax.planning.topologies import TOPOLOGY_HELP
     from train.recipe import BASES
 
     add = parser.add_argument
@@ -99,7 +100,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
         help="TOML file whose stages are planned (default: one stage of the options below)",
     )
     cli.add_set(parser, "optimizer=adafactor")
-    add("--topology", help="devices, such as v5e:16x16 or v5p:4x4x4 (default: this machine)")
+    add("--topology", help=TOPOLOGY_HELP)
     add("--mesh", metavar="AXES", help="mesh axes, such as data=4,fsdp=64 (default: auto)")
     add("--base", choices=BASES, help="layout of the base over the devices (default: auto)")
     add("--resolution", type=int, metavar="PIXELS", help="side of a picture (default: 512)")
@@ -113,10 +114,9 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from ic_jax.planning import compile_plan
-    from train.plan_command import step_reports
+    from train import plan_command
 
-    compile_plan.show(step_reports(args), args.json)
+    plan_command.run(args)
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ic_jax import auto_mesh
+from ic_jax import auto_mesh, flow
 from ic_jax.config import ConfigError
+from ic_jax.devices import platform
 from ic_jax.models.adapter import Adapter
-from ic_jax.models.flux import Flux
-from ic_jax.planning import compile_plan
+from ic_jax.planning.compile_plan import PlannedProgram, compile_report, sharded_shapes
+from ic_jax.planning.report import show
+from ic_jax.planning.topologies import topology_devices
 from ic_jax.sharding import describe, make_mesh
 from ic_jax.weights import loading
 from train import flops, lora
@@ -37,26 +40,36 @@ LABELS = (
 )
 
 
-def step_reports(args: argparse.Namespace) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace) -> None:
+    """Print the reports, and write them as JSON if asked."""
+    recipe = recipe_to_plan(args)
+    shapes = auto_mesh.published(jnp.dtype(recipe.dtype))
+    show(step_reports(recipe, shapes, topology_devices(args.topology)), args.json)
+
+
+def step_reports(
+    recipe: Recipe, shapes: dict[str, Any], devices: Sequence[Any]
+) -> list[dict[str, Any]]:
     """Return the reports of the training steps of a recipe's stages, as JSON values.
 
-    The models have their published sizes, whatever MODEL the recipe names. Stages that differ in
-    numbers only, such as the learning rate, share a step, and its report.
+    Stages that differ in numbers only, such as the learning rate, share a step, and its report.
+
+    Args:
+        recipe: the recipe; the MODEL that it names is not read.
+        shapes: the model's components, shapes in place of arrays.
+        devices: on which the steps are planned.
+
+    Raises:
+        ShardingError: no mesh of the devices holds the state, or not the one that the recipe names.
     """
-    recipe = _recipe(args)
-    devices = compile_plan.topology_devices(args.topology)
-    base = auto_mesh.published(jnp.dtype(recipe.dtype))
-    adapter = base.pop("adapter")
-    base = {name: base[name] for name in components_of(recipe, previews=False) & base.keys()}
-    trained = _trained(recipe, base["transformer"], adapter)
-    mesh, replicate = layout(recipe, base, trained, devices)
+    mesh, replicate = layout(recipe, _base(recipe, shapes), _trained(recipe, shapes), devices)
     steps: dict[tuple[Any, ...], str] = {}
     for name, stage in recipe.stages.items():
         steps.setdefault(_settings(stage), name)
-    return [_report(recipe, name, base, trained, mesh, replicate) for name in steps.values()]
+    return [_report(recipe, name, shapes, mesh, replicate) for name in steps.values()]
 
 
-def _recipe(args: argparse.Namespace) -> Recipe:
+def recipe_to_plan(args: argparse.Namespace) -> Recipe:
     """Return the recipe to plan: a file's, or one stage of the options."""
     options = {
         "stage1": {"batch": args.batch, "accumulate": args.accumulate, "remat": args.remat}
@@ -81,13 +94,20 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return read_recipe(args.recipe, args.set)
 
 
-def _trained(recipe: Recipe, flux: Flux, adapter: Adapter) -> Trainable:
-    """Return the trainable parameters as shapes: a LoRA, a new adapter or the published one."""
+def _base(recipe: Recipe, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Return the components that a recipe's steps compute with, besides what is trained."""
+    used = components_of(recipe, previews=False)
+    return {name: shapes[name] for name in Frozen._fields if name in used}
+
+
+def _trained(recipe: Recipe, shapes: dict[str, Any]) -> Trainable:
+    """Return the trainable parameters as shapes: a LoRA, a new adapter or the model's."""
+    flux = shapes["transformer"]
     if settings := recipe.lora:
         return jax.eval_shape(lambda: lora.initial(flux, settings, recipe.seed))
     if recipe.adapter:
         return loading.abstract("adapter", adapter_config(recipe), flux.config)
-    return adapter
+    return shapes["adapter"]
 
 
 def _settings(stage: Stage) -> tuple[Any, ...]:
@@ -96,64 +116,56 @@ def _settings(stage: Stage) -> tuple[Any, ...]:
 
 
 def _report(
-    recipe: Recipe,
-    name: str,
-    base: dict[str, Any],
-    trained: Trainable,
-    mesh: Mesh,
-    replicate: bool,
+    recipe: Recipe, name: str, shapes: dict[str, Any], mesh: Mesh, replicate: bool
 ) -> dict[str, Any]:
     stage = recipe.stages[name]
-    report = _compile_step(recipe, stage, base, trained, mesh, replicate)
+    report = compile_report(program(recipe, name, shapes, mesh, replicate=replicate))
     keys = ("batch", "resolution", "accumulate", "remat")
     values = report.to_dict() | {
-        "program": f"training step, {name}",
         "base": "replicated" if replicate else "sharded",
-        "model TFLOP per sample": round(_model_flops(recipe, stage, base, trained) / 1e12, 1),
+        "model TFLOP per sample": round(_model_flops(recipe, stage, shapes) / 1e12, 1),
         "settings": {k: getattr(stage, k) for k in keys}
         | {"optimizer": recipe.optimizer, "offload": recipe.offload}
         | {"average": recipe.averages, "cache": bool(recipe.cache)},
     }
     if values["fits"] is False:
-        heads = base["transformer"].config.num_attention_heads
+        heads = shapes["transformer"].config.num_attention_heads
         values["suggestion"] = _suggestion(recipe, name, mesh, heads)
     return values
 
 
-def _compile_step(
-    recipe: Recipe,
-    stage: Stage,
-    base: dict[str, Any],
-    trained: Trainable,
-    mesh: Mesh,
-    replicate: bool,
-) -> compile_plan.CompileReport:
+def program(
+    recipe: Recipe, name: str, shapes: dict[str, Any], mesh: Mesh, *, replicate: bool
+) -> PlannedProgram:
+    """Return the training step of a stage; `replicate` stores the whole base on every device."""
+    stage = recipe.stages[name]
     rule = optimizer(recipe.optimizer, stage)
     start = partial(TrainState.start, optimizer=rule, ema=recipe.averages)
-    shapes = jax.eval_shape(start, trained)
-    places = shapes.shardings(mesh, offload=recipe.offload)
+    arrays = jax.eval_shape(start, _trained(recipe, shapes))
+    places = arrays.shardings(mesh, offload=recipe.offload)
     state = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arrays, places
     )
-    step = partial(train_step, **static_arguments(stage, recipe.optimizer, recipe.dtype))
-    parts: Any = dict.fromkeys(Frozen._fields) | base
-    frozen = compile_plan.sharded_shapes(Frozen(**parts), mesh, replicate=replicate)
-    return compile_plan.compile_report(
-        "training step",
-        step,
-        (state, frozen, *step_inputs(recipe, stage, auto_mesh.published_configs(), mesh)),
-        LABELS,
-        mesh,
+    configs = {component: module.config for component, module in shapes.items()}
+    parts: Any = dict.fromkeys(Frozen._fields) | _base(recipe, shapes)
+    frozen = sharded_shapes(Frozen(**parts), mesh, replicate=replicate)
+    return PlannedProgram(
+        name=f"training step, {name}",
+        function=partial(train_step, **static_arguments(stage, recipe.optimizer, recipe.dtype)),
+        arguments=(state, frozen, *step_inputs(recipe, stage, configs, mesh)),
+        labels=LABELS,
+        mesh=mesh,
+        minutes=20 if platform(mesh.devices.flat[0]) == "tpu" else 4,
         donate=(0,),
         out_shardings=(places, None),
     )
 
 
-def _model_flops(recipe: Recipe, stage: Stage, base: dict[str, Any], trained: Trainable) -> float:
-    siglip = base["siglip"].config if "siglip" in base else None
+def _model_flops(recipe: Recipe, stage: Stage, shapes: dict[str, Any]) -> float:
+    trained = _trained(recipe, shapes)
     config = trained.config if isinstance(trained, Adapter) else None
-    tokens = (stage.resolution // 16) ** 2
-    flux = base["transformer"].config
+    siglip, flux, vae = (shapes[name].config for name in ("siglip", "transformer", "vae"))
+    tokens = (stage.resolution // (flow.PATCH * vae.downscale)) ** 2
     return flops.training_sample(flux, tokens, recipe.text_length, config, siglip)
 
 
