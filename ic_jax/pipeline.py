@@ -25,6 +25,8 @@ from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.flux import Flux
 from ic_jax.models.siglip import SiglipVision
 from ic_jax.models.t5 import T5Encoder
+from ic_jax.models.target import platform
+from ic_jax.models.unstacked import drawing_form
 from ic_jax.models.vae import Vae
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
@@ -149,6 +151,9 @@ class InstantCharacterPipeline:
         memory.check_inference(folder, dtype, mesh, offload_encoders=offload_encoders)
         components = set(folder.components) - set(LARGE_ENCODERS if offload_encoders else ())
         model = loading.load_model(folder, dtype, components=components, verify=verify, mesh=mesh)
+        if model.transformer is not None:
+            models = drawing_form(model.transformer, model.adapter, platform())
+            model.transformer, model.adapter = models
         if not offload_encoders:
             return cls(model)
         verified = set[str]()

@@ -15,6 +15,8 @@ from ic_jax import flow, sampler
 from ic_jax.models.clip import ClipText
 from ic_jax.models.features import SubjectFeatures, subject_features
 from ic_jax.models.t5 import T5Encoder
+from ic_jax.models.target import platform
+from ic_jax.models.unstacked import COMPILER_OPTIONS
 from ic_jax.models.vae import Vae
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.images import Fit, Picture, read_rgb, tiles, to_square
@@ -123,7 +125,7 @@ class Runner:
         """Return the denoised packed latents; one program runs all steps."""
         self._encoders.put_away()
         with self._on_mesh():
-            return _sample(self.transformer, self.model.adapter, request)
+            return _compiled("sample")(self.transformer, self.model.adapter, request)
 
     def sample_stepwise(
         self,
@@ -139,10 +141,11 @@ class Runner:
         self._encoders.put_away()
         flux, adapter = self.transformer, self.model.adapter
         with self._on_mesh():
-            conditioning, latents = _prepare(flux, adapter, request), request.latents
+            conditioning = _compiled("prepare")(flux, adapter, request)
+            latents = request.latents
         for i, sigma in enumerate(np.asarray(request.sigmas[:-1])):
             with self._on_mesh():
-                latents = _step(flux, adapter, conditioning, latents, np.int32(i))
+                latents = _compiled("step")(flux, adapter, conditioning, latents, np.int32(i))
             changed = after_step(i, 1000.0 * float(sigma), {"latents": latents})
             if changed is not None and "latents" in changed:
                 arguments.check_shape("the callback's latents", changed["latents"], latents.shape)
@@ -167,9 +170,18 @@ class Runner:
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
-_sample = jax.jit(sampler.sample)
-_prepare = jax.jit(sampler.prepare)
-_step = jax.jit(sampler.step)
+def _compiled(name: str) -> Callable:
+    """Return a function of the sampler, compiled for the platform."""
+    return _SAMPLER[platform() == "gpu"][name]
+
+
+_SAMPLER = {
+    gpu: {
+        function.__name__: jax.jit(function, compiler_options=COMPILER_OPTIONS if gpu else None)
+        for function in (sampler.sample, sampler.prepare, sampler.step)
+    }
+    for gpu in (False, True)
+}
 _encode_subject = jax.jit(subject_features, static_argnames=("config", "dtype"))
 
 

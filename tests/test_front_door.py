@@ -14,6 +14,8 @@ from huggingface_hub import constants, errors
 
 import ic_jax
 from ic_jax import InstantCharacterPipeline, WeightsError, sampler
+from ic_jax.models.target import compiling_for
+from ic_jax.models.unstacked import UnstackedBlocks
 from ic_jax.weights import hub, loading
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 from tests.conftest import TINY
@@ -181,12 +183,15 @@ def test_a_saved_model_is_the_same_bit_for_bit(pipe, tiny_model, tmp_path):
         pipe.save_pretrained(tmp_path / "saved")
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])  # on a GPU blocks are unstacked
 def test_a_model_on_a_mesh_with_loras_and_offloaded_encoders_is_saved_without_loras(
-    pipe, tiny_model, tmp_path
+    pipe, tiny_model, tmp_path, platform
 ):
-    spread = InstantCharacterPipeline.from_pretrained(
-        tiny_model, "float32", mesh="tensor=2", offload_encoders=True
-    )
+    with compiling_for(platform):
+        spread = InstantCharacterPipeline.from_pretrained(
+            tiny_model, "float32", mesh="tensor=2", offload_encoders=True
+        )
+    assert isinstance(spread.transformer.transformer_blocks, UnstackedBlocks) == (platform == "gpu")
     spread.load_lora_weights(STYLE)
     with pytest.warns(UserWarning, match="without its LoRAs"):
         spread.save_pretrained(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 
+from ic_jax.models.unstacked import unstack_flux
 from ic_jax.weights import loading
 from ic_jax.weights.lora import read_lora
 from ic_jax.weights.lora_set import LoraSet
@@ -19,9 +20,10 @@ from tests.conftest import GOLDENS
 STYLE = GOLDENS / "tiny_instantcharacter" / "style_lora.safetensors"
 
 
-@pytest.fixture(scope="module")
-def flux(tiny_model):
-    return loading.load_component(tiny_model, "transformer", jnp.bfloat16)
+@pytest.fixture(scope="module", params=["stacked", "unstacked"])
+def flux(tiny_model, request):
+    flux = loading.load_component(tiny_model, "transformer", jnp.bfloat16)
+    return flux if request.param == "stacked" else unstack_flux(flux)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from ic_jax import InstantCharacterPipeline
 from ic_jax.config import SamplingConfig, SchedulerConfig
 from ic_jax.models.flux import Flux
+from ic_jax.models.target import compiling_for
 from ic_jax.weights import loading
 from ic_jax.weights.encoders import LARGE_ENCODERS
 from tests.conftest import GOLDENS
@@ -55,6 +56,17 @@ def subjects(pipe, portraits):
 
 @pytest.mark.parametrize("i", range(3))
 def test_equals_the_published_pipeline(pipe, golden, i):
+    check_case(pipe, golden, i)
+
+
+@pytest.mark.parametrize("mesh", [None, "tensor=2"])
+def test_the_form_for_gpus_equals_the_published_pipeline(tiny_model, golden, mesh):
+    with compiling_for("gpu"):
+        pipe = InstantCharacterPipeline.from_pretrained(tiny_model, "float32", mesh=mesh)
+        check_case(pipe, golden, 2)  # with a LoRA
+
+
+def check_case(pipe, golden, i):
     expected, cases = golden
     case = cases[i]
     if "trigger" in case:

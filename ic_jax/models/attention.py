@@ -5,11 +5,13 @@ need one and use `ic_jax.models.text_attention`.
 """
 
 import math
-from typing import Literal, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from ic_jax.models.splash import splash, splash_takes
@@ -18,6 +20,7 @@ from ic_jax.sharding import ShardingError, activation_spec, current
 
 Backend = Literal["cudnn", "splash", "xla", "blocked"]
 Split = Literal["none", "queries", "both"]
+Heads = Float[Array, "b _ _ hd"]  # b n h hd, or b h n hd where heads come first
 Shaped = Array | jax.ShapeDtypeStruct
 
 BLOCK = 4096  # queries
@@ -25,13 +28,14 @@ MAX_SCORES = 4 * 2**30  # bytes that the scores may take on an accelerator
 
 
 def attention(
-    q: Float[Array, "b n h d"],
-    k: Float[Array, "b m h d"],
-    v: Float[Array, "b m h d"],
+    q: Heads,
+    k: Heads,
+    v: Heads,
     backend: Backend | None = None,
     *,
     split: Split = "none",
-) -> Float[Array, "b n h d"]:
+    heads_first: bool = False,
+) -> Heads:
     """Compute softmax(q k^T / sqrt(d)) v per head, the softmax in float32.
 
     On a mesh, rows are sharded over the axes of the batch and heads over `tensor`; every device
@@ -46,37 +50,47 @@ def attention(
             memory, fastest on a CPU). By default the best one for the platform and the size.
         split: tokens that are sharded over the context axis of the mesh: none, those of the
             queries, or those of keys and values as well.
+        heads_first: the axes of all arrays are [b, h, n, d] instead of [b, n, h, d].
 
     Raises:
         ShardingError: heads or tokens are not divisible by the axes of the mesh.
     """
     mesh = current()
     if mesh is None:
-        return _on_one_device(q, k, v, backend)
-    return _on_mesh(mesh, q, k, v, backend, split)
+        return _on_one_device(q, k, v, backend, heads_first)
+    return _on_mesh(mesh, q, k, v, backend, split, heads_first)
 
 
 def _on_mesh(
-    mesh: AbstractMesh, q: Array, k: Array, v: Array, backend: Backend | None, split: Split
+    mesh: AbstractMesh,
+    q: Array,
+    k: Array,
+    v: Array,
+    backend: Backend | None,
+    split: Split,
+    heads_first: bool,
 ) -> Array:
-    parts, tokens = mesh.shape["context"], "tokens"
+    parts, n, h = mesh.shape["context"], *((2, 1) if heads_first else (1, 2))
     across = split == "both" and parts > 1
 
     def local(q: Array, k: Array, v: Array) -> Array:
         if not across:
-            return _on_one_device(q, k, v, backend)
+            return _on_one_device(q, k, v, backend, heads_first)
         # From all heads of a share of the tokens to all tokens of a share of the heads.
-        q, k, v = (jax.lax.all_to_all(x, "context", 2, 1, tiled=True) for x in (q, k, v))
-        out = _on_one_device(q, k, v, backend)
-        return jax.lax.all_to_all(out, "context", 1, 2, tiled=True)
+        q, k, v = (jax.lax.all_to_all(x, "context", h, n, tiled=True) for x in (q, k, v))
+        out = _on_one_device(q, k, v, backend, heads_first)
+        return jax.lax.all_to_all(out, "context", n, h, tiled=True)
 
-    q_axes = ("batch", None if split == "none" else tokens, "heads", None)
-    k_axes = ("batch", tokens if split == "both" else None, "heads", None)
-    q_spec, k_spec = (activation_spec(mesh, *x) for x in ((q.shape, q_axes), (k.shape, k_axes)))
-    split_heads = mesh.shape["tensor"] if q_spec[2] else 1
-    if across and (q_spec[1] is None or q.shape[2] // split_heads % parts):
+    def spec(x: Array, tokens: str | None) -> PartitionSpec:
+        names = (tokens, "heads")
+        return activation_spec(mesh, x.shape, ("batch", names[n - 1], names[h - 1], None))
+
+    q_spec = spec(q, None if split == "none" else "tokens")
+    k_spec = spec(k, "tokens" if split == "both" else None)
+    split_heads = mesh.shape["tensor"] if q_spec[h] else 1
+    if across and (q_spec[n] is None or q.shape[h] // split_heads % parts):
         raise ShardingError(
-            f"attention: {q.shape[1]} tokens and {q.shape[2]} heads do not divide by tensor="
+            f"attention: {q.shape[n]} tokens and {q.shape[h]} heads do not divide by tensor="
             f"{mesh.shape['tensor']} and context={parts}; take another mesh"
         )
     specs = (q_spec, k_spec, k_spec)
@@ -84,18 +98,21 @@ def _on_mesh(
     return jax.shard_map(local, in_specs=specs, out_specs=q_spec, check_vma=False)(q, k, v)
 
 
-def _on_one_device(q: Array, k: Array, v: Array, backend: Backend | None) -> Array:
-    match backend or _default_backend(q, k):
-        case "cudnn":
-            return _fused(q, k, v, "cudnn")
-        case "splash":
-            return splash(q, k, v)
-        case "xla":
-            return _dense(q, k, v)
-        case "blocked":
-            return _blocked(q, k, v)
-        case other:
-            raise ValueError(f"attention backend {other!r} is none of {get_args(Backend)}")
+def _on_one_device(
+    q: Array, k: Array, v: Array, backend: Backend | None, heads_first: bool
+) -> Array:
+    shapes = (_tokens_first(x) if heads_first else x for x in (q, k))
+    backend = backend or _default_backend(*shapes)
+    if backend not in BACKENDS:
+        raise ValueError(f"attention backend {backend!r} is none of {tuple(BACKENDS)}")
+    if heads_first == (backend != "cudnn"):
+        return BACKENDS[backend](q, k, v)
+    return BACKENDS[backend](*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
+
+
+def _tokens_first(x: Array) -> jax.ShapeDtypeStruct:
+    b, h, n, d = x.shape
+    return jax.ShapeDtypeStruct((b, n, h, d), x.dtype)
 
 
 def _default_backend(q: Shaped, k: Shaped) -> Backend:
@@ -139,14 +156,18 @@ def _fused(q: Array, k: Array, v: Array, implementation: Literal["cudnn", "xla"]
     )[:, :n]
 
 
-def _dense(q: Array, k: Array, v: Array) -> Array:
-    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+def _dense(
+    q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m d"]
+) -> Float[Array, "b h n d"]:
+    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores / math.sqrt(q.shape[-1]), axis=-1).astype(v.dtype)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+    return jnp.einsum("bhnm,bhmd->bhnd", weights, v)
 
 
-def _blocked(q: Array, k: Array, v: Array) -> Array:
-    b, n, h, d = q.shape
+def _blocked(
+    q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m d"]
+) -> Float[Array, "b h n d"]:
+    n, d = q.shape[2:]
 
     def one_head(qkv: tuple[Array, Array, Array]) -> Array:
         q, k, v = qkv  # n d, m d, m d
@@ -158,11 +179,17 @@ def _blocked(q: Array, k: Array, v: Array) -> Array:
 
         return rows(q) if n <= BLOCK else jax.lax.map(rows, q, batch_size=BLOCK)
 
-    def heads_first(x: Array) -> Array:
-        return x.swapaxes(1, 2).reshape(b * h, x.shape[1], -1)  # b h, n, d
+    heads = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))  # b h, n, d
+    return jax.lax.map(one_head, tuple(heads)).reshape(q.shape)
 
-    out = jax.lax.map(one_head, (heads_first(q), heads_first(k), heads_first(v)))
-    return out.reshape(b, h, n, -1).swapaxes(1, 2)  # b n h d
+
+# Functions of queries, keys and values; cuDNN's takes tokens first, the others heads first.
+BACKENDS: dict[Backend, Callable[[Array, Array, Array], Array]] = {
+    "cudnn": partial(_fused, implementation="cudnn"),
+    "splash": splash,
+    "xla": _dense,
+    "blocked": _blocked,
+}
 
 
 def split_heads(x: Float[Array, "b n hd"], head_dim: int) -> Float[Array, "b n h d"]:

@@ -14,11 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ic_jax.config import FluxConfig
-from ic_jax.models.attention import attention, merge_heads, split_heads
+from ic_jax.models.attention import Heads
+from ic_jax.models.heads import attend, from_heads, from_heads_and_channels, to_heads, token_axis
 from ic_jax.models.image_prompt import BlockPrompt, ImagePrompt, ImagePromptAttention
 from ic_jax.models.layers import (
     EmbedMlp,
     Linear,
+    LinearOfParts,
     Remat,
     RMSNorm,
     Stack,
@@ -26,7 +28,7 @@ from ic_jax.models.layers import (
     normalize,
     sinusoid,
 )
-from ic_jax.models.rope import Rope, rotate
+from ic_jax.models.rope import Rope, rotate, split_rope
 from ic_jax.models.streams import (
     add_to_image,
     concat_streams,
@@ -104,17 +106,16 @@ class JointAttention(nnx.Module):
             self.to_out = nnx.Dict({"0": output()})
             self.to_add_out = output()
 
-    def qkv(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
+    def qkv(self, x: Float[Array, "b n d"]) -> tuple[Heads, ...]:
         """Return queries (before their norm), keys and values of the image or joint stream."""
-        return self._heads(self.to_q(x), self.to_k(x), self.to_v(x))
+        return self._heads(x, self.to_q, self.to_k, self.to_v)
 
-    def added_qkv(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
+    def added_qkv(self, x: Float[Array, "b n d"]) -> tuple[Heads, ...]:
         """Return queries (before their norm), keys and values of a double block's text stream."""
-        return self._heads(self.add_q_proj(x), self.add_k_proj(x), self.add_v_proj(x))
+        return self._heads(x, self.add_q_proj, self.add_k_proj, self.add_v_proj)
 
-    def _heads(self, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-        d = self.head_dim
-        return split_heads(q, d), split_heads(k, d), split_heads(v, d)
+    def _heads(self, x: Array, *projections: Linear) -> tuple[Heads, ...]:
+        return tuple(to_heads(project, x, self.head_dim) for project in projections)
 
 
 class DoubleBlock(nnx.Module):
@@ -135,23 +136,28 @@ class DoubleBlock(nnx.Module):
         rope: Rope,
         image_prompt: BlockPrompt | None,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b t d"]]:
-        attn, t = self.attn, txt.shape[1]
+        attn, t, axis = self.attn, txt.shape[1], token_axis()
         q, k, v = attn.qkv(modulate(img, img_mod[:, 0], img_mod[:, 1]))
         txt_q, txt_k, txt_v = attn.added_qkv(modulate(txt, txt_mod[:, 0], txt_mod[:, 1]))
 
-        out = attention(
-            rotate(concat_streams(attn.norm_added_q(txt_q), attn.norm_q(q)), rope),
-            rotate(concat_streams(attn.norm_added_k(txt_k), attn.norm_k(k)), rope),
-            concat_streams(txt_v, v),
+        txt_rope, img_rope = split_rope(rope, t)
+        out = attend(
+            concat_streams(
+                rotate(attn.norm_added_q(txt_q), txt_rope), rotate(attn.norm_q(q), img_rope), axis
+            ),
+            concat_streams(
+                rotate(attn.norm_added_k(txt_k), txt_rope), rotate(attn.norm_k(k), img_rope), axis
+            ),
+            concat_streams(txt_v, v, axis),
             split="both",
         )
-        txt_out, img_out = split_streams(out, t)
+        txt_out, img_out = split_streams(out, t, axis)
         if image_prompt is not None:
             img_out = img_out + image_prompt(q)
 
-        img = img + img_mod[:, 2, None] * attn.to_out["0"](merge_heads(img_out))
+        img = img + img_mod[:, 2, None] * from_heads(attn.to_out["0"], img_out)
         img = img + img_mod[:, 5, None] * self.ff(modulate(img, img_mod[:, 3], img_mod[:, 4]))
-        txt = txt + txt_mod[:, 2, None] * attn.to_add_out(merge_heads(txt_out))
+        txt = txt + txt_mod[:, 2, None] * from_heads(attn.to_add_out, txt_out)
         txt_ff = self.ff_context(modulate(txt, txt_mod[:, 3], txt_mod[:, 4]))
         return img, txt + txt_mod[:, 5, None] * txt_ff
 
@@ -162,7 +168,8 @@ class SingleBlock(nnx.Module):
         self.norm = ModulationLinear(d, 3, rngs=rngs)
         self.attn = JointAttention(config, double=False, rngs=rngs)
         self.proj_mlp = Linear(d, hidden, axes=("embed", "mlp"), rngs=rngs)
-        self.proj_out = Linear(d + hidden, d, axes=("mlp", "embed"), rngs=rngs)
+        proj_out = Linear(d + hidden, d, axes=("mlp", "embed"), rngs=rngs)
+        self.proj_out: Linear | LinearOfParts = proj_out
 
     def __call__(
         self,
@@ -172,14 +179,14 @@ class SingleBlock(nnx.Module):
         text_tokens: int,
         image_prompt: BlockPrompt | None,
     ) -> Float[Array, "b n d"]:
-        attn = self.attn
+        attn, axis = self.attn, token_axis()
         y = modulate(x, mod[:, 0], mod[:, 1])
         q, k, v = attn.qkv(y)
-        out = attention(rotate(attn.norm_q(q), rope), rotate(attn.norm_k(k), rope), v, split="both")
+        out = attend(rotate(attn.norm_q(q), rope), rotate(attn.norm_k(k), rope), v, split="both")
         if image_prompt is not None:
-            out = add_to_image(out, image_prompt(split_streams(q, text_tokens)[1]))
-        both = jnp.concatenate([merge_heads(out), gelu_tanh(self.proj_mlp(y))], axis=-1)
-        return x + mod[:, 2, None] * self.proj_out(both)
+            out = add_to_image(out, image_prompt(split_streams(q, text_tokens, axis)[1]), axis)
+        mlp = gelu_tanh(self.proj_mlp(y))
+        return x + mod[:, 2, None] * from_heads_and_channels(self.proj_out, out, mlp)
 
 
 class TimeTextEmbed(nnx.Module):
@@ -236,17 +243,16 @@ class Flux(nnx.Module):
             pooled: pooled text embedding of CLIP.
         """
         vec = self.time_text_embed(t, guidance, pooled)
-        double, single = self.transformer_blocks.blocks, self.single_transformer_blocks.blocks
 
-        def every_block(linear: ModulationLinear) -> Array:
+        def of_blocks(stack: Stack, name: str) -> Array:
             # Block by block: one product would copy the transposed kernels of all blocks.
-            vectors = jax.lax.map(lambda block: shard_batch(block(vec)), linear)
+            vectors = stack.map(name, lambda linear: shard_batch(linear(vec)))
             return constrain(vectors, None, "batch", None, None)
 
         return Modulation(
-            img=every_block(double.norm1),
-            txt=every_block(double.norm1_context),
-            single=every_block(single.norm),
+            img=of_blocks(self.transformer_blocks, "norm1"),
+            txt=of_blocks(self.transformer_blocks, "norm1_context"),
+            single=of_blocks(self.single_transformer_blocks, "norm"),
             out=shard_batch(self.norm_out(vec)),
         )
 
@@ -272,8 +278,8 @@ class Flux(nnx.Module):
         rope = Rope(*(to_stream_order(jnp.asarray(x), t) for x in rope))
         double_ip = single_ip = None
         if image_prompt is not None:
-            double_ip = image_prompt.attention.transformer_blocks.blocks
-            single_ip = image_prompt.attention.single_transformer_blocks.blocks
+            double_ip = image_prompt.attention.transformer_blocks
+            single_ip = image_prompt.attention.single_transformer_blocks
 
         def block_prompt(attention: ImagePromptAttention | None) -> BlockPrompt | None:
             return image_prompt.block(attention) if image_prompt and attention else None

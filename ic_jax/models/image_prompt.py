@@ -12,9 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ic_jax.config import AdapterConfig, FluxConfig
-from ic_jax.models.attention import attention, split_heads
+from ic_jax.models.attention import Heads
+from ic_jax.models.heads import attend, to_heads
 from ic_jax.models.layers import Linear, Stack, per_channel
-from ic_jax.sharding import current
 
 
 class RootMeanSquareNorm(nnx.Module):
@@ -50,21 +50,16 @@ class ImagePromptAttention(nnx.Module):
         self.norm_ip_q = RootMeanSquareNorm(flux.attention_head_dim)
         self.norm_ip_k = RootMeanSquareNorm(flux.attention_head_dim)
 
-    def __call__(
-        self, q: Float[Array, "b n h d"], tokens: Float[Array, "u m c"]
-    ) -> Float[Array, "b n h d"]:
+    def __call__(self, q: Heads, tokens: Float[Array, "u m c"]) -> Heads:
         """Attend from b rows of queries, b / u consecutive rows per subject, to u subjects."""
-        head_dim = q.shape[-1]
-        k = self.norm_ip_k(split_heads(self.to_k_ip(tokens), head_dim))
-        v = split_heads(self.to_v_ip(tokens), head_dim)
-        q = self.norm_ip_q(q)
-        if current() is not None:  # rows stay on their device: each gets the keys of its subject
-            each = q.shape[0] // tokens.shape[0]
-            k, v = (jnp.repeat(x, each, axis=0) for x in (k, v))
-            return attention(q, k, v, split="queries")
-        # There is no mask, so the pictures of one subject can be one long row of queries.
-        grouped = q.reshape(tokens.shape[0], -1, *q.shape[2:])
-        return attention(grouped, k, v).reshape(q.shape)
+        k, v = self.keys_values(tokens, q.shape[-1])
+        each = q.shape[0] // tokens.shape[0]
+        k, v = (jnp.repeat(x, each, axis=0) for x in (self.norm_ip_k(k), v))
+        return attend(self.norm_ip_q(q), k, v, split="queries")
+
+    def keys_values(self, tokens: Float[Array, "u m c"], head_dim: int) -> tuple[Heads, ...]:
+        """Return keys (before their norm) and values of the subject tokens."""
+        return to_heads(self.to_k_ip, tokens, head_dim), to_heads(self.to_v_ip, tokens, head_dim)
 
 
 class ImagePromptStacks(nnx.Module):
@@ -81,7 +76,7 @@ class ImagePromptStacks(nnx.Module):
         self.single_transformer_blocks = Stack(make, flux.num_single_layers, rngs=rngs)
 
 
-BlockPrompt = Callable[[Float[Array, "b n h d"]], Float[Array, "b n h d"]]
+BlockPrompt = Callable[[Heads], Heads]
 
 
 class ImagePrompt(NamedTuple):
@@ -101,7 +96,7 @@ class ImagePrompt(NamedTuple):
     def block(self, attention: ImagePromptAttention) -> BlockPrompt:
         """Return a function from image queries (before norm and RoPE) to the scaled output."""
 
-        def prompt(q: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
+        def prompt(q: Heads) -> Heads:
             return self.scale[:, None, None, None].astype(q.dtype) * attention(q, self.tokens)
 
         return prompt

@@ -137,6 +137,27 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + per_channel(gathered(self.bias, x.dtype), y)
 
 
+class LinearOfParts(nnx.Module):
+    """Linear map of two concatenated inputs that has a kernel for each, so that none is copied.
+
+    `Linear` would concatenate the inputs; the rows of a kernel would be copied out of it.
+    """
+
+    def __init__(self, source: Linear, first: int):
+        """Split the rows of `source` after the `first` ones."""
+        kernel = source.kernel[...]
+        parts = kernel[..., :first, :], kernel[..., first:, :]
+        self.kernel_0, self.kernel_1 = (nnx.Param(x, axes=source.kernel.axes) for x in parts)
+        self.bias, self.low_rank = source.bias, source.low_rank
+
+    def __call__(self, x: Float[Array, "*b i"], y: Float[Array, "*b j"]) -> Float[Array, "*b o"]:
+        kernels = (gathered(kernel, x.dtype) for kernel in (self.kernel_0, self.kernel_1))
+        z = product(x, next(kernels)) + product(y, next(kernels))
+        if self.low_rank is not None:
+            z = z + self.low_rank(jnp.concatenate([x, y], axis=-1))
+        return z if self.bias is None else z + per_channel(gathered(self.bias, x.dtype), z)
+
+
 class Conv(nnx.Module):
     """2-D convolution, channels last, with symmetric zero padding by default."""
 
@@ -294,7 +315,10 @@ class Stack(nnx.Module):
     def scan(
         self, step: Callable, carry: Any, xs: Any = None, *, remat: Remat = "none"
     ) -> tuple[Any, Any]:
-        """Apply carry, y = step(block, carry, x) to the blocks in order; return (carry, ys)."""
+        """Apply carry, y = step(block, carry, x) to the blocks in order; return (carry, ys).
+
+        Another stack in `xs` stands for its blocks.
+        """
 
         def body(carry: Any, block_and_x: tuple) -> tuple[Any, Any]:
             return step(block_and_x[0], carry, block_and_x[1])
@@ -303,8 +327,17 @@ class Stack(nnx.Module):
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             # Within a scan XLA cannot merge recomputation and forward pass: no barrier is needed.
             body = jax.checkpoint(body, prevent_cse=False, policy=dots if remat == "dots" else None)
+        xs = jax.tree.map(lambda x: x.blocks if _is_stack(x) else x, xs, is_leaf=_is_stack)
         return jax.lax.scan(body, carry, (self.blocks, xs))
+
+    def map(self, name: str, function: Callable[[Any], Array]) -> Array:
+        """Return function(part) of the part `name` of every block, stacked."""
+        return jax.lax.map(function, getattr(self.blocks, name))
 
 
 def _is_variable(x: Any) -> bool:
     return isinstance(x, nnx.Variable)
+
+
+def _is_stack(x: Any) -> bool:
+    return isinstance(x, Stack)

@@ -2,11 +2,16 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ic_jax.config import FluxConfig
+from ic_jax.models.attention import Heads
+from ic_jax.models.heads import token_axis
+from ic_jax.models.streams import split_streams
+from ic_jax.models.target import platform
 
 
 class Rope(NamedTuple):
@@ -31,10 +36,49 @@ def rope_table(ids: np.ndarray, config: FluxConfig) -> Rope:
     return Rope(cos, sin)
 
 
-def rotate(x: Float[Array, "b n h d"], rope: Rope) -> Float[Array, "b n h d"]:
+def split_rope(rope: Rope, text_tokens: int) -> tuple[Rope, Rope]:
+    """Split a table in the order of a stream into those of its text and of its image tokens."""
+    (txt_cos, img_cos), (txt_sin, img_sin) = (split_streams(x, text_tokens, axis=0) for x in rope)
+    return Rope(txt_cos, txt_sin), Rope(img_cos, img_sin)
+
+
+@jax.custom_vjp
+def rotate(x: Heads, rope: Rope) -> Heads:
     """Rotate each pair of adjacent channels by its angle, in float32."""
+    return (_by_product if platform() == "tpu" else _by_pairs)(x, rope).astype(x.dtype)
+
+
+def _rotate_forward(x: Heads, rope: Rope) -> tuple[Heads, Rope]:
+    return rotate(x, rope), rope
+
+
+def _rotate_backward(rope: Rope, gradient: Heads) -> tuple[Heads, None]:
+    return rotate(gradient, Rope(rope.cos, -rope.sin)), None  # the rotation back
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
+
+
+def _by_pairs(x: Heads, rope: Rope) -> Heads:
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
-    cos, sin = rope.cos[None, :, None, :], rope.sin[None, :, None, :]  # 1 n 1 d/2
-    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return rotated.reshape(x.shape).astype(x.dtype)
+    cos, sin = map(_beside_heads, rope)
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
+
+
+def _by_product(x: Heads, rope: Rope) -> Heads:
+    """Compute x cos + (x P) sin, where P maps each pair (a, b) to (-b, a).
+
+    A pair as an axis of two is a layout that a TPU computes badly in. The product costs it little
+    and is exact, since each of its sums has one term.
+    """
+    p = jnp.asarray(np.kron(np.eye(x.shape[-1] // 2), [[0, 1], [-1, 0]]), x.dtype)
+    highest = jax.lax.Precision.HIGHEST
+    turned = jnp.matmul(x, p, precision=highest, preferred_element_type=jnp.float32)
+    cos, sin = (_beside_heads(jnp.repeat(angle, 2, axis=-1)) for angle in rope)
+    return x.astype(jnp.float32) * cos + turned * sin
+
+
+def _beside_heads(angle: Float[Array, "n _"]) -> Array:
+    """Return the angles with axes of size 1 for the batch and the heads."""
+    return jnp.expand_dims(angle, (0, 3 - token_axis()))

@@ -19,8 +19,8 @@ def splash_takes(q: Shaped, k: Shaped) -> bool:
 
 
 def splash(
-    q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]
-) -> Float[Array, "b n h d"]:
+    q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m d"]
+) -> Float[Array, "b h n d"]:
     """Compute attention without materialising scores, for any number of tokens; differentiable."""
     # Imported here because Pallas takes a second to import.
     from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -31,7 +31,7 @@ def splash(
         make_splash_mha,
     )
 
-    (_, n, h, d), m = q.shape, k.shape[1]
+    (_, h, n, d), m = q.shape, k.shape[2]
     rows, keys = (-(-count // LANES) * LANES for count in (n, m))
     block_q, block_kv = (next(b for b in BLOCKS if count % b == 0) for count in (rows, keys))
     sizes = BlockSizes(
@@ -52,11 +52,9 @@ def splash(
             (jnp.arange(rows) >= n).astype(jnp.int32), (jnp.arange(keys) >= m).astype(jnp.int32)
         )
 
-    def heads_first(x: Array, length: int) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
-        return x.swapaxes(1, 2)  # b h n d
+    def padded(x: Array, length: int) -> Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)))
 
     scaled = (q.astype(jnp.float32) / math.sqrt(d)).astype(q.dtype)
-    batch = (heads_first(scaled, rows), heads_first(k, keys), heads_first(v, keys))
-    out = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=padding))(*batch)
-    return out[:, :, :n].swapaxes(1, 2)
+    batch = (padded(scaled, rows), padded(k, keys), padded(v, keys))
+    return jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=padding))(*batch)[:, :, :n]

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from ic_jax.sharding import ShardingError, constrain, context_size
 
+Tokens = Float[Array, "..."]  # b n d; b n h d or b h n d by heads
+
 
 def shard_tokens(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     """Shard rows over the axes of the batch, and tokens over `context`.
@@ -26,40 +28,33 @@ def shard_tokens(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     return constrain(x, "batch", "tokens", None)
 
 
-def concat_streams(
-    txt: Float[Array, "b t *d"], img: Float[Array, "b n *d"]
-) -> Float[Array, "b t+n *d"]:
-    """Concatenate text and image tokens to one stream."""
-    both = jnp.concatenate([_parts(txt), _parts(img)], axis=2)
-    return both.reshape(txt.shape[0], -1, *txt.shape[2:])
+def concat_streams(txt: Tokens, img: Tokens, axis: int = 1) -> Tokens:
+    """Concatenate text and image tokens, along the axis `axis`, to one stream."""
+    both = jnp.concatenate([_parts(txt, axis), _parts(img, axis)], axis=axis + 1)
+    return _merged(both, axis)
 
 
-def split_streams(
-    joint: Float[Array, "b m *d"], text_tokens: int
-) -> tuple[Float[Array, "b t *d"], Float[Array, "b m-t *d"]]:
+def split_streams(joint: Tokens, text_tokens: int, axis: int = 1) -> tuple[Tokens, Tokens]:
     """Split a stream into its text and its image tokens."""
-    parts, t = _parts(joint), text_tokens // context_size()
-
-    def merge(x: Array) -> Array:
-        return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-    return merge(parts[:, :, :t]), merge(parts[:, :, t:])
+    parts = jnp.split(_parts(joint, axis), [text_tokens // context_size()], axis=axis + 1)
+    txt, img = (_merged(part, axis) for part in parts)
+    return txt, img
 
 
-def add_to_image(
-    joint: Float[Array, "b m *d"], change: Float[Array, "b n *d"]
-) -> Float[Array, "b m *d"]:
+def add_to_image(joint: Tokens, change: Tokens, axis: int = 1) -> Tokens:
     """Return the stream with `change` added to its image tokens."""
-    parts, change = _parts(joint), _parts(change)
-    t = parts.shape[2] - change.shape[2]
-    return parts.at[:, :, t:].add(change).reshape(joint.shape)
+    txt, img = split_streams(joint, joint.shape[axis] - change.shape[axis], axis)
+    return concat_streams(txt, img + change, axis)
 
 
 def to_stream_order(table: Float[Array, "m d"], text_tokens: int) -> Float[Array, "m d"]:
     """Reorder the rows of a table, text tokens first, to the order of a stream."""
-    rows = table[None]
-    return concat_streams(rows[:, :text_tokens], rows[:, text_tokens:])[0]
+    return concat_streams(table[:text_tokens], table[text_tokens:], axis=0)
 
 
-def _parts(x: Float[Array, "b m *d"]) -> Float[Array, "b c m_c *d"]:
-    return x.reshape(x.shape[0], context_size(), -1, *x.shape[2:])
+def _parts(x: Tokens, axis: int) -> Array:
+    return x.reshape(*x.shape[:axis], context_size(), -1, *x.shape[axis + 1 :])
+
+
+def _merged(parts: Array, axis: int) -> Tokens:
+    return parts.reshape(*parts.shape[:axis], -1, *parts.shape[axis + 2 :])

@@ -32,6 +32,7 @@ from ic_jax.models.flux import Flux
 from ic_jax.models.layers import shapes_only
 from ic_jax.models.siglip import SiglipVision
 from ic_jax.models.t5 import T5Encoder
+from ic_jax.models.unstacked import published_parameters
 from ic_jax.models.vae import Vae
 from ic_jax.sharding import parameter_sharding, to_global_array
 from ic_jax.weights.model_folder import COMPONENT_NAMES, CONFIG, ModelFolder, ModelWriter
@@ -67,9 +68,9 @@ def _abstract(component: str, config: Any, flux: FluxConfig | None) -> Any:
 
 
 def parameters(module: Any) -> dict[str, Any]:
-    """Return the variables of a module by dotted path."""
+    """Return the variables of a module by dotted path, as published."""
     state = nnx.to_flat_state(nnx.state(module))
-    return {".".join(map(str, path)): variable for path, variable in state}
+    return published_parameters({".".join(map(str, path)): x for path, x in state})
 
 
 def config_class(component: str) -> Any:
