@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from ic_jax.models.clip import ClipText
 from ic_jax.models.features import SubjectFeatures, subject_features
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.target import platform
-from ic_jax.models.unstacked import COMPILER_OPTIONS
+from ic_jax.models.unstacked import compiler_options
 from ic_jax.models.vae import Vae
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.images import Fit, Picture, read_rgb, tiles, to_square
@@ -124,8 +124,7 @@ class Runner:
     def sample(self, request: sampler.SamplingRequest) -> Float[Array, "b n c"]:
         """Return the denoised packed latents; one program runs all steps."""
         self._encoders.put_away()
-        with self._on_mesh():
-            return _compiled("sample")(self.transformer, self.model.adapter, request)
+        return self._call(sampler.sample, request)
 
     def sample_stepwise(
         self,
@@ -139,13 +138,9 @@ class Runner:
             after_step: takes (step, timestep in 0..1000, {"latents": latents}).
         """
         self._encoders.put_away()
-        flux, adapter = self.transformer, self.model.adapter
-        with self._on_mesh():
-            conditioning = _compiled("prepare")(flux, adapter, request)
-            latents = request.latents
+        conditioning, latents = self._call(sampler.prepare, request), request.latents
         for i, sigma in enumerate(np.asarray(request.sigmas[:-1])):
-            with self._on_mesh():
-                latents = _compiled("step")(flux, adapter, conditioning, latents, np.int32(i))
+            latents = self._call(sampler.step, conditioning, latents, np.int32(i))
             changed = after_step(i, 1000.0 * float(sigma), {"latents": latents})
             if changed is not None and "latents" in changed:
                 arguments.check_shape("the callback's latents", changed["latents"], latents.shape)
@@ -166,22 +161,21 @@ class Runner:
                 "try dtype='float32', or a smaller guidance_scale, subject_scale or LoRA weight"
             )
 
+    def _call(self, function: Callable, *inputs: Any) -> Any:
+        """Call a function of the sampler on FLUX, the adapter and `inputs`."""
+        with self._on_mesh():
+            models = self.transformer, self.model.adapter
+            return _jitted(function, platform())(*models, *inputs)
+
     def _on_mesh(self) -> AbstractContextManager:
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
-def _compiled(name: str) -> Callable:
-    """Return a function of the sampler, compiled for the platform."""
-    return _SAMPLER[platform() == "gpu"][name]
+@cache
+def _jitted(function: Callable, platform: str) -> Callable:
+    return jax.jit(function, compiler_options=compiler_options(platform))
 
 
-_SAMPLER = {
-    gpu: {
-        function.__name__: jax.jit(function, compiler_options=COMPILER_OPTIONS if gpu else None)
-        for function in (sampler.sample, sampler.prepare, sampler.step)
-    }
-    for gpu in (False, True)
-}
 _encode_subject = jax.jit(subject_features, static_argnames=("config", "dtype"))
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ic_jax import auto_mesh, cli, sampler
 from ic_jax.devices import platform
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.rope import Rope
+from ic_jax.models.unstacked import compiler_options, drawing_form
 from ic_jax.planning import compile_plan
 from ic_jax.planning.compile_plan import PlannedProgram, compile_report, replicated_shapes
 from ic_jax.planning.report import show
@@ -80,18 +82,22 @@ def reports(
 
 def programs(args: argparse.Namespace, shapes: dict[str, Any], mesh: Mesh) -> list[PlannedProgram]:
     """Return the sampler, or what it computes before the loop and one step of the loop."""
-    flux, adapter = (compile_plan.sharded_shapes(shapes[k], mesh) for k in COMPUTED)
+    target = platform(mesh.devices.flat[0])
+    form = partial(drawing_form, platform=target)
+    models = jax.eval_shape(form, *(shapes[k] for k in COMPUTED))
+    flux, adapter = compile_plan.sharded_shapes(models, mesh)
+    planned = partial(PlannedProgram, compiler_options=compiler_options(target))
     request = request_shapes(args, shapes, mesh)
     inputs, labels, minutes = (flux, adapter, request), (*COMPUTED, "request"), _minutes(mesh)
     if not args.split_prepare:
-        return [PlannedProgram("sample", sampler.sample, inputs, labels, mesh, minutes)]
+        return [planned("sample", sampler.sample, inputs, labels, mesh, minutes)]
     conditioning = jax.eval_shape(sampler.prepare, flux, adapter, request)
     conditioning = replicated_shapes(conditioning, mesh)
     step = (flux, adapter, conditioning, request.latents, _replicated(mesh, (), jnp.int32))
     step_labels = (*labels, "request", "request")
     return [
-        PlannedProgram("prepare", sampler.prepare, inputs, labels, mesh, minutes // 2),
-        PlannedProgram("one step", sampler.step, step, step_labels, mesh, minutes // 2),
+        planned("prepare", sampler.prepare, inputs, labels, mesh, minutes // 2),
+        planned("one step", sampler.step, step, step_labels, mesh, minutes // 2),
     ]
 
 

@@ -28,8 +28,11 @@ from ic_jax.models.image_prompt import ImagePromptAttention
 from ic_jax.models.layers import Linear, LinearOfParts, Stack, product
 from ic_jax.sharding import current, gathered
 
-# To compile sampling with: XLA would join products of one input again, and copy their weights.
-COMPILER_OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0}
+
+def compiler_options(platform: str) -> dict[str, Any]:
+    """Return XLA's options to compile sampling with."""
+    # XLA would join products of one input again, and copy their weights for it.
+    return {"xla_gpu_dot_merger_threshold_mb": 0} if platform == "gpu" else {}
 
 
 def drawing_form(flux: Flux, adapter: Adapter | None, platform: str) -> tuple[Flux, Adapter | None]:

@@ -3,8 +3,8 @@
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ _TEMPORARIES_TOO_LARGE = re.compile(
 )
 _UNITS = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30}
 # Nobody can measure which of Triton's kernels is fastest on a GPU that is absent: cuBLAS' are used.
-ABSENT_GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
+ABSENT_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
 
 def sharded_shapes(tree: Any, mesh: Mesh, *, replicate: bool = False) -> Any:
@@ -69,6 +69,7 @@ class PlannedProgram:
     minutes: int  # about how long two cores compile it
     donate: Sequence[int] = ()
     out_shardings: Any = None
+    compiler_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> Any:
@@ -113,9 +114,9 @@ def compile_report(program: PlannedProgram) -> CompileReport:
     sizes = _bytes_by_label(program, used)
     if chip is not None and sum(sizes.values()) > chip.memory:
         return too_large(sum(sizes.values()), None, chip.memory)
-    chosen = ABSENT_GPU_OPTIONS if is_absent_gpu(device) else None
+    absent = ABSENT_GPU_OPTIONS if is_absent_gpu(device) else {}
     try:
-        compiled: Any = lowered.compile(compiler_options=chosen)
+        compiled: Any = lowered.compile(compiler_options={**program.compiler_options, **absent})
     except jax.errors.JaxRuntimeError as error:
         needed, temporary, memory = _required(str(error), sum(sizes.values()))
         if memory is None:
