@@ -21,6 +21,12 @@ class Part:
     name: str
     seconds: float  # about what it takes at the published size on one GPU
     measure: Callable[[], Mapping[str, Any]]
+    uses: Sequence["Part"] = ()  # parts whose weights and programs it makes if they have not
+
+    def seconds_after(self, results: Mapping[str, Any]) -> float:
+        """Return what it takes where other parts have these results."""
+        more = (part.seconds for part in self.uses if "result" not in results.get(part.name, {}))
+        return self.seconds + sum(more)
 
 
 class Budget:
@@ -65,9 +71,9 @@ def measure(parts: Sequence[Part], results: Results, budget: Budget) -> None:
     "running" while it is measured, which stays if the process dies.
     """
     for part in parts:
-        if budget.left < part.seconds:
-            results.put(part.name, {"skipped": budget.lacks(part.seconds)})
-            say(f"{part.name}: skipped, {budget.lacks(part.seconds)}")
+        if budget.left < (seconds := part.seconds_after(results.parts)):
+            results.put(part.name, {"skipped": budget.lacks(seconds)})
+            say(f"{part.name}: skipped, {budget.lacks(seconds)}")
             continue
         results.put(part.name, {"running": True})
         start = time.perf_counter()

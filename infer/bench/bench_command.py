@@ -12,7 +12,7 @@ from ic_jax.measuring.origin import origin
 from ic_jax.measuring.parts import Budget, Results, measure
 from ic_jax.measuring.sizes import NAMES, size_of
 from infer.bench import every_part
-from infer.bench.drawing import Drawing, DrawingSettings
+from infer.bench.drawing import DrawingSettings
 from infer.bench.parts import AGAINST_TORCH, EVERY, TORCH, TRAINING, USUAL, parts
 from infer.options import DTYPES
 
@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> None:
         return
     usual = "float32" if platform(jax.devices()[0]) == "cpu" else "bfloat16"
     adapter = not (args.no_adapter or args.vs)  # diffusers has none
-    drawing = Drawing(DrawingSettings(args.size, args.dtype or usual, adapter, **numbers))
-    results = Results({**facts, "settings": asdict(drawing.settings)}, file)
-    available = parts(drawing, budget)
+    settings = DrawingSettings(args.size, args.dtype or usual, adapter, **numbers)
+    results = Results({**facts, "settings": asdict(settings)}, file)
+    available = parts(settings, budget)
     measure([available[name] for name in names], results, budget)
 
 

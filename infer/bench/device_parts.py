@@ -85,7 +85,7 @@ def ceilings(drawing: Drawing) -> dict[str, Any]:
     """Return the speed of plain products, of those of the model's shapes, and of memory."""
     on_cpu = platform(jax.devices()[0]) == "cpu"
     side, length = (1024, 2**24) if on_cpu else (8192, 2**31)
-    config, s = drawing.size.configs["transformer"], drawing.settings
+    config, s = drawing.configs["transformer"], drawing.settings
     d, rows = config.hidden_size, s.batch * (drawing.image_tokens + s.text_length)
     shapes = {"square": (side, side, side)}
     for name, columns in {"to_q": d, "qkv": 3 * d, "mlp": 4 * d, "qkv and mlp": 7 * d}.items():
@@ -108,7 +108,7 @@ def _product(n: int, k: int, m: int, drawing: Drawing) -> dict[str, Any]:
 
 def attentions(drawing: Drawing) -> dict[str, Any]:
     """Return the chosen backend's time and its error against float32, forward and backward."""
-    flux, adapter = (drawing.size.configs[k] for k in ("transformer", "adapter"))
+    flux, adapter = (drawing.configs[k] for k in ("transformer", "adapter"))
     n, f, m = drawing.image_tokens, drawing.features, adapter.num_queries
     heads = flux.num_attention_heads, flux.attention_head_dim
     stack = adapter.num_attention_heads, adapter.attention_head_dim
@@ -135,7 +135,8 @@ def _attention(n: int, m: int, heads: int, head_dim: int, drawing: Drawing) -> d
     try:
         program = compiled(attention, q, k, v)
         time = timed(lambda: program.run(q, k, v), drawing.settings.samples)
-        entry |= time.to_dict() | rates(flops, time.median) | {"calls": program.work.kernels}
+        entry |= time.to_dict() | rates(flops, time.median)
+        entry["calls"] = program.to_dict().get("calls")
         entry["error"] = _error(program.run(q, k, v), expected[0])
     except Exception as error:
         entry["failed"] = one_line(error)

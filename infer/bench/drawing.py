@@ -1,6 +1,7 @@
 """What is drawn in a benchmark: random weights of a size, a request, and the programs on them."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +20,8 @@ from ic_jax.models.adapter import Adapter
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.flux import Flux
 from ic_jax.models.rope import Rope, rope_table
+from ic_jax.models.target import platform
+from ic_jax.models.unstacked import compiler_options, drawing_form
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,41 @@ class Drawing:
     """Pictures of one subject to draw; weights and programs are made when they are first asked for.
 
     So every part of a measurement can be made by itself.
+
+    Attributes:
+        settings: as given.
+        configs: of all components.
+        grid: height and width of a picture in tokens.
+        result: latents after one step, once it was run.
     """
 
-    def __init__(self, settings: DrawingSettings):
+    result: np.ndarray | None = None
+
+    def __init__(
+        self,
+        settings: DrawingSettings,
+        *,
+        stacked: bool = False,
+        blocks: tuple[int, int] | None = None,
+    ):
+        """Describe what is drawn.
+
+        Args:
+            settings: the settings.
+            stacked: leave the blocks stacked as they are loaded, instead of the form and the
+                compiler's options with which the pipeline draws on this platform.
+            blocks: numbers of double and of single blocks, instead of those of the size.
+        """
         self.settings = settings
-        self.size = size_of(settings.size)
+        size = size_of(settings.size)
+        self.configs = dict(size.configs)
+        if blocks is not None:
+            counts = {"num_layers": blocks[0], "num_single_layers": blocks[1]}
+            self.configs["transformer"] = replace(self.configs["transformer"], **counts)
         self.dtype = jnp.dtype(settings.dtype)
-        token = self.size.pixels_per_token
+        token = size.pixels_per_token
         self.grid = settings.height // token, settings.width // token
+        self._stacked = stacked
 
     @property
     def image_tokens(self) -> int:
@@ -56,31 +86,47 @@ class Drawing:
     @property
     def features(self) -> int:
         """Tokens of the subject's picture in an image encoder."""
-        siglip = self.size.configs["siglip"]
+        siglip = self.configs["siglip"]
         return (siglip.image_size // siglip.patch_size) ** 2
 
     @property
     def step_flops(self) -> float:
         """Model FLOPs of one step of the batch."""
-        c, s = self.size.configs, self.settings
+        c, s = self.configs, self.settings
         count = s.batch * flux_forward(c["transformer"], self.image_tokens, s.text_length)
         if s.adapter:
             tokens = s.batch * self.image_tokens
             count += image_prompt_forward(c["adapter"], c["transformer"], tokens)
         return count
 
+    @property
+    def compiler_options(self) -> dict[str, Any]:
+        """XLA's options, for programs of the sampler."""
+        return {} if self._stacked else compiler_options(platform())
+
     @cached_property
     def models(self) -> tuple[Flux, Adapter | None]:
-        configs, adapter = self.size.configs, None
-        config = configs["transformer"]
-        flux = random_module("transformer", config, config, self.dtype)
+        """FLUX and the adapter with random weights, the same in every form."""
+        flux, adapter = self.random_flux(), None
         if self.settings.adapter:
-            adapter = random_module("adapter", configs["adapter"], config, self.dtype)
+            configs = self.configs["adapter"], self.configs["transformer"]
+            adapter = random_module("adapter", *configs, self.dtype)
+        if not self._stacked:
+            flux, adapter = drawing_form(flux, adapter, platform())
         return jax.block_until_ready((flux, adapter))
+
+    def random_flux(self) -> Flux:
+        """Return FLUX with random weights in the stacked form."""
+        config = self.configs["transformer"]
+        return random_module("transformer", config, config, self.dtype)
+
+    def forget(self) -> None:
+        """Free the weights."""
+        self.__dict__.pop("models", None)
 
     @cached_property
     def request(self) -> sampler.SamplingRequest:
-        flux, adapter = self.size.configs["transformer"], self.size.configs["adapter"]
+        flux, adapter = self.configs["transformer"], self.configs["adapter"]
         s, b = self.settings, self.settings.batch
 
         def normal(name: str, *shape: int, dtype: Any = self.dtype) -> Array:
@@ -108,22 +154,31 @@ class Drawing:
 
     @cached_property
     def prepare(self) -> Program:
-        return compiled(sampler.prepare, *self.models, self.request)
+        return self.compile(sampler.prepare, self.request)
+
+    @cached_property
+    def step(self) -> Program:
+        index = np.int32(0)
+        return self.compile(sampler.step, self.conditioning, self.request.latents, index)
 
     @cached_property
     def conditioning(self) -> sampler.Conditioning:
         return jax.block_until_ready(self.prepare.run(*self.models, self.request))
 
-    @property
-    def step_arguments(self) -> tuple[Any, ...]:
-        """Arguments of `sampler.step` in the middle of a picture."""
-        index = np.int32(self.settings.steps // 2)
-        return *self.models, self.conditioning, self.request.latents, index
+    def compile(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Program:
+        """Compile a function of the models and more arguments, with more options of XLA."""
+        every = {**self.compiler_options, **options}
+        return compiled(function, *self.models, *arguments, options=every)
 
-    @cached_property
-    def step(self) -> Program:
-        return compiled(sampler.step, *self.step_arguments)
+    def run_step(self, program: Program | None = None) -> Array:
+        """Run one step, in the middle of a picture."""
+        index, step = np.int32(self.settings.steps // 2), program or self.step
+        return step.run(*self.models, self.conditioning, self.request.latents, index)
 
-    def run_step(self) -> Array:
-        """Run one step."""
-        return self.step.run(*self.step_arguments)
+    def run_all_steps(self) -> Array:
+        """Draw step by step, as the pipeline does with a progress bar."""
+        models, latents = self.models, self.request.latents
+        conditioning = self.prepare.run(*models, self.request)
+        for index in range(self.settings.steps):
+            latents = self.step.run(*models, conditioning, latents, np.int32(index))
+        return latents

@@ -1,42 +1,35 @@
 """Parts of a benchmark that draw: weights, a step, its kernels, compiler options, a picture."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
 from ic_jax import sampler
-from ic_jax.devices import platform
 from ic_jax.measuring.kernel_profile import profile
 from ic_jax.measuring.parts import Budget, one_line
-from ic_jax.measuring.timing import (
-    Timing,
-    compiled,
-    peak_gigabytes,
-    rates,
-    round_to,
-    sample,
-    timed,
-)
+from ic_jax.measuring.timing import Timing, peak_gigabytes, rates, round_to, sample, timed
+from ic_jax.models.target import platform
 from infer.bench.device_parts import nvidia_smi
 from infer.bench.drawing import Drawing
 
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # options of XLA's compiler, by platform
+# Other options of XLA than those that the pipeline draws with, by platform.
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "gpu": {
         "products by cuBLAS alone": {"xla_gpu_enable_triton_gemm": False},
-        "no joined products": {"xla_gpu_dot_merger_threshold_mb": 0},
-        "both": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0},
+        "joined products": {"xla_gpu_dot_merger_threshold_mb": 32},  # XLA's default
         "no command buffers": {"xla_gpu_enable_command_buffer": ""},
-        "slices within fusions": {
-            "xla_gpu_enable_dynamic_slice_fusion": True,
-            "xla_gpu_dot_merger_threshold_mb": 0,
-        },
+        "products by cuDNN as well": {"xla_gpu_cudnn_gemm_fusion_level": 2},
     },
     "tpu": {"more VMEM for a kernel": {"xla_tpu_scoped_vmem_limit_kib": 65536}},
     "cpu": {"fast min and max": {"xla_cpu_enable_fast_min_max": True}},
 }
-VARIANT_SECONDS = 60.0  # that compiling and timing one takes at most
+VARIANT_SECONDS = 30.0  # that compiling and timing one takes at most
+FEW_BLOCKS = (2, 4)  # so that all variants are compiled in a minute or two
 
 
 def weights(drawing: Drawing) -> dict[str, Any]:
@@ -54,19 +47,35 @@ def weights(drawing: Drawing) -> dict[str, Any]:
 
 def prepare_and_step(drawing: Drawing) -> dict[str, Any]:
     """Return times of what is done once for all steps, and of one step."""
-    arguments = (*drawing.models, drawing.request)
-    prepare = drawing.prepare
-    drawing.conditioning  # noqa: B018  # runs it for the first time
+    prepare, arguments = drawing.prepare, (*drawing.models, drawing.request)
+    drawing.result = np.asarray(drawing.run_step())
     once = timed(lambda: prepare.run(*arguments), drawing.settings.samples)
-    finite = bool(jnp.isfinite(drawing.run_step()).all())
     step = timed(drawing.run_step, drawing.settings.samples)
     return {
         "prepare": once.to_dict() | prepare.to_dict(),
         "step": step.to_dict() | rates(drawing.step_flops, step.median) | drawing.step.to_dict(),
-        "finite": finite,
+        "finite": bool(np.isfinite(drawing.result).all()),
         "peak GB": peak_gigabytes(),
         "nvidia-smi": nvidia_smi(),  # at once: whether it is hot or throttled
     }
+
+
+def stacked_step(stacked: Drawing) -> dict[str, Any]:
+    """Return the times of the stacked form, and free its weights."""
+    try:
+        return prepare_and_step(stacked)
+    finally:
+        stacked.forget()
+
+
+def step(drawing: Drawing, stacked: Drawing) -> dict[str, Any]:
+    """Return the times of the pipeline's form, and how far its result is from the stacked one's."""
+    values = prepare_and_step(drawing)
+    if stacked.result is not None:
+        assert drawing.result is not None
+        off = np.linalg.norm(drawing.result - stacked.result) / np.linalg.norm(stacked.result)
+        values["difference from stacked"] = round_to(float(off))
+    return values
 
 
 def step_profile(drawing: Drawing) -> dict[str, Any]:
@@ -75,14 +84,52 @@ def step_profile(drawing: Drawing) -> dict[str, Any]:
     return profile(drawing.run_step)
 
 
+def picture(drawing: Drawing) -> dict[str, Any]:
+    """Return the time of all steps, one after the other, without encoders and VAE."""
+    return _picture(drawing, drawing.run_all_steps)
+
+
+def without_subject(alone: Drawing) -> dict[str, Any]:
+    """Return times of FLUX alone, and free its weights."""
+    try:
+        return prepare_and_step(alone) | {"picture": picture(alone)["s a picture"]}
+    finally:
+        alone.forget()
+
+
+def one_program(drawing: Drawing) -> dict[str, Any]:
+    """Return the time of all steps as one program, without encoders and VAE."""
+    program = drawing.compile(sampler.sample, drawing.request)
+    times = _picture(drawing, lambda: program.run(*drawing.models, drawing.request))
+    return times | {"program": program.to_dict()}
+
+
+def _picture(drawing: Drawing, call: Callable[[], Array]) -> dict[str, Any]:
+    finite = bool(jnp.isfinite(call()).all())
+    samples = max(2, drawing.settings.samples // 2)
+    times = Timing(tuple(sample(call, 1) for _ in range(samples)))
+    steps, batch = drawing.settings.steps, drawing.settings.batch
+    return {
+        "s a picture": round_to(times.median / batch),
+        "steps": steps,
+        "all": times.to_dict() | rates(steps * drawing.step_flops, times.median),
+        "finite": finite,
+        "peak GB": peak_gigabytes(),
+    }
+
+
 def variants(drawing: Drawing, budget: Budget, reserve: float) -> dict[str, Any]:
-    """Return times of the step under other options of the compiler; the usual ones again at last.
+    """Return times of a step of few blocks under other options of the compiler.
+
+    The usual ones come first, and again at last, for how far times of one program spread.
 
     Args:
-        reserve: seconds of the budget that later parts need.
+        drawing: with few blocks.
+        budget: of the whole measurement.
+        reserve: seconds of it that later parts need.
     """
-    entries: dict[str, Any] = {}
-    for name, options in VARIANTS[platform(jax.devices()[0])].items():
+    entries: dict[str, Any] = {"the usual ones": _variant(drawing, {})}
+    for name, options in VARIANTS[platform()].items():
         if budget.left < VARIANT_SECONDS + reserve:
             entries[name] = {"skipped": f"{budget.left:.0f} s left"}
             continue
@@ -95,26 +142,8 @@ def variants(drawing: Drawing, budget: Budget, reserve: float) -> dict[str, Any]
 
 
 def _variant(drawing: Drawing, options: dict[str, Any]) -> dict[str, Any]:
-    arguments = drawing.step_arguments
-    program = compiled(sampler.step, *arguments, options=options)
-    program.run(*arguments).block_until_ready()
-    times = timed(lambda: program.run(*arguments), drawing.settings.samples)
+    arguments = drawing.conditioning, drawing.request.latents, np.int32(0)
+    program = drawing.compile(sampler.step, *arguments, **options) if options else drawing.step
+    drawing.run_step(program).block_until_ready()
+    times = timed(lambda: drawing.run_step(program), drawing.settings.samples)
     return times.to_dict() | program.to_dict()
-
-
-def picture(drawing: Drawing) -> dict[str, Any]:
-    """Return the time of all steps as one program, without encoders and VAE."""
-    arguments = (*drawing.models, drawing.request)
-    program = compiled(sampler.sample, *arguments)
-    finite = bool(jnp.isfinite(program.run(*arguments)).all())
-    samples = max(2, drawing.settings.samples // 2)
-    times = Timing(tuple(sample(lambda: program.run(*arguments), 1) for _ in range(samples)))
-    steps, batch = drawing.settings.steps, drawing.settings.batch
-    return {
-        "s a picture": round_to(times.median / batch),
-        "steps": steps,
-        "all": times.to_dict() | rates(steps * drawing.step_flops, times.median),
-        "program": program.to_dict(),
-        "finite": finite,
-        "peak GB": peak_gigabytes(),
-    }

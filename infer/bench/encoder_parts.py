@@ -20,7 +20,7 @@ TOKEN_IDS = 32  # random ids are below this; every vocabulary has more
 
 def encoders(drawing: Drawing) -> dict[str, Any]:
     """Return times of the text encoders, the image encoders and the VAE's decoder."""
-    configs, s = drawing.size.configs, drawing.settings
+    configs, s = drawing.configs, drawing.settings
     side = configs["siglip"].image_size
     height, width = (flow.PATCH * n for n in drawing.grid)
     words = configs["clip"].max_position_embeddings
@@ -52,7 +52,7 @@ def _case(
     inputs: tuple[Array, ...],
 ) -> dict[str, Any]:
     try:
-        configs = drawing.size.configs
+        configs = drawing.configs
         models = [random_module(k, configs[k], None, drawing.dtype) for k in components]
         program = compiled(function, *models, *inputs)
         results = jax.tree.leaves(program.run(*models, *inputs))

@@ -1,34 +1,44 @@
 """Parts of `python -m infer bench` by name, most telling first."""
 
+from dataclasses import replace
 from functools import partial
 
 from ic_jax.measuring.parts import Budget, Part
 from infer.bench import device_parts, drawing_parts, encoder_parts, versus_torch
-from infer.bench.drawing import Drawing
+from infer.bench.drawing import Drawing, DrawingSettings
 
 TRAINING, TORCH = "training", "torch"
 TRAINING_SECONDS = 150.0  # that compiling and timing one step takes at most
 EVERY = (
-    *("machine", "ceilings", "attention", "weights", "step", "profile", "picture"),
-    *("encoders", "variants", TRAINING),
+    *("machine", "ceilings", "attention", "stacked", "weights", "step", "profile", "picture"),
+    *("encoders", "alone", "variants", "program", TRAINING),
 )
 USUAL = ("machine", "weights", "step", "profile", "picture")
-AGAINST_TORCH = ("machine", "ceilings", "weights", TORCH)
+AGAINST_TORCH = ("machine", "ceilings", TORCH)
 
 
-def parts(drawing: Drawing, budget: Budget) -> dict[str, Part]:
+def parts(settings: DrawingSettings, budget: Budget) -> dict[str, Part]:
     """Return all parts but the training, which is another program."""
     reserve = TRAINING_SECONDS if device_parts.has_memory_to_train() else 0.0
+    drawing, stacked = Drawing(settings), Drawing(settings, stacked=True)
+    alone = Drawing(replace(settings, adapter=False))
+    few = Drawing(settings, blocks=drawing_parts.FEW_BLOCKS)
+    # The stacked form compiles fast; that of the pipeline may take minutes.
+    weights = Part("weights", 30, partial(drawing_parts.weights, drawing))
+    step = Part("step", 120, partial(drawing_parts.step, drawing, stacked))
+    made = weights, step
     listed = (
         Part("machine", 0, device_parts.machine),
         Part("ceilings", 20, partial(device_parts.ceilings, drawing)),
         Part("attention", 30, partial(device_parts.attentions, drawing)),
-        Part("weights", 40, partial(drawing_parts.weights, drawing)),
-        Part("step", 90, partial(drawing_parts.prepare_and_step, drawing)),
-        Part("profile", 20, partial(drawing_parts.step_profile, drawing)),
-        Part("picture", 60, partial(drawing_parts.picture, drawing)),
-        Part("encoders", 60 + reserve, partial(encoder_parts.encoders, drawing)),
-        Part("variants", 60 + reserve, partial(drawing_parts.variants, drawing, budget, reserve)),
-        Part(TORCH, 120, partial(versus_torch.compare, drawing)),
+        Part("stacked", 90, partial(drawing_parts.stacked_step, stacked)),
+        *made,
+        Part("profile", 20, partial(drawing_parts.step_profile, drawing), made),
+        Part("picture", 20, partial(drawing_parts.picture, drawing), made),
+        Part("encoders", 40 + reserve, partial(encoder_parts.encoders, drawing)),
+        Part("alone", 120 + reserve, partial(drawing_parts.without_subject, alone)),
+        Part("variants", 40 + reserve, partial(drawing_parts.variants, few, budget, reserve)),
+        Part("program", 90 + reserve, partial(drawing_parts.one_program, drawing), [weights]),
+        Part(TORCH, 120, partial(versus_torch.compare, drawing), made),
     )
     return {part.name: part for part in listed}

@@ -32,10 +32,11 @@ def compare(drawing: Drawing) -> dict[str, Any]:
     Ours is timed twice: as the loop over steps runs it, with the modulation computed beforehand,
     and in one call like diffusers, which computes the modulation in every step.
     """
+    theirs = _diffusers(drawing)  # before the weights are in the form in which we draw
     calls = {STEP: drawing.run_step, ONE_CALL: _our_call(drawing)}
     entries: dict[str, Any] = {name: {} for name in calls}
     velocity = np.asarray(calls[ONE_CALL]().astype("float32"))
-    for name, make in _diffusers(drawing).items():
+    for name, make in theirs.items():
         start = time.perf_counter()
         try:
             call = make()
@@ -65,7 +66,7 @@ def _our_call(drawing: Drawing) -> Call:
     batch, sigma = drawing.settings.batch, r.sigmas[drawing.settings.steps // 2]
     latents, times = r.latents.astype(drawing.dtype), sigma.repeat(batch)
     arguments = (flux, latents, *r.prompt, times, r.guidance_scale, r.rope)
-    program = compiled(Flux.__call__, *arguments)
+    program = compiled(Flux.__call__, *arguments, options=drawing.compiler_options)
     return lambda: program.run(*arguments)
 
 
@@ -98,7 +99,7 @@ def _transformer(drawing: Drawing) -> Any:
     import torch
     from diffusers import FluxTransformer2DModel
 
-    (flux, _) = drawing.models
+    flux = drawing.random_flux()
     ours = {path: torch.from_dlpack(x[...]) for path, x in parameters(flux).items()}
     like = next(iter(ours.values()))
     torch.set_default_dtype(like.dtype)
@@ -159,7 +160,7 @@ def _products(drawing: Drawing) -> dict[str, Any]:
     """Return times of the MLP's product alone, which bounds what either can reach."""
     import torch
 
-    d, s = drawing.size.configs["transformer"].hidden_size, drawing.settings
+    d, s = drawing.configs["transformer"].hidden_size, drawing.settings
     rows = s.batch * (drawing.image_tokens + s.text_length)
     a, b = (
         random_like(jax.ShapeDtypeStruct(shape, drawing.dtype), name)
@@ -186,7 +187,7 @@ def _conditions(drawing: Drawing) -> dict[str, Any]:
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
     from torch.nn.attention import SDPBackend
 
-    config, s = drawing.size.configs["transformer"], drawing.settings
+    config, s = drawing.configs["transformer"], drawing.settings
     tokens = drawing.image_tokens + s.text_length
     like = _inputs(drawing)["hidden_states"]
     shape = (s.batch, config.num_attention_heads, tokens, config.attention_head_dim)
