@@ -8,8 +8,8 @@ transposed in between.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ic_jax.models import attention as plain
-from ic_jax.models.attention import Heads, Split, attention, split_heads
+from ic_jax.models import attention
+from ic_jax.models.attention import Heads, Split, split_heads
 from ic_jax.models.layers import Linear, LinearOfParts
 from ic_jax.models.target import platform
 
@@ -37,7 +37,7 @@ def split_into_heads(x: Float[Array, "b n c"], head_dim: int) -> Heads:
 
 def merge_heads(x: Heads) -> Float[Array, "b n c"]:
     """Merge the heads into channels."""
-    return plain.merge_heads(x.swapaxes(1, 2) if heads_first() else x)
+    return attention.merge_heads(x.swapaxes(1, 2) if heads_first() else x)
 
 
 def from_heads(linear: Linear, x: Heads) -> Float[Array, "b n c"]:
@@ -55,4 +55,4 @@ def from_heads_and_channels(
 
 def attend(q: Heads, k: Heads, v: Heads, *, split: Split) -> Heads:
     """Compute attention, see `ic_jax.models.attention.attention`."""
-    return attention(q, k, v, split=split, heads_first=heads_first())
+    return attention.attention(q, k, v, split=split, heads_first=heads_first())
