@@ -28,6 +28,19 @@ GOLDENS = Path(__file__).parent / "goldens"
 TINY = GOLDENS / "tiny_instantcharacter"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="fail where a test is skipped")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Any:
+    report = yield
+    if report.skipped and item.config.getoption("--no-skips"):
+        *_, reason = report.longrepr
+        report.outcome, report.longrepr = "failed", f"{reason}, which --no-skips does not allow"
+    return report
+
+
 def convert(*arguments: Any) -> None:
     """Run `python -m convert` with `arguments`; it must succeed."""
     from convert.commands import main

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tests.oracle import relative
-from tests.toy import write_data, write_model
+from tests.toy import CLIP, write_data, write_model
 from train.checkpoints import Checkpoints
 from train.commands import main
 from train.recipe import Saving
@@ -39,6 +39,7 @@ stage1.batch = 8
 stage1.resolution = 32
 stage1.learning_rate = 1e-2
 stage1.warmup = 1
+stage1.clip = {clip}
 stage1.remat = "none"
 """
 
@@ -94,7 +95,7 @@ class Runs:
 
     def recipe(self, run):
         file = self.folder / f"{run}.toml"
-        file.write_text(self._recipe.format(folder=self.folder, out=self.folder / run))
+        file.write_text(self._recipe.format(folder=self.folder, out=self.folder / run, clip=CLIP))
         return file
 
     def train(self, run, how="train"):

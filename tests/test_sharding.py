@@ -38,9 +38,7 @@ FLUX = FluxConfig(
     in_channels=8,
 )
 ADAPTER = AdapterConfig(**(toy.CONFIGS["adapter"].to_dict() | {"output_dim": 32}))
-# The default of recipes, small: Adam divides a gradient by its size, so that a gradient that is
-# zero except for rounding moves its parameter by the full rate, up or down.
-RATE = 1e-4
+RATE = 1e-3
 MESHES = (
     "data=2,fsdp=2,tensor=2",
     "fsdp=2,tensor=2,context=2",
@@ -118,7 +116,7 @@ class Trainer:
 
     def __init__(self, models):
         self.compiled = {}
-        self.adamw = optimizer("adamw", Stage(steps=3))
+        self.adamw = optimizer("adamw", Stage(steps=3, clip=toy.CLIP))
         self.flux, self.rope = models[0], rope_table(position_ids(16, 8, 8), FLUX)
         self.state = TrainState.start(models[1], self.adamw, ema=True)
 

@@ -31,6 +31,10 @@ FLUX = FluxConfig(
     axes_dims_rope=(4, 6, 6),
     in_channels=8,
 )
+# Gradient norm to clip to where parameters are compared after Adam, which divides each element of
+# the gradient by itself: one that is zero but for rounding would move its parameter by the full
+# rate, up or down. So small a norm leaves them below Adam's epsilon, 1e-8, which divides them then.
+CLIP = 1e-6
 VISION = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
 CONFIGS = {
     "transformer": FLUX,
