@@ -1,4 +1,4 @@
-"""Sampler and training step, compiled for GPUs and TPUs that are not there.
+"""Sampler and training step, lowered for every platform and compiled for devices that are absent.
 
 The models are small, but their heads and numbers of tokens are such that the kernels are those of
 the full size: cuDNN's attention forward and backward, with odd numbers of tokens too, and splash.
@@ -7,12 +7,16 @@ the full size: cuDNN's attention forward and backward, with odd numbers of token
 import argparse
 import importlib.util
 from dataclasses import replace
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from ic_jax import auto_mesh
 from ic_jax.planning.topologies import topology_devices
+from ic_jax.sharding import make_mesh, parse
 from infer import plan_command as drawing
 from tests import toy
 from train import plan_command as training
@@ -41,6 +45,7 @@ CONFIGS = toy.CONFIGS | {
 SIDE = 192  # pixels, with the toy VAE 2304 tokens: half of them are enough for splash
 TEXT = 32  # tokens
 
+EIGHT = "data=2,tensor=2,context=2"
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 
 
@@ -53,11 +58,11 @@ def needs(module, name, *values):
 
 ON_GPUS = [
     needs("jax_cuda13_plugin", "one H100", "h100:1", "data=1"),
-    needs("jax_cuda13_plugin", "eight H100", "h100:8", "data=2,tensor=2,context=2"),
+    needs("jax_cuda13_plugin", "eight H100", "h100:8", EIGHT),
 ]
 ON_TPUS = [
     needs("libtpu", "one v6e", "v6e:1x1", "data=1"),
-    needs("libtpu", "eight v6e", "v6e:2x4", "data=2,tensor=2,context=2"),
+    needs("libtpu", "eight v6e", "v6e:2x4", EIGHT),
 ]
 
 
@@ -66,24 +71,71 @@ def shapes():
     return auto_mesh.shapes(CONFIGS, jnp.bfloat16)
 
 
-def drawn(shapes, topology, mesh):
-    """Return the report of two pictures in two steps."""
+def drawing_options(mesh):
+    """Return the options of two pictures in two steps."""
     parser = argparse.ArgumentParser()
     drawing.add_arguments(parser)
     size = ("--height", str(SIDE), "--width", str(SIDE), "--text-length", str(TEXT))
-    args = parser.parse_args(["--mesh", mesh, *size, "--steps", "2", "--batch", "2"])
-    (report,) = drawing.reports(args, shapes, topology_devices(topology))
+    return parser.parse_args(["--mesh", mesh, *size, "--steps", "2", "--batch", "2"])
+
+
+def training_recipe(mesh):
+    """Return the recipe of a step of two samples."""
+    values = dict.fromkeys(("model", "data", "out"), "none") | {"mesh": mesh, "text_length": TEXT}
+    return recipe_of(values | {"stage1": {"steps": 1, "batch": 2, "resolution": SIDE}})
+
+
+def drawn(shapes, topology, mesh):
+    (report,) = drawing.reports(drawing_options(mesh), shapes, topology_devices(topology))
     assert report["fits"]
     return report
 
 
 def trained(shapes, topology, mesh):
-    """Return the report of a step of two samples."""
-    values = dict.fromkeys(("model", "data", "out"), "none") | {"mesh": mesh, "text_length": TEXT}
-    recipe = recipe_of(values | {"stage1": {"steps": 1, "batch": 2, "resolution": SIDE}})
+    recipe = training_recipe(mesh)
     (report,) = training.step_reports(recipe, shapes, topology_devices(topology))
     assert report["fits"]
     return report
+
+
+PLATFORMS = [  # as the models call it, a compute capability, JAX's name, kernels of attention
+    ("cpu", "", "cpu", ""),
+    ("gpu", "9.0", "cuda", FORWARD),
+    ("gpu", "gfx942", "rocm", ""),
+    ("tpu", "", "tpu", "splash_mha_fwd"),
+]
+
+
+@pytest.mark.parametrize(("platform", "capability", "name", "kernel"), PLATFORMS)
+def test_drawing_lowers_for_every_platform(shapes, platform, capability, name, kernel, monkeypatch):
+    mesh = make_mesh(parse(EIGHT))
+    (program,) = drawing.programs(drawing_options(EIGHT), shapes, mesh)
+    check_kernels(lowered(program, platform, capability, name, monkeypatch), kernel)
+
+
+@pytest.mark.parametrize(("platform", "capability", "name", "kernel"), PLATFORMS)
+@pytest.mark.usefixtures("optax_promotes")
+def test_training_lowers_for_every_platform(
+    shapes, platform, capability, name, kernel, monkeypatch
+):
+    mesh = make_mesh(parse(EIGHT))
+    program = training.program(training_recipe(EIGHT), "stage1", shapes, mesh, replicate=False)
+    text = lowered(program, platform, capability, name, monkeypatch)
+    check_kernels(text, kernel)
+    state = jax.tree.leaves(program.arguments[0])
+    assert text.count("tf.aliasing_output") + text.count("jax.buffer_donor") == len(state)
+
+
+def lowered(program, platform, capability, name, monkeypatch):
+    """Return the text of a program lowered for a platform that need not be installed."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    device = SimpleNamespace(compute_capability=capability)
+    return program.lower(platform, device, to=name).as_text()
+
+
+def check_kernels(text, kernel):
+    for other in (FORWARD, "splash_mha_fwd"):
+        assert (other in text) == (other == kernel)
 
 
 @pytest.mark.parametrize(("topology", "mesh"), ON_GPUS)

@@ -88,6 +88,8 @@ class PlannedProgram:
         """
         options = {} if self.out_shardings is None else {"out_shardings": self.out_shardings}
         jitted = jax.jit(self.function, donate_argnums=tuple(self.donate), **options)
+        # JAX keeps traces by function and arguments, not by what they are compiled for.
+        jax.clear_caches()
         with compiling_for(platform, device), jax.set_mesh(self.mesh):
             return jitted.trace(*self.arguments).lower(lowering_platforms=(to,) if to else None)
 
