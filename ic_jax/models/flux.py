@@ -28,7 +28,7 @@ from ic_jax.models.layers import (
     normalize,
     sinusoid,
 )
-from ic_jax.models.rope import Rope, rotate, split_rope
+from ic_jax.models.rope import Rope, rotate
 from ic_jax.models.streams import (
     add_to_image,
     concat_streams,
@@ -140,14 +140,9 @@ class DoubleBlock(nnx.Module):
         q, k, v = attn.qkv(modulate(img, img_mod[:, 0], img_mod[:, 1]))
         txt_q, txt_k, txt_v = attn.added_qkv(modulate(txt, txt_mod[:, 0], txt_mod[:, 1]))
 
-        txt_rope, img_rope = split_rope(rope, t)
         out = attend(
-            concat_streams(
-                rotate(attn.norm_added_q(txt_q), txt_rope), rotate(attn.norm_q(q), img_rope), axis
-            ),
-            concat_streams(
-                rotate(attn.norm_added_k(txt_k), txt_rope), rotate(attn.norm_k(k), img_rope), axis
-            ),
+            rotate(concat_streams(attn.norm_added_q(txt_q), attn.norm_q(q), axis), rope),
+            rotate(concat_streams(attn.norm_added_k(txt_k), attn.norm_k(k), axis), rope),
             concat_streams(txt_v, v, axis),
             split="both",
         )

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 from ic_jax.config import FluxConfig
 from ic_jax.models.attention import Heads
 from ic_jax.models.heads import token_axis
-from ic_jax.models.streams import split_streams
 from ic_jax.models.target import platform
 
 
@@ -34,12 +33,6 @@ def rope_table(ids: np.ndarray, config: FluxConfig) -> Rope:
     cos: Any = np.cos(table).astype(np.float32)
     sin: Any = np.sin(table).astype(np.float32)
     return Rope(cos, sin)
-
-
-def split_rope(rope: Rope, text_tokens: int) -> tuple[Rope, Rope]:
-    """Split a table in the order of a stream into those of its text and of its image tokens."""
-    (txt_cos, img_cos), (txt_sin, img_sin) = (split_streams(x, text_tokens, axis=0) for x in rope)
-    return Rope(txt_cos, txt_sin), Rope(img_cos, img_sin)
 
 
 @jax.custom_vjp
