@@ -21,6 +21,7 @@ from ic_jax.measuring.random_weights import random_like, random_module
 from ic_jax.measuring.sizes import Size, size_of
 from ic_jax.measuring.timing import Timing, compiled, peak_gigabytes, rates, round_to
 from ic_jax.models.rope import rope_table
+from ic_jax.models.unstacked import split_output
 from ic_jax.sharding import describe, replicate_to_mesh
 from train import flops, lora
 from train.encode import Frozen, StepScalars
@@ -107,6 +108,7 @@ def _frozen(recipe: Recipe, size: Size, used: set[str], mesh: Mesh, replicate: b
     for name in used:
         config = size.configs[name]
         parts[name] = random_module(name, config, flux, dtype, mesh=mesh, replicate=replicate)
+    parts["transformer"] = split_output(parts["transformer"])
     return Frozen(**parts)
 
 

@@ -21,6 +21,7 @@ from ic_jax.config import (
     VaeConfig,
 )
 from ic_jax.models.adapter import Adapter
+from ic_jax.models.unstacked import split_output
 from ic_jax.preprocessing.tokenizers import PromptTokenizer
 from ic_jax.sharding import replicate_to_mesh, shardings
 from ic_jax.weights import loading
@@ -162,6 +163,8 @@ def load_parts(
     components = {*needed, *loading.CONFIG_ONLY}
     dtype = jnp.dtype(recipe.dtype)
     model = loading.load_model(base, dtype, components=components, mesh=mesh, replicate=replicate)
+    if model.transformer is not None:
+        model.transformer = split_output(model.transformer)
     lacks = sorted(name for name in needed if getattr(model, name) is None)
     if lacks:
         raise WeightsError(

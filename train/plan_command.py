@@ -14,6 +14,7 @@ from ic_jax import auto_mesh, flow
 from ic_jax.config import ConfigError
 from ic_jax.devices import platform
 from ic_jax.models.adapter import Adapter
+from ic_jax.models.unstacked import split_output
 from ic_jax.planning.compile_plan import PlannedProgram, compile_report, sharded_shapes
 from ic_jax.planning.report import show
 from ic_jax.planning.topologies import topology_devices
@@ -148,6 +149,7 @@ def program(
     )
     configs = {component: module.config for component, module in shapes.items()}
     parts: Any = dict.fromkeys(Frozen._fields) | _base(recipe, shapes)
+    parts["transformer"] = jax.eval_shape(split_output, parts["transformer"])
     frozen = sharded_shapes(Frozen(**parts), mesh, replicate=replicate)
     return PlannedProgram(
         name=f"training step, {name}",

@@ -1,0 +1,154 @@
+"""Cost of one sampling step as compiled for absent accelerators, beside an earlier checkout.
+
+    git worktree add EARLIER 8db4d1a
+    pip install '.[cuda13,tpu]'                       # JAX 0.12
+    python -m benchmarks.compiled_step EARLIER        # both, side by side
+    python -m benchmarks.compiled_step --growth       # this one, as tokens and batch grow
+
+A step of FLUX.1-dev with the adapter at 1024 x 1024 is compiled with one double and two single
+blocks for one H200 and one TPU v6e, with and without the adapter. Of 19 and 38 blocks the whole
+step has 19 times as much, apart from the first and last projection; `infer plan` compiles it whole,
+in ten minutes for a TPU. Figures are read off the compiled programs: bytes moved and of them copies
+of weights (GPU), and the compiler's estimate of milliseconds outside attention (TPU). Writes
+compiled_step.json and compiled_growth.json beside this script.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent.parent
+TARGETS = ("h200:1", "v6e:1x1")
+REPEATS = 19  # of one double and two single blocks
+SIDES = (512, 768, 1024, 1536, 2048)  # pixels
+BATCHES = (1, 2, 4, 8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("earlier", nargs="?", type=Path, help="checkout of an earlier version")
+    parser.add_argument("--growth", action="store_true", help="tokens and batch of this version")
+    parser.add_argument("--targets", nargs="+", default=TARGETS, help="topologies of one device")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(step_cost(**args.child)))
+    elif args.growth:
+        _write("compiled_growth", growth())
+    else:
+        checkouts = {"now": HERE} | ({"earlier": args.earlier} if args.earlier else {})
+        results = {
+            target: {
+                name: {
+                    label: _cost(checkout, topology=target, adapter=adapter)
+                    for label, adapter in (("with the adapter", True), ("plain FLUX", False))
+                }
+                for name, checkout in checkouts.items()
+            }
+            for target in args.targets
+        }
+        _write("compiled_step", results)
+
+
+def growth() -> dict[str, Any]:
+    """Return the costs by side and by batch, and the exponents that fit their ends best."""
+    sides = {side: _cost(HERE, topology="h200:1", side=side) for side in SIDES}
+    batches = {batch: _cost(HERE, topology="h200:1", side=512, batch=batch) for batch in BATCHES}
+    tokens = {(side // 16) ** 2 + 512: cost for side, cost in sides.items()}
+    return {
+        "by side in pixels": sides,
+        "by batch at 512 pixels": batches,
+        "exponents of tokens": _exponents(tokens),
+        "exponents of the batch": _exponents(batches),
+    }
+
+
+def _exponents(costs: dict[int, dict[str, float]]) -> dict[str, float]:
+    """Return the slopes of least squares through the logarithms of costs over sizes."""
+    x = [math.log(size) for size in costs]
+    mean = sum(x) / len(x)
+    slopes = {}
+    for name in ("TFLOP", "GB moved"):
+        y = [math.log(cost[name]) for cost in costs.values()]
+        products = [(a - mean) * b for a, b in zip(x, y, strict=True)]
+        slopes[name] = round(sum(products) / sum((a - mean) ** 2 for a in x), 3)
+    return slopes
+
+
+def _cost(checkout: Path, **settings: Any) -> dict[str, Any]:
+    """Return `step_cost` of a checkout, computed in a process of its own."""
+    run = [sys.executable, __file__, "--child", json.dumps(settings)]
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    done = subprocess.run(
+        run, env=environment, cwd=checkout, check=True, stdout=subprocess.PIPE, text=True
+    )
+    cost = json.loads(done.stdout.splitlines()[-1])
+    print(checkout.name, settings, cost, flush=True)
+    return cost
+
+
+def step_cost(
+    topology: str, side: int = 1024, batch: int = 1, *, adapter: bool = True
+) -> dict[str, Any]:
+    """Compile a step of three blocks and return its cost for all blocks."""
+    import jax.numpy as jnp
+
+    from ic_jax import auto_mesh
+    from ic_jax.config import CONFIGS
+    from ic_jax.devices import Chip
+    from ic_jax.planning.compile_plan import compile_report
+    from ic_jax.planning.topologies import topology_devices
+    from ic_jax.sharding import make_mesh, parse
+    from ic_jax.weights.loading import abstract
+    from infer.plan_command import programs
+
+    shapes = auto_mesh.published(jnp.bfloat16)
+    flux = dataclasses.replace(CONFIGS["flux-dev"], num_layers=1, num_single_layers=2)  # type: ignore[type-var]
+    for name in ("transformer", "adapter"):
+        module = abstract(name, shapes[name].config if name == "adapter" else flux, flux)
+        shapes[name] = auto_mesh._cast(module, jnp.bfloat16)
+    mesh = make_mesh(parse("data=1"), topology_devices(topology))
+    options = argparse.Namespace(
+        height=side, width=side, steps=28, batch=batch, text_length=512, split_prepare=True
+    )
+    _, step = programs(options, shapes, mesh)
+    if not adapter:
+        models, (_, conditioning, *others) = step.arguments[:1], step.arguments[1:]
+        steps = conditioning.steps._replace(subject_tokens=None)
+        arguments = (*models, None, conditioning._replace(steps=steps), *others)
+        labels = tuple(
+            None if x is None else label for x, label in zip(arguments, step.labels, strict=True)
+        )
+        step = dataclasses.replace(step, arguments=arguments, labels=labels)
+    report = compile_report(step)
+    work, chip = report.work, Chip.of(step.device)
+    assert work is not None
+    assert chip is not None
+    cost = {
+        "TFLOP": REPEATS * work.flops / 1e12,
+        "GB moved": REPEATS * work.bytes / 1e9,
+        "GB of copies of weights": REPEATS * work.weight_copies / 1e9,
+    }
+    if chip.clock:
+        for kind in ("products", "others"):
+            cycles = getattr(work.cycles, kind)
+            cost[f"ms by the compiler, {kind}"] = REPEATS * 1e3 * cycles / chip.clock
+    return {name: round(value, 2) for name, value in cost.items()}
+
+
+def _write(name: str, results: dict[str, Any]) -> None:
+    from ic_jax.measuring.origin import origin
+
+    file = Path(__file__).with_name(f"{name}.json")
+    results |= origin("jax", "flax")
+    file.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
