@@ -94,7 +94,7 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     # A compilation cannot be cancelled, and a normal exit during one crashes: exit at once.
-    if code == INTERRUPTED:
+    if code == INTERRUPTED or compilation_cache.is_ahead():
         os._exit(code)
     sys.exit(code)
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import re
+import threading
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ import jax
 
 from ic_jax import multihost
 
+AHEAD = "compiling ahead"  # name of a thread that compiles while weights are read
 _UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
 
 
@@ -56,6 +58,11 @@ def repair(warning: str) -> str:
             for entry in folder.glob(f"{match[1]}-*-cache"):
                 entry.unlink(missing_ok=True)
     return f"{folder}: an entry of {match[1]} was damaged; it is compiled and written anew"
+
+
+def is_ahead() -> bool:
+    """Return whether a thread compiles ahead of a call."""
+    return any(thread.name == AHEAD for thread in threading.enumerate())
 
 
 def _private_folder() -> Path:

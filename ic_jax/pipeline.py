@@ -2,10 +2,12 @@
 
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal, Self
 
 import jax
@@ -16,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from PIL import Image
 
-from ic_jax import auto_mesh, memory
+from ic_jax import auto_mesh, compilation_cache, memory
 from ic_jax.config import SamplingConfig, SchedulerConfig
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.clip import ClipText
@@ -40,7 +42,7 @@ from ic_jax.request import (
     encode_texts,
     text_embeddings,
 )
-from ic_jax.runner import Runner
+from ic_jax.runner import Runner, ShapesRunner
 from ic_jax.sharding import describe
 from ic_jax.weights import loading
 from ic_jax.weights.encoders import LARGE_ENCODERS, Encoders, EncodersOnDemand
@@ -88,6 +90,7 @@ class InstantCharacterPipeline:
 
     scheduler: SchedulerConfig
     sampling: SamplingConfig
+    _make_runner: type[Runner] = Runner
 
     def __init__(self, model: loading.Model, encoders: Encoders | None = None):
         """Build a pipeline of models in memory; `from_pretrained` is the usual way.
@@ -98,7 +101,7 @@ class InstantCharacterPipeline:
         """
         self._model = model
         self._encoders = encoders or Encoders(model)
-        self._runner = Runner(model, self._encoders)
+        self._runner = self._make_runner(model, self._encoders)
         self.scheduler = model.scheduler or SchedulerConfig()
         self.sampling = model.sampling or SamplingConfig()
         targets = {"transformer": model.transformer, "clip": model.clip}
@@ -114,6 +117,7 @@ class InstantCharacterPipeline:
         verify: bool = True,
         mesh: str | Mesh | None = "auto",
         offload_encoders: bool = False,
+        ahead: Callable[["InstantCharacterPipeline"], Any] | None = None,
     ) -> Self:
         """Load a converted model.
 
@@ -132,6 +136,9 @@ class InstantCharacterPipeline:
             offload_encoders: load T5, SigLIP and DINOv2 only to encode, and free them before
                 sampling: 12.6 GB less memory for FLUX.1-dev, but every call with prompts loads T5
                 again.
+            ahead: makes a call that will follow, with the pipeline that it takes, which compiles
+                in place of drawing. A thread runs it while the weights are read, where there is
+                no mesh; its errors are those of the call that follows.
 
         Raises:
             FileNotFoundError: no such folder; or on the Hub no such repository or revision, no
@@ -150,7 +157,9 @@ class InstantCharacterPipeline:
             mesh = auto_mesh.for_inference(mesh, folder, dtype)
         memory.check_inference(folder, dtype, mesh, offload_encoders=offload_encoders)
         components = set(folder.components) - set(LARGE_ENCODERS if offload_encoders else ())
-        model = loading.load_model(folder, dtype, components=components, verify=verify, mesh=mesh)
+        with _compiling_ahead(folder, dtype, None if mesh is not None else ahead):
+            options: dict[str, Any] = {"verify": verify, "mesh": mesh}
+            model = loading.load_model(folder, dtype, components=components, **options)
         if model.transformer is not None:
             models = drawing_form(model.transformer, model.adapter, platform())
             model.transformer, model.adapter = models
@@ -548,6 +557,42 @@ class InstantCharacterPipeline:
         if args.output_type == "np":
             return pixels
         return [Image.fromarray(np.round(255 * image).astype(np.uint8)) for image in pixels]
+
+
+class ShapesPipeline(InstantCharacterPipeline):
+    """Pipeline of a model of shapes, which compiles the programs of a call and draws nothing."""
+
+    _make_runner = ShapesRunner
+
+    def _images(self, latents: Any, args: SamplingArguments) -> list[Image.Image]:
+        assert isinstance(self._runner, ShapesRunner)
+        if args.output_type != "latent":
+            self._runner.compile_pictures(latents, self._runner.grid(args.height, args.width))
+        return []
+
+
+@contextmanager
+def _compiling_ahead(
+    folder: ModelFolder, dtype: Any, ahead: Callable[[InstantCharacterPipeline], Any] | None
+) -> Iterator[None]:
+    """Run `ahead` in a thread beside the `with` block; see `from_pretrained`."""
+    if ahead is None:
+        yield
+        return
+
+    def run() -> None:
+        # The call that follows says what is wrong, and so does the loader of a damaged model.
+        with suppress(Exception):
+            model = loading.model_shapes(folder, dtype)
+            form = partial(drawing_form, platform=platform())
+            models = jax.eval_shape(form, model.transformer, model.adapter)
+            model.transformer, model.adapter = models
+            ahead(ShapesPipeline(model))
+
+    thread = Thread(target=run, name=compilation_cache.AHEAD, daemon=True)
+    thread.start()
+    yield
+    thread.join()
 
 
 def open_model(name_or_path: ModelFolder | Path | str, revision: str | None = None) -> ModelFolder:

@@ -75,7 +75,7 @@ class Runner:
             max_sequence_length=length,
         )
         with self._on_mesh():
-            return _encode_text(clip, t5, clip_ids, t5_ids)
+            return self._run(_encode_text, clip, t5, clip_ids, t5_ids)
 
     def encode_pictures(self, pictures: Sequence[Picture], fit: Fit) -> SubjectFeatures:
         """Encode pictures, one row each."""
@@ -89,9 +89,8 @@ class Runner:
         cut = [tiles(to_square(read_rgb(picture), fit), size) for picture in pictures]
         low, high = (np.stack(part) for part in zip(*cut, strict=True))
         with self._on_mesh():
-            return _encode_subject(
-                siglip, dinov2, low=low, high=high, config=adapter.config, dtype=self.dtype
-            )
+            static = {"config": adapter.config, "dtype": self.dtype}
+            return self._run(_encode_subject, siglip, dinov2, low=low, high=high, **static)
 
     def check_features(self, features: SubjectFeatures) -> SubjectFeatures:
         """Cast features to the model's dtype; ValueError if they do not fit the adapter."""
@@ -110,14 +109,14 @@ class Runner:
         if times == 1:
             return prompt
         with self._on_mesh():
-            return _repeat_rows(prompt, times=times)
+            return self._run(_repeat_rows, prompt, times=times)
 
     def noise(self, seeds: Sequence[int], grid: Grid) -> Float[Array, "b n c"]:
         """Return the packed noise of each seed, float32."""
         height, width = (n * flow.PATCH for n in grid)
         channels = self.vae.config.latent_channels
         numbers = np.asarray(seeds, np.uint32)
-        packed = _noise(numbers, height=height, width=width, channels=channels)
+        packed = self._run(_noise, numbers, height=height, width=width, channels=channels)
         # A mesh of several processes takes local data as NumPy arrays only.
         return np.asarray(packed) if self.spans_processes else packed  # type: ignore[return-value]
 
@@ -149,23 +148,31 @@ class Runner:
 
     def decode(self, latents: Float[Array, "b n c"], grid: Grid) -> np.ndarray:
         """Decode packed latents to pictures, float32 [b, height, width, 3] in 0..1."""
-        with self._on_mesh():
-            cast = latents if latents.dtype == self.dtype else _cast(latents, dtype=self.dtype)
-            return np.asarray(_decode(self.vae, cast, grid=grid))
+        return np.asarray(self._pixels(latents, grid))
 
     def check_finite(self, values: Array | np.ndarray) -> None:
         """Raise FloatingPointError unless all values are finite."""
-        if not bool(_all_finite(values)):
+        if not bool(self._run(_all_finite, values)):
             raise FloatingPointError(
                 f"the model produced numbers that are not finite in {self.dtype}; "
                 "try dtype='float32', or a smaller guidance_scale, subject_scale or LoRA weight"
             )
 
+    def _pixels(self, latents: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b h w 3"]:
+        with self._on_mesh():
+            if latents.dtype != self.dtype:
+                latents = self._run(_cast, latents, dtype=self.dtype)
+            return self._run(_decode, self.vae, latents, grid=grid)
+
     def _call(self, function: Callable, *inputs: Any) -> Any:
         """Call a function of the sampler on FLUX, the adapter and `inputs`."""
         with self._on_mesh():
             models = self.transformer, self.model.adapter
-            return _jitted(function, platform())(*models, *inputs)
+            return self._run(_jitted(function, platform()), *models, *inputs)
+
+    def _run(self, program: Any, *args: Any, **options: Any) -> Any:
+        """Run a compiled program; every one is run here."""
+        return program(*args, **options)
 
     def _on_mesh(self) -> AbstractContextManager:
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
@@ -215,3 +222,31 @@ def _decode(vae: Vae, latents: Float[Array, "b n c"], grid: Grid) -> Float[Array
 @jax.jit
 def _all_finite(values: Array) -> Array:
     return jnp.isfinite(values).all()
+
+
+class ShapesRunner(Runner):
+    """Runner of a model of shapes, on one device: compiles programs and returns results' shapes.
+
+    The programs are afterwards found by a `Runner` of such a model. For a GPU they are only traced
+    and lowered: XLA chooses kernels by timing them, which reading weights would disturb.
+    """
+
+    def _run(self, program: Any, *args: Any, **options: Any) -> Any:
+        lowered = program.lower(*args, **options)
+        if platform() != "gpu":
+            lowered.compile()
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info)
+
+    def check_features(self, features: SubjectFeatures) -> SubjectFeatures:
+        return features
+
+    def sample_stepwise(
+        self, request: sampler.SamplingRequest, after_step: Any
+    ) -> Float[Array, "b n c"]:
+        conditioning = self._call(sampler.prepare, request)
+        first = self._call(sampler.step, conditioning, request.latents, np.int32(0))
+        return self._call(sampler.step, conditioning, first, np.int32(1))
+
+    def compile_pictures(self, latents: Float[Array, "b n c"], grid: Grid) -> None:
+        """Compile `decode` and `check_finite`."""
+        self._run(_all_finite, self._pixels(latents, grid))

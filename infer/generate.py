@@ -35,36 +35,49 @@ def run(args: argparse.Namespace) -> None:
 
 def generate(request: GenerateRequest, jobs: list[Job]) -> None:
     """Draw and save the pictures of `jobs`, printing what was done and how long it took."""
+    mesh = request.mesh
+    # One picture for each shard of the batch.
+    size = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def draw_first(pipe: InstantCharacterPipeline) -> None:
+        features = None
+        if request.subject is not None:
+            features = pipe.encode_subject(request.subject, request.sampling["subject_fit"])
+        callback = _ignore_step if _shows_bar(request) else None
+        _draw(pipe, request, _padded(jobs[:size], size), features, None, callback)
+
     watch = Stopwatch()
     pipe = InstantCharacterPipeline.from_pretrained(
         request.model,
         request.dtype,
         verify=request.verify,
-        mesh=request.mesh,
+        mesh=mesh,
         offload_encoders=request.offload_encoders,
+        ahead=draw_first,
     )
     for lora in request.loras:
         pipe.load_lora_weights(lora.file, weight=lora.weight, trigger=lora.trigger)
-    say(f"loaded {request.model.path}: {watch.lap()}")
+    say(f"loaded {request.model.path} and its programs: {watch.lap()}")
     subject = None
     if request.subject is not None:
         fit = request.sampling["subject_fit"]
         subject = jax.block_until_ready(pipe.encode_subject(request.subject, fit))
         say(f"encoded {request.subject}: {watch.lap()}")
     encoded = _encode_prompts(pipe, request, jobs) if request.offload_encoders else None
-    mesh = request.mesh
-    # One picture for each shard of the batch.
-    size = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     for first in range(0, len(jobs), size):
         batch = jobs[first : first + size]
-        # The last batch is padded to the same shape, so that nothing is compiled for it.
-        padded = [*batch, *batch[-1:] * (size - len(batch))]
-        images = _draw(pipe, request, padded, subject, encoded)
+        with _progress(request, batch[0].prompt) as callback:
+            images = _draw(pipe, request, _padded(batch, size), subject, encoded, callback)
         if _spans_processes(request) and not multihost.is_first():
             continue
         for job, image in zip(batch, images[: len(batch)], strict=True):
             output.save(image, job.file, request.metadata(job))
             say(f"drew {job.file}: {watch.lap()}")
+
+
+def _padded(batch: list[Job], size: int) -> list[Job]:
+    """Repeat the last job, so that nothing is compiled for a smaller batch."""
+    return [*batch, *batch[-1:] * (size - len(batch))]
 
 
 def _missing_jobs(request: GenerateRequest) -> list[Job]:
@@ -137,23 +150,31 @@ def _draw(
     jobs: list[Job],
     subject: SubjectFeatures | None,
     encoded: Embeddings | None,
+    callback: StepCallback | None,
 ) -> list[Image.Image]:
-    with _progress(request, jobs[0].prompt) as callback:
-        result = pipe(
-            subject_image=subject,
-            seed=[job.seed for job in jobs],
-            callback_on_step_end=callback,
-            **_prompt_arguments(request, jobs, encoded),
-            **request.sampling,
-        )
+    result = pipe(
+        subject_image=subject,
+        seed=[job.seed for job in jobs],
+        callback_on_step_end=callback,
+        **_prompt_arguments(request, jobs, encoded),
+        **request.sampling,
+    )
     assert isinstance(result.images, list)  # output_type is "pil"
     return result.images
+
+
+def _shows_bar(request: GenerateRequest) -> bool:
+    return request.progress and not multihost.is_multiprocess() and sys.stderr.isatty()
+
+
+def _ignore_step(*_: Any) -> None:
+    pass
 
 
 @contextmanager
 def _progress(request: GenerateRequest, prompt: str) -> Iterator[StepCallback | None]:
     """Show a bar over the steps on a terminal; elsewhere the loop stays one program."""
-    if not request.progress or multihost.is_multiprocess() or not sys.stderr.isatty():
+    if not _shows_bar(request):
         yield None
         return
     steps = len(request.sampling["sigmas"] or ()) or request.sampling["num_inference_steps"]

@@ -1,5 +1,6 @@
 """Stopwatch that reports compilation separately."""
 
+import threading
 import time
 
 import jax
@@ -13,15 +14,15 @@ _COMPILE_EVENTS = (
 
 
 class Stopwatch:
-    """Lap times in seconds; compilation by JAX is counted separately."""
+    """Lap times in seconds; compilation by JAX in the same thread is counted separately."""
 
     def __init__(self) -> None:
-        self._compiling = 0.0
+        self._compiling, self._thread = 0.0, threading.get_ident()
         jax.monitoring.register_event_duration_secs_listener(self._listen)
         self._start = time.perf_counter()
 
     def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event in _COMPILE_EVENTS:
+        if event in _COMPILE_EVENTS and threading.get_ident() == self._thread:
             self._compiling += duration_secs
 
     def lap(self) -> str:

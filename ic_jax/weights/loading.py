@@ -233,14 +233,31 @@ def load_model(
     folder = ModelFolder.open(path)
     wanted = [component for component in folder.components if component in components]
     modules = [component for component in wanted if component in COMPONENTS]
-    others = [component for component in wanted if component not in COMPONENTS]
     if verify:
-        folder.verify(others)
+        folder.verify([component for component in wanted if component not in COMPONENTS])
     parts = _load(folder, modules, dtype, verify=verify, mesh=mesh, replicate=replicate)
-    for component in others:
-        is_config = component in CONFIG_ONLY
-        parts[component] = read_config(folder, component) if is_config else folder.path / component
+    return Model(source=folder, **parts, **_others(folder, components))
+
+
+def model_shapes(path: ModelFolder | str | Path, dtype: Any) -> Model:
+    """Return the model that `load_model` loads, shapes in place of arrays."""
+    folder = ModelFolder.open(path)
+    parts = _others(folder, folder.components)
+    for component in COMPONENTS.keys() & folder.components.keys():
+        parts[component], planned = _plan(folder, component, dtype, None, replicate=False)
+        for parameter in planned:
+            shape = jax.ShapeDtypeStruct(parameter.tensor.shape, parameter.dtype)
+            parameter.variable.set_value(shape)
     return Model(source=folder, **parts)
+
+
+def _others(folder: ModelFolder, components: Container[str]) -> dict[str, Any]:
+    """Return configs and tokenizers' folders, what a Model has beside modules."""
+    return {
+        name: read_config(folder, name) if name in CONFIG_ONLY else folder.path / name
+        for name in folder.components
+        if name in components and name not in COMPONENTS
+    }
 
 
 def write_component(writer: ModelWriter, component: str, module: Any, dtype: Any = None) -> None:
