@@ -3,6 +3,7 @@
 Nothing depends on how long anything takes.
 """
 
+import importlib.metadata
 import json
 import math
 
@@ -13,15 +14,16 @@ import pytest
 
 import infer.commands
 import train.commands
-from ic_jax import auto_mesh, cli
+from ic_jax import auto_mesh, cli, sampler
 from ic_jax.config import CONFIGS
 from ic_jax.measuring.kernel_profile import KINDS, OTHERS, kind_of
 from ic_jax.measuring.parts import Budget, Part, Results, measure
 from ic_jax.measuring.random_weights import random_module
 from ic_jax.measuring.sizes import NAMES, size_of
 from ic_jax.measuring.timing import Timing, rates
+from ic_jax.models.target import compiling_for
 from ic_jax.weights.loading import parameters
-from infer.bench import every_part
+from infer.bench import drawing_parts, every_part
 from infer.bench.bench_command import add_arguments, numbers_of
 from infer.bench.drawing import Drawing, DrawingSettings
 from infer.bench.parts import EVERY, TRAINING
@@ -204,6 +206,47 @@ def test_every_part_of_drawing(file, capsys):
     assert variant["counted TFLOP"] == usual["counted TFLOP"]
     assert again.keys() < usual.keys()
     assert "TFLOP/s" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # compiles the programs of both forms
+def test_the_form_for_gpus_gives_the_same_latents():
+    with compiling_for("gpu"):
+        drawing, stacked = Drawing(TOY), Drawing(TOY, stacked=True)
+        assert drawing.compiler_options
+        assert not stacked.compiler_options
+        drawing_parts.stacked_step(stacked)
+        assert drawing_parts.step(drawing, stacked)["difference from stacked"] < 1e-5
+        latents = drawing.run_all_steps()
+        whole = drawing.compile(sampler.sample, drawing.request)
+    expected = whole.run(*drawing.models, drawing.request)
+    np.testing.assert_allclose(latents, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow  # compiles the programs of drawing without a subject
+def test_beside_diffusers(file, monkeypatch):
+    import torch
+
+    def refuse(model):
+        raise RuntimeError("no compiler of C++")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    options = ("--height", "64", "--width", "32", "--batch", "2", "--text-length", "8")
+    values = bench(file, *options, "--vs", "torch")
+    assert not values["settings"]["adapter"]
+    result = values["parts"]["torch"]["result"]
+    eager = result["diffusers, eager"]
+    assert eager["difference"] < 1e-5
+    assert result["diffusers, compiled"] == {"failed": "RuntimeError: no compiler of C++"}
+    names = ("ours, step", "ours, one call", "diffusers, eager", "product, JAX", "product, PyTorch")
+    for entry in (result[name] for name in names):
+        assert entry["TFLOP/s"] * entry["ms"] / 1e3 == pytest.approx(entry["TFLOP"], rel=2e-3)
+    for ours in names[:2]:
+        ratio = eager["ms"] / result[ours]["ms"]
+        assert result[f"times as long as {ours}"] == {
+            "diffusers, eager": pytest.approx(ratio, rel=2e-3)
+        }
+    assert result["conditions"]["diffusers"] == importlib.metadata.version("diffusers")
+    assert result["conditions"]["attention"] == "native"
 
 
 # A program in place of `python -m infer bench`: measures "a", and then something happens.
