@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.origin import origin
 from convert.configs import to_published
 from convert.names import published_shapes, slots
 from ic_jax.config import CONFIGS, FLUX_DEV, T5Config
+from ic_jax.measuring.origin import origin
 from ic_jax.weights.safetensors_io import Spec, write_tensors
 from ic_jax.weights.tensors import FLOATS
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.origin import origin
+from ic_jax.measuring.origin import origin
 from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
 from train.data.loader import HostBatch, batches

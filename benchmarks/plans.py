@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.origin import origin
+from ic_jax.measuring.origin import origin
 
 # Settings of a recipe with which training fits, and the samples of a step, by machine.
 LEAN = "--set cache=CACHE --set optimizer=adafactor --set stage1.ema=0"

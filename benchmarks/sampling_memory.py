@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from benchmarks.origin import origin
 from ic_jax import sampler
+from ic_jax.measuring.origin import origin
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.rope import Rope
 from ic_jax.models.target import compiling_for

@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.origin import commit_of, origin
+from ic_jax.measuring.origin import commit_of, origin
 
 HERE = Path(__file__).parent.parent
 SETUP = """

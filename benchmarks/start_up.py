@@ -31,10 +31,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.origin import commit_of, origin
 from ic_jax import auto_mesh
 from ic_jax.config import CONFIGS
 from ic_jax.files import sha256_file, write_json
+from ic_jax.measuring.origin import commit_of, origin
 from ic_jax.weights.loading import parameters
 from ic_jax.weights.model_folder import FORMAT, MANIFEST
 from ic_jax.weights.tensors import FLOATS
