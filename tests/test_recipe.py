@@ -1,11 +1,20 @@
 """Recipes: their tables, changes from the command line, and errors."""
 
 import json
+from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
+from ic_jax import auto_mesh
 from ic_jax.config import ConfigError
+from ic_jax.devices import CHIPS
+from ic_jax.sharding import parse
+from train.models import components_of
+from train.optimizer import state_copies
 from train.recipe import read_recipe, recipe_of
+
+RECIPES = Path(__file__).parent.parent / "docs" / "recipes"
 
 HEAD = 'model = "m"\ndata = "d"\nout = "o"\n'
 
@@ -69,6 +78,14 @@ def test_a_recipe_survives_json(tmp_path):
         (HEAD + "[reporting]\nevery = 0\n[stage1]\nsteps = 1", "reporting.every is 0"),
         (HEAD + "dtype = 'float15'\n[stage1]\nsteps = 1", "dtype is 'float15'; it must be bfl"),
         (HEAD + "base = 'whole'\n[stage1]\nsteps = 1", "'whole' is now called 'replicated'"),
+        (
+            HEAD + "optimizer = 'adamw8'\n[stage1]\nsteps = 1",
+            "must be adamw or adamw-bf",
+        ),
+        (
+            HEAD + "offload = 'ema'\n[stage1]\nsteps = 1",
+            "offload is .ema.; it must be",
+        ),
         (HEAD + "holdout = 2\n[stage1]\nsteps = 1", "holdout is 2.0; it must be from 0"),
         (HEAD + "text_length = 0\n[stage1]\nsteps = 1", "text_length is 0; it must be at le"),
         (HEAD + "[stage1]\nsteps = 1\nclip = 0", "stage1.clip is 0.0; it must be above 0"),
@@ -95,3 +112,40 @@ def test_a_lora_is_trained_instead_of_an_adapter(tmp_path):
     assert recipe_of(recipe.to_dict()) == recipe
     recipe = read(tmp_path, HEAD + "[stage1]\nsteps = 1\n[lora]\n", "lora.alpha=4", "holdout=0.5")
     assert (recipe.lora.scale, recipe.holdout) == (0.25, 0.5)
+
+
+MACHINES = {  # devices of docs/recipes, and their number
+    "h100": ("NVIDIA H100", 1),
+    "h200": ("NVIDIA H200", 1),
+    "8xh100": ("NVIDIA H100", 8),
+    "v5e-16": ("TPU v5 lite", 16),
+}
+
+
+def test_there_is_a_machine_for_every_recipe():
+    assert {file.stem for file in RECIPES.iterdir()} == MACHINES.keys()
+
+
+@pytest.fixture(scope="module")
+def published():
+    return auto_mesh.published(jnp.bfloat16)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_recipes_for_machines(name, published):
+    """They are read, and name the mesh that the devices' memory asks for."""
+    recipe, (chip, count) = read_recipe(RECIPES / f"{name}.toml"), MACHINES[name]
+    base = {k: published[k] for k in components_of(recipe, previews=False) & published.keys()}
+    rows = [stage.batch // stage.accumulate for stage in recipe.stages.values()]
+    sizes = auto_mesh.training_sizes(
+        *(base, published["adapter"], rows, count, CHIPS[chip].memory, state_copies(recipe))
+    )
+    expected = "data=1" if recipe.mesh == "auto" else recipe.mesh
+    assert sizes == parse(expected)
+    assert {stage.batch for stage in recipe.stages.values()} == {32}
+
+
+def test_adamw_does_not_fit_one_h100(published):
+    base = {k: published[k] for k in ("transformer", "siglip", "dinov2")}
+    with pytest.raises(ValueError, match="2 would, as fsdp=2"):
+        auto_mesh.training_sizes(base, published["adapter"], [1], 1, CHIPS["NVIDIA H100"].memory)

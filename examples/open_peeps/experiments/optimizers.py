@@ -36,7 +36,7 @@ RUNS = {
     "adamw, another seed": ("adamw", 1),
 }
 STAGE = "stage1"
-SHORT = ("steps=500", "batch=16", "b2=0.999")
+SHORT = ("steps=300", "batch=16", "b2=0.999")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
