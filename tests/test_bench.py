@@ -380,7 +380,6 @@ def test_a_training_step(file, optax_promotes):
         "remat": "blocks",
         "dtype": "bfloat16",
         "optimizer": "adamw",
-        "offload": False,
         "average": True,
         "cache": False,
     }

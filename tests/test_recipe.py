@@ -82,10 +82,6 @@ def test_a_recipe_survives_json(tmp_path):
             HEAD + "optimizer = 'adamw8'\n[stage1]\nsteps = 1",
             "must be adamw or adamw-bf",
         ),
-        (
-            HEAD + "offload = 'ema'\n[stage1]\nsteps = 1",
-            "offload is .ema.; it must be",
-        ),
         (HEAD + "holdout = 2\n[stage1]\nsteps = 1", "holdout is 2.0; it must be from 0"),
         (HEAD + "text_length = 0\n[stage1]\nsteps = 1", "text_length is 0; it must be at le"),
         (HEAD + "[stage1]\nsteps = 1\nclip = 0", "stage1.clip is 0.0; it must be above 0"),

@@ -22,7 +22,7 @@ from ic_jax.measuring.sizes import Size, size_of
 from ic_jax.measuring.timing import Timing, compiled, peak_gigabytes, rates, round_to
 from ic_jax.models.rope import rope_table
 from ic_jax.models.unstacked import split_output
-from ic_jax.sharding import describe, replicate_to_mesh
+from ic_jax.sharding import describe, replicate_to_mesh, shardings
 from train import flops, lora
 from train.encode import Frozen, StepScalars
 from train.models import components_of
@@ -52,8 +52,8 @@ def run(
     # With its subject dropped, a row has no gradient.
     stage = replace(next(iter(recipe.stages.values())), subject_dropout=0.0)
     settings = {k: getattr(stage, k) for k in SETTINGS} | {"size": size, "dtype": recipe.dtype}
-    settings |= {"optimizer": recipe.optimizer, "offload": recipe.offload}
-    settings |= {"average": recipe.averages, "cache": bool(recipe.cache)}
+    settings |= {"optimizer": recipe.optimizer, "average": recipe.averages}
+    settings |= {"cache": bool(recipe.cache)}
     parts = [
         Part(
             f"batch {batch}",
@@ -127,7 +127,7 @@ def _start(
     memory."""
     rule = optimizer(recipe.optimizer, stage)
     start = partial(TrainState.start, optimizer=rule, ema=recipe.averages)
-    places = jax.eval_shape(start, params).shardings(mesh, offload=recipe.offload)
+    places = shardings(jax.eval_shape(start, params), mesh)
     return jax.jit(start, donate_argnums=0, out_shardings=places)(params), places
 
 

@@ -10,6 +10,7 @@ import jax
 from tqdm import tqdm
 
 from ic_jax import multihost
+from ic_jax.sharding import shardings
 from train.checkpoints import Checkpoints
 from train.data.loader import HostBatch, SkipCounter
 from train.effect import effect_meter
@@ -113,7 +114,7 @@ def _restore(run: Setup, checkpoints: Checkpoints) -> tuple[TrainState, int, Ski
     rule = optimizer(recipe.optimizer, next(iter(recipe.stages.values())))
     start = partial(TrainState.start, optimizer=rule, ema=recipe.averages)
     shapes = jax.eval_shape(start, params)
-    places = shapes.shardings(run.models.mesh, offload=recipe.offload)
+    places = shardings(shapes, run.models.mesh)
     step = checkpoints.latest
     if step is None:
         begin = jax.jit(start, donate_argnums=0, out_shardings=places)
@@ -132,5 +133,5 @@ def _step_program(run: Setup, state: TrainState) -> Any:
         train_step,
         static_argnames=("optimizer", "timesteps", "accumulate", "remat", "dtype"),
         donate_argnums=(0,),
-        out_shardings=(state.shardings(run.models.mesh, offload=run.recipe.offload), None),
+        out_shardings=(shardings(state, run.models.mesh), None),
     )

@@ -94,7 +94,7 @@ def load_models(recipe: Recipe, base: ModelFolder) -> Models:
             f'optimizer = "{name}"': state_copies(replace(recipe, optimizer=name))
             for name in get_args(OptimizerName)
         }
-        | {"offload = true": state_copies(replace(recipe, offload=True))},
+        | {"ema = 0 in every stage": state_copies(recipe) - recipe.averages},
     )
     model = load_parts(recipe, base, components_of(recipe), mesh, replicate=replicate)
     used = components_of(recipe, previews=False)

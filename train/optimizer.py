@@ -133,7 +133,7 @@ def state_copies(recipe: Recipe) -> float:
     """Return the size of state and gradient on the devices, over that of the parameters."""
     moments = {"adamw": 2.0, "adamw-bfloat16": 1.0, "adafactor": 0.5}[recipe.optimizer]
     parameters_and_gradient = 2.0
-    return parameters_and_gradient + (0.0 if recipe.offload else recipe.averages + moments)
+    return parameters_and_gradient + recipe.averages + moments
 
 
 def learning_rate(stage: Stage, step_in_stage: int) -> float:

@@ -18,7 +18,7 @@ from ic_jax.models.unstacked import split_output
 from ic_jax.planning.compile_plan import PlannedProgram, compile_report, sharded_shapes
 from ic_jax.planning.report import show
 from ic_jax.planning.topologies import topology_devices
-from ic_jax.sharding import describe, make_mesh
+from ic_jax.sharding import describe, make_mesh, shardings
 from ic_jax.weights import loading
 from train import flops, lora
 from train.encode import Frozen
@@ -126,7 +126,7 @@ def _report(
         "base": "replicated" if replicate else "sharded",
         "model TFLOP per sample": round(_model_flops(recipe, stage, shapes) / 1e12, 1),
         "settings": {k: getattr(stage, k) for k in keys}
-        | {"optimizer": recipe.optimizer, "offload": recipe.offload}
+        | {"optimizer": recipe.optimizer}
         | {"average": recipe.averages, "cache": bool(recipe.cache)},
     }
     if values["fits"] is False:
@@ -143,10 +143,7 @@ def program(
     rule = optimizer(recipe.optimizer, stage)
     start = partial(TrainState.start, optimizer=rule, ema=recipe.averages)
     arrays = jax.eval_shape(start, _trained(recipe, shapes))
-    places = arrays.shardings(mesh, offload=recipe.offload)
-    state = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arrays, places
-    )
+    state = sharded_shapes(arrays, mesh)
     configs = {component: module.config for component, module in shapes.items()}
     parts: Any = dict.fromkeys(Frozen._fields) | _base(recipe, shapes)
     parts["transformer"] = jax.eval_shape(split_output, parts["transformer"])
@@ -159,7 +156,7 @@ def program(
         mesh=mesh,
         minutes=20 if platform(mesh.devices.flat[0]) == "tpu" else 4,
         donate=(0,),
-        out_shardings=(places, None),
+        out_shardings=(shardings(state, mesh), None),
     )
 
 
@@ -188,4 +185,4 @@ def _suggestion(recipe: Recipe, name: str, mesh: Mesh, heads: int) -> str:
         return "try --set cache=FOLDER"
     if recipe.optimizer != "adafactor":
         return "try --set optimizer=adafactor"
-    return "take more devices" if recipe.offload else "try --set offload=true"
+    return f"try --set {name}.ema=0" if recipe.averages else "take more devices"

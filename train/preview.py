@@ -21,7 +21,7 @@ from train.lora import with_lora
 from train.objective import Trainable
 from train.recipe import Recipe
 from train.setup import Setup
-from train.step import TrainState, on_device
+from train.step import TrainState
 
 MARGIN = 4  # pixels
 
@@ -83,7 +83,7 @@ class Preview:
 
 @partial(jax.jit, static_argnames=("dtype",))
 def _cast(weights: Trainable, dtype: DTypeLike) -> Trainable:
-    return jax.tree.map(lambda x: x.astype(dtype), on_device(weights))
+    return jax.tree.map(lambda x: x.astype(dtype), weights)
 
 
 def _prompts(recipe: Recipe, cache: Cache | None) -> dict[str, Any]:

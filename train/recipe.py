@@ -153,7 +153,6 @@ class Recipe:
     base: str = "auto"  # weights of the frozen base over the mesh: "replicated" or "sharded"
     dtype: str = "bfloat16"  # of the base and of the computation; masters are float32
     optimizer: OptimizerName = "adamw"  # [all]
-    offload: bool = False  # moments and average in the memory of the host [ours]
     holdout: float = 0.02  # fraction of the characters held out of training, for measuring [ours]
     stop_after_bad: int = 10  # steps in a row whose loss or gradient is not finite [ours]
     saving: Saving = field(default_factory=Saving)

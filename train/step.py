@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -19,7 +18,6 @@ from ic_jax.models.adapter import Adapter
 from ic_jax.models.flux import Flux
 from ic_jax.models.layers import Remat
 from ic_jax.models.rope import Rope
-from ic_jax.sharding import shardings
 from train.data.encoded_store import Embeddings
 from train.encode import Frozen, Ids, StepBatch, StepScalars, encode, row_keys
 from train.objective import Examples, Trainable, loss
@@ -44,38 +42,6 @@ class TrainState:
         copy = jax.tree.map(jnp.copy, masters) if ema else None
         zero = jnp.zeros((), jnp.int32)
         return cls(masters, copy, optimizer.init(masters), zero, zero)
-
-    def shardings(self, mesh: Mesh, *, offload: bool) -> Self:
-        """Return where the arrays lie.
-
-        Args:
-            offload: keep the average and the optimiser's state in the memory of the host, from
-                which a step copies them to the devices and back.
-        """
-        places = shardings(self, mesh)
-        if not offload:
-            return places
-
-        def on_host(tree: Any, places: Any) -> Any:
-            # Numbers and vectors stay: copying them takes longer than they are worth.
-            return jax.tree.map(
-                lambda x, place: place.with_memory_kind("pinned_host") if x.ndim > 1 else place,
-                tree,
-                places,
-            )
-
-        return places.replace(
-            ema_params=on_host(self.ema_params, places.ema_params),
-            opt_state=on_host(self.opt_state, places.opt_state),
-        )
-
-
-def on_device(tree: Any) -> Any:
-    """Copy the arrays that lie in the memory of the host to the devices; within jit."""
-    device, host = jax.memory.Space.Device, jax.memory.Space.Host
-    return jax.tree.map(
-        lambda x: jax.device_put(x, device) if jax.typeof(x).memory_space == host else x, tree
-    )
 
 
 class Metrics(NamedTuple):
@@ -176,7 +142,6 @@ def apply_gradient(
 
     Where the loss or the norm is not finite, only the counters change.
     """
-    state = on_device(state)
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
