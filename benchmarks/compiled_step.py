@@ -5,9 +5,9 @@
     python -m benchmarks.compiled_step EARLIER        # both, side by side
     python -m benchmarks.compiled_step --growth       # this one, as tokens and batch grow
 
-A step of FLUX.1-dev with the adapter at 1024 x 1024 is compiled with one double and two single
+A step of FLUX.1-dev with the adapter at 1024 x 1024 is compiled with two double and four single
 blocks for one H200 and one TPU v6e, with and without the adapter. Of 19 and 38 blocks the whole
-step has 19 times as much, apart from the first and last projection; `infer plan` compiles it whole,
+step has 9.5 times as much, apart from the first and last projection; `infer plan` compiles it whole,
 in ten minutes for a TPU. Figures are read off the compiled programs: bytes moved and of them copies
 of weights (GPU), and the compiler's estimate of milliseconds outside attention (TPU). Writes
 compiled_step.json and compiled_growth.json beside this script.
@@ -25,7 +25,7 @@ from typing import Any
 
 HERE = Path(__file__).parent.parent
 TARGETS = ("h200:1", "v6e:1x1")
-REPEATS = 19  # of one double and two single blocks
+REPEATS = 9.5  # of two double and four single blocks
 SIDES = (512, 768, 1024, 1536, 2048)  # pixels
 BATCHES = (1, 2, 4, 8)
 
@@ -96,7 +96,7 @@ def _cost(checkout: Path, **settings: Any) -> dict[str, Any]:
 def step_cost(
     topology: str, side: int = 1024, batch: int = 1, *, adapter: bool = True
 ) -> dict[str, Any]:
-    """Compile a step of three blocks and return its cost for all blocks."""
+    """Compile a step of six blocks and return its cost for all blocks."""
     import jax.numpy as jnp
 
     from ic_jax import auto_mesh
@@ -109,7 +109,7 @@ def step_cost(
     from infer.plan_command import programs
 
     shapes = auto_mesh.published(jnp.bfloat16)
-    flux = dataclasses.replace(CONFIGS["flux-dev"], num_layers=1, num_single_layers=2)  # type: ignore[type-var]
+    flux = dataclasses.replace(CONFIGS["flux-dev"], num_layers=2, num_single_layers=4)  # type: ignore[type-var]
     for name in ("transformer", "adapter"):
         module = abstract(name, shapes[name].config if name == "adapter" else flux, flux)
         shapes[name] = auto_mesh._cast(module, jnp.bfloat16)

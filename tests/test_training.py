@@ -59,7 +59,7 @@ def worst(ours, theirs):
 
 
 def test_three_steps_equal_pytorch(golden):
-    rule = optimizer(stage(golden))
+    rule = optimizer("adamw", stage(golden))
     rope = rope_table(position_ids(7, *golden.config["grid"]), golden.flux.config)
     state = TrainState.start(golden.adapter, rule, ema=True)
     rate = jnp.float32(golden.config["optimizer"]["learning_rate"])
@@ -131,7 +131,7 @@ def test_sharded_accumulated_and_recomputed_gradients_are_the_same(golden, devic
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_counts(golden):
-    rule = optimizer(stage(golden))
+    rule = optimizer("adamw", stage(golden))
     state = TrainState.start(golden.adapter, rule, ema=True)
     gradient = jax.tree.map(jnp.ones_like, golden.adapter)
     rate = jnp.float32(1e-3)
