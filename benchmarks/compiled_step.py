@@ -7,9 +7,9 @@
 
 A step of FLUX.1-dev with the adapter at 1024 x 1024 is compiled with two double and four single
 blocks for one H200 and one TPU v6e, with and without the adapter. Of 19 and 38 blocks the whole
-step has 9.5 times as much, apart from the first and last projection; `infer plan` compiles it whole,
-in ten minutes for a TPU. Figures are read off the compiled programs: bytes moved and of them copies
-of weights (GPU), and the compiler's estimate of milliseconds outside attention (TPU). Writes
+step has 9.5 times as much, apart from the first and last projection; `infer plan` compiles it
+whole, in ten minutes for a TPU. Figures are read off the compiled programs: bytes moved and of them
+copies of weights (GPU), and the compiler's estimate of milliseconds outside attention (TPU). Writes
 compiled_step.json and compiled_growth.json beside this script.
 """
 
