@@ -36,12 +36,11 @@ from ic_jax.config import CONFIGS
 from ic_jax.files import sha256_file, write_json
 from ic_jax.measuring.origin import commit_of, origin
 from ic_jax.weights.loading import parameters
-from ic_jax.weights.model_folder import FORMAT, MANIFEST
+from ic_jax.weights.model_folder import FORMAT, MANIFEST, SHARD_BYTES
 from ic_jax.weights.tensors import FLOATS
 
 HERE = Path(__file__).parent.parent
 DISK = ("adapter", "dinov2", "siglip", "clip", "vae")
-SHARD_BYTES = 5_000_000_000
 CHUNK = 1 << 24
 CHILD = """
 import json, sys, threading, time

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from ic_jax.auto_mesh import ADAMW_COPIES, shapes_of, training_bytes
 from ic_jax.devices import Chip, platform
+from ic_jax.host_memory import free_host_memory
 from ic_jax.sharding import AXES, ShardingError, stored_bytes
 from ic_jax.weights.model_folder import ModelFolder
 
@@ -187,27 +187,6 @@ def default_device() -> Any:
     """Return the device on which JAX puts arrays without a sharding."""
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     return device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]
-
-
-def free_host_memory() -> float | None:
-    """Return the bytes that this process can still take, swap included; None if not known."""
-    with suppress(OSError, KeyError, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-        free = 1024 * (kilobytes["MemAvailable"] + kilobytes["SwapFree"])
-        return min(free, _free_of_container())
-    return None
-
-
-def _free_of_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return what the limit of a container leaves, by cgroup version 2; infinity without one."""
-    with suppress(OSError, KeyError, ValueError):
-        lines = (folder / "memory.stat").read_text().splitlines()
-        stat = {name: int(value) for name, value in map(str.split, lines)}
-        cached = stat["active_file"] + stat["inactive_file"]
-        used = int((folder / "memory.current").read_text()) - cached
-        return int((folder / "memory.max").read_text()) - used  # "max" is no limit
-    return float("inf")
 
 
 def _check_transfer(folder: ModelFolder, modules: Modules, room: Room) -> None:

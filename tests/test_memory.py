@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ic_jax import InstantCharacterPipeline, auto_mesh, memory
+from ic_jax.host_memory import free_of_container
 from ic_jax.memory import NotEnoughMemoryError, Room
 from ic_jax.sharding import make_mesh, parse
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
@@ -144,10 +145,10 @@ def test_a_containers_limit(tmp_path):
         "memory.stat": "anon 1000\nactive_file 400\ninactive_file 600\n",
     }.items():
         (tmp_path / name).write_text(text)
-    assert memory._free_of_container(tmp_path) == 3000
+    assert free_of_container(tmp_path) == 3000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._free_of_container(tmp_path) == np.inf
-    assert memory._free_of_container(tmp_path / "none") == np.inf
+    assert free_of_container(tmp_path) == np.inf
+    assert free_of_container(tmp_path / "none") == np.inf
 
 
 def test_drawing_says_so_before_anything_is_read(monkeypatch, nothing_is_read, capsys, tmp_path):

@@ -123,13 +123,13 @@ def test_a_damaged_encoder_that_is_loaded_on_demand_is_found_before_anything_is_
 
 def test_files_that_differ_are_returned_the_largest_first(tmp_path):
     listed = files(tmp_path)
-    assert read_files(listed) == []
+    assert read_files(listed, ByteBudget(100)) == []
     for file in listed:
         flip(file.path, 60)
     for name, sha256 in (("c", "0"), ("unverified", None)):
         (tmp_path / name).write_bytes(bytes(1000))
         listed.append(FileToRead(tmp_path / name, 1000, sha256))
-    assert read_files(listed) == [tmp_path / name for name in ("c", "a", "b")]
+    assert read_files(listed, ByteBudget(100)) == [tmp_path / name for name in ("c", "a", "b")]
 
 
 def test_tensors_are_used_in_the_files_order_and_behind_the_hash(tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_tensors_are_used_in_the_files_order_and_behind_the_hash(tmp_path, monke
 
     monkeypatch.setattr(reading, "_chunks", counted)
     uses = [(end, lambda end=end: order.append((end, sum(hashed)))) for end in (10, 55, 100)]
-    assert read_files([FileToRead(file.path, 100, file.sha256, uses)]) == []
+    assert read_files([FileToRead(file.path, 100, file.sha256, uses)], ByteBudget(1)) == []
     assert order == [(10, 10), (55, 55), (100, 100)]
 
 
@@ -165,7 +165,8 @@ def test_an_error_of_a_thread_arrives_whole_and_ends_the_others(tmp_path, kind):
             [
                 FileToRead(first.path, 100, None, [(50, fail)]),
                 FileToRead(second.path, 100, None, [(50, wait), (100, wait)]),
-            ]
+            ],
+            ByteBudget(1000),
         )
     go_on.set()
     assert raised.value is error
@@ -184,7 +185,8 @@ def test_an_interruption_ends_the_threads(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         read_files(
-            [FileToRead(file.path, 100, None, [(50, interrupt)] * 3) for file in files(tmp_path)]
+            [FileToRead(file.path, 100, None, [(50, interrupt)] * 3) for file in files(tmp_path)],
+            ByteBudget(1000),
         )
     go_on.set()
     for thread in threads():
@@ -226,9 +228,8 @@ def values(model):
 
 def test_the_order_of_reading_does_not_change_the_arrays(model, monkeypatch):
     together = values(loading.load_model(model))
-    monkeypatch.setattr(loading, "IN_FLIGHT", 1)  # one tensor at a time
 
-    def backwards(listed):
+    def backwards(listed, budget):
         for file in reversed(list(listed)):
             for _, use in reversed(file.uses):
                 use()

@@ -1,6 +1,5 @@
 """Loading of a MODEL folder: its components as modules on the devices."""
 
-import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -36,11 +35,9 @@ from ic_jax.models.unstacked import published_parameters
 from ic_jax.models.vae import Vae
 from ic_jax.sharding import parameter_sharding, to_global_array
 from ic_jax.weights.model_folder import COMPONENT_NAMES, CONFIG, ModelFolder, ModelWriter
-from ic_jax.weights.reading import ByteBudget, Use
+from ic_jax.weights.reading import Use
 from ic_jax.weights.safetensors_io import Spec
 from ic_jax.weights.tensors import Mismatch, Tensor, WeightsError
-
-IN_FLIGHT = 4_000_000_000  # bytes of parameters on the way to the devices
 
 COMPONENTS: dict[str, tuple[Any, Any]] = {
     "transformer": (FluxConfig, Flux),
@@ -117,8 +114,8 @@ def load_component(
 ) -> Any:
     """Load one component, from the mapped files to the devices.
 
-    Threads read the files and compare each with its checksum meanwhile. What they hold in the
-    process's memory, on the way to the devices, is at most IN_FLIGHT bytes, or one larger tensor.
+    Threads read the files and compare each with its checksum meanwhile. Together they hold, on the
+    way to the devices, a quarter of the free memory in bytes of the files, or one larger tensor.
 
     Args:
         dtype: dtype of every parameter; None keeps those of the files.
@@ -153,12 +150,11 @@ def _load(
         if verify:
             folder.verify(components)  # a damaged header may look like another model's
         raise
-    budget, values = ByteBudget(IN_FLIGHT), list[tuple[Any, jax.Array]]()
+    values: list[tuple[Any, jax.Array]] = []
     device = jax.config.jax_default_device  # type: ignore[attr-defined]  # of this thread only
 
     def load(parameter: _Parameter) -> None:
-        size = math.prod(parameter.tensor.shape) * parameter.dtype.itemsize
-        with budget.taken(size), jax.default_device(device):
+        with jax.default_device(device):
             values.append((parameter.variable, jax.block_until_ready(parameter.read())))
 
     uses: dict[str, dict[str, list[Use]]] = {}

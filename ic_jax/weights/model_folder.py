@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from ic_jax.files import as_json, atomic_folder, atomic_write, write_json
+from ic_jax.host_memory import free_host_memory
 from ic_jax.version import __version__
 from ic_jax.weights import safetensors_io
-from ic_jax.weights.reading import FileToRead, Use, read_files
+from ic_jax.weights.reading import ByteBudget, FileToRead, Use, read_files
 from ic_jax.weights.safetensors_io import Spec
 from ic_jax.weights.tensors import Tensor, WeightsError
 
@@ -36,6 +37,7 @@ MANIFEST, CONFIG, UNUSED = "manifest.json", "config.json", "unused.safetensors"
 PARAMETERS = "model"  # what the names of their files begin with
 FORMAT = 1
 SHARD_BYTES = 2_000_000_000  # of a file of parameters, so that many threads have one to read
+READING_SHARE = 0.25  # of the free memory, for what threads read and have not used yet
 SMALL_MODEL = Path(__file__).parent.parent / "small_model"  # bundled with the library
 HUB_IDS = {  # options of `convert from-torch` -> Hub ids of the published weights
     "flux": "black-forest-labs/FLUX.1-dev",
@@ -135,7 +137,8 @@ class ModelFolder:
         )
 
     def _read(self, files: Iterable[FileToRead]) -> None:
-        if bad := [str(path.relative_to(self.path)) for path in read_files(files)]:
+        budget = ByteBudget(int(READING_SHARE * (free_host_memory() or 16e9)))
+        if bad := [str(path.relative_to(self.path)) for path in read_files(files, budget)]:
             raise WeightsError(
                 f"{self.path}: {len(bad)} files differ from their checksum: {', '.join(bad[:10])}; "
                 "convert or copy the model again"

@@ -54,8 +54,11 @@ class ByteBudget:
                 self._changed.notify_all()
 
 
-def read_files(files: Iterable[FileToRead]) -> list[Path]:
+def read_files(files: Iterable[FileToRead], budget: ByteBudget) -> list[Path]:
     """Read files in threads, the largest first; return those that differ from their checksum.
+
+    The threads together hold as many bytes as `budget` has, from when a tensor is read to be hashed
+    until it was used: it is still in the page cache then, and read from the disk once.
 
     The first exception, of a thread or Ctrl-C, is raised at once; the other threads end at their
     next chunk or tensor.
@@ -63,7 +66,7 @@ def read_files(files: Iterable[FileToRead]) -> list[Path]:
     largest_first = sorted(files, key=lambda file: -file.size)
     stop, pool = Event(), ThreadPoolExecutor(thread_name_prefix="read_files")
     try:
-        tasks = {pool.submit(_read, file, stop): file.path for file in largest_first}
+        tasks = {pool.submit(_read, file, budget, stop): file.path for file in largest_first}
         differ = {tasks[task] for task in as_completed(tasks) if not task.result()}
     finally:
         stop.set()
@@ -71,19 +74,23 @@ def read_files(files: Iterable[FileToRead]) -> list[Path]:
     return [file.path for file in largest_first if file.path in differ]
 
 
-def _read(file: FileToRead, stop: Event) -> bool:
+def _read(file: FileToRead, budget: ByteBudget, stop: Event) -> bool:
     """Return whether the file has its checksum."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(CHUNK, file.size) if file.sha256 else 0))
     with FileIO(file.path) as stream:
-        for end, use in (*file.uses, (file.size, lambda: None)):
-            for chunk in _chunks(stream, end, buffer) if file.sha256 else ():
+        start = 0
+        for end, use in (*file.uses, (file.size, None)):
+            with budget.taken(end - start if use else 0):
+                for chunk in _chunks(stream, end, buffer) if file.sha256 else ():
+                    if stop.is_set():
+                        break
+                    digest.update(chunk)
                 if stop.is_set():
-                    break
-                digest.update(chunk)
-            if stop.is_set():
-                return True
-            use()
+                    return True
+                if use is not None:
+                    use()
+            start = end
     return digest.hexdigest() == (file.sha256 or digest.hexdigest())
 
 
