@@ -1,8 +1,7 @@
-"""Parts of a benchmark that need no model: the machine, its ceilings, and attention."""
+"""Parts of a benchmark that need no model: the machine, and its ceilings."""
 
 import os
 import subprocess
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,10 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ic_jax.devices import Chip, platform
-from ic_jax.measuring.parts import one_line
 from ic_jax.measuring.random_weights import random_like
 from ic_jax.measuring.timing import compiled, rates, round_to, timed
-from ic_jax.models.attention import attention
 from infer.bench.drawing import Drawing
 
 SMI = (
@@ -21,7 +18,6 @@ SMI = (
     "clocks.sm,power.draw,temperature.gpu"
 )
 TRAINING_BYTES = 90e9  # docs/benchmarks.md
-CHECKED_HEADS = 2  # whose results are compared with float32
 
 
 def machine() -> dict[str, Any]:
@@ -104,69 +100,6 @@ def _product(n: int, k: int, m: int, drawing: Drawing) -> dict[str, Any]:
     product = compiled(jnp.matmul, a, b)
     time = timed(lambda: product.run(a, b), drawing.settings.samples)
     return {"shape": f"{n} x {k} x {m}"} | rates(2.0 * n * k * m, time.median) | time.to_dict()
-
-
-def attentions(drawing: Drawing) -> dict[str, Any]:
-    """Return the chosen backend's time and its error against float32, forward and backward."""
-    flux, adapter = (drawing.configs[k] for k in ("transformer", "adapter"))
-    n, f, m = drawing.image_tokens, drawing.features, adapter.num_queries
-    heads = flux.num_attention_heads, flux.attention_head_dim
-    stack = adapter.num_attention_heads, adapter.attention_head_dim
-    shapes = {  # queries, keys, heads and their size
-        "FLUX": (n + drawing.settings.text_length, n + drawing.settings.text_length, *heads),
-        "subject": (n, m, *heads),
-        "projector": (f, f, *stack),
-        "projector, tiles": (f, 4 * f, *stack),
-        "resampler": (m, 2 * f + m, adapter.heads, adapter.dim_head),
-    }
-    return {name: _attention(*shape, drawing) for name, shape in shapes.items()}
-
-
-def _attention(n: int, m: int, heads: int, head_dim: int, drawing: Drawing) -> dict[str, Any]:
-    rows = drawing.settings.batch
-    q, k, v, w = (
-        _normal(name, rows, length, heads, head_dim, dtype=drawing.dtype)
-        for name, length in {"q": n, "k": m, "v": m, "w": n}.items()
-    )
-    entry: dict[str, Any] = {"shape": f"{n} x {m} x {heads} x {head_dim}"}
-    wanted = [x.astype(jnp.float32)[:, :, :CHECKED_HEADS] for x in (q, k, v, w)]
-    expected = jax.jit(_with_gradients, static_argnums=0)(_exact, *wanted)
-    flops = 4.0 * rows * n * m * heads * head_dim
-    try:
-        program = compiled(attention, q, k, v)
-        time = timed(lambda: program.run(q, k, v), drawing.settings.samples)
-        entry |= time.to_dict() | rates(flops, time.median)
-        entry["calls"] = program.to_dict().get("calls")
-        entry["error"] = _error(program.run(q, k, v), expected[0])
-    except Exception as error:
-        entry["failed"] = one_line(error)
-    try:
-        both = compiled(partial(_with_gradients, attention), q, k, v, w)
-        time = timed(lambda: both.run(q, k, v, w), drawing.settings.samples)
-        entry["with gradients ms"] = time.to_dict()["ms"]
-        errors = map(_error, both.run(q, k, v, w)[1], expected[1])
-        entry["gradient errors"] = " ".join(map(str, errors))
-    except Exception as error:
-        entry["gradients failed"] = one_line(error)
-    return entry
-
-
-def _exact(q: Array, k: Array, v: Array) -> Array:
-    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, precision="highest") / q.shape[-1] ** 0.5
-    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, -1), v, precision="highest")
-
-
-def _with_gradients(function: Any, q: Array, k: Array, v: Array, w: Array) -> Any:
-    """Return the result and the gradients of its sum weighted by w."""
-    out, pull = jax.vjp(function, q, k, v)
-    return out, pull(w)
-
-
-def _error(result: Array, expected: Array) -> float:
-    """Return the relative error of the heads that `expected` has, as a root mean square."""
-    result = result[:, :, : expected.shape[2]].astype(jnp.float32)
-    off = jnp.linalg.norm((result - expected).ravel()) / jnp.linalg.norm(expected.ravel())
-    return round_to(float(off))
 
 
 def _normal(name: str, *shape: int, dtype: Any) -> Array:

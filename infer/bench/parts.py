@@ -4,7 +4,13 @@ from dataclasses import replace
 from functools import partial
 
 from ic_jax.measuring.parts import Budget, Part
-from infer.bench import device_parts, drawing_parts, encoder_parts, versus_torch
+from infer.bench import (
+    attention_part,
+    device_parts,
+    drawing_parts,
+    encoder_parts,
+    versus_torch,
+)
 from infer.bench.drawing import Drawing, DrawingSettings
 
 TRAINING, TORCH = "training", "torch"
@@ -30,7 +36,7 @@ def parts(settings: DrawingSettings, budget: Budget) -> dict[str, Part]:
     listed = (
         Part("machine", 0, device_parts.machine),
         Part("ceilings", 20, partial(device_parts.ceilings, drawing)),
-        Part("attention", 30, partial(device_parts.attentions, drawing)),
+        Part("attention", 30, partial(attention_part.attentions, drawing)),
         Part("stacked", 90, partial(drawing_parts.stacked_step, stacked)),
         *made,
         Part("profile", 20, partial(drawing_parts.step_profile, drawing), made),
