@@ -326,6 +326,23 @@ def test_a_process_ends_with_the_budget(file, program):
     assert parts["c"] == {"skipped": "0 s left, about 10 s needed"}
 
 
+def test_all_measures_in_processes_and_skips_what_has_no_time(file):
+    values = bench(file, "--all", "--budget", "140", "--only", "machine", "training")
+    machine, training = values["parts"].values()
+    assert machine["result"]["platform"] == "cpu"
+    assert training["skipped"].endswith("s left, about 150 s needed")
+    # What the process says of itself is beside its parts.
+    assert values["settings"]["dtype"] == "float32"
+    assert values["budget s"] == 140
+
+
+def test_all_refuses_numbers_before_it_starts_anything(file, capsys):
+    arguments = ["bench", "--all", "--size", "toy", "--height", "20", "--json", str(file)]
+    assert infer.commands.main(arguments) == 2
+    assert "--height 20 is not a positive multiple of 16" in capsys.readouterr().err
+    assert not file.exists()
+
+
 def test_what_a_size_draws_by_default():
     parser = cli.Parser()
     add_arguments(parser)

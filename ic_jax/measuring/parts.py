@@ -70,6 +70,7 @@ def measure(parts: Sequence[Part], results: Results, budget: Budget) -> None:
     over. An entry has the key "result", "skipped", "failed" (with "traceback") or "interrupted";
     "running" while it is measured, which stays if the process dies.
     """
+    results.write()  # at once, if it cannot be
     for part in parts:
         if budget.left < (seconds := part.seconds_after(results.parts)):
             results.put(part.name, {"skipped": budget.lacks(seconds)})

@@ -94,6 +94,6 @@ def _copy(file: Path, results: Results, prefix: str) -> None:
     values = json.loads(file.read_text())
     parts = {prefix + name: entry for name, entry in values.pop("parts").items()}
     if any(results.parts.get(name) != entry for name, entry in parts.items()):
-        results.facts |= values
+        results.facts = values | results.facts
         results.parts |= parts
         results.write()
