@@ -1,71 +1,89 @@
 """Plans of drawing and training at full size on machines that people rent, none of them attached.
 
     pip install -e '.[train,cuda13,tpu]'
-    python -m benchmarks.plans                        # all of them
-    python -m benchmarks.plans h100:1 "infer --v5e"   # those that contain either text
-    python -m benchmarks.plans table                  # the results as Markdown
+    python -m benchmarks.plans                         # all of them, the most telling first
+    python -m benchmarks.plans h100:1 "infer --v5e"    # those that contain either text
+    python -m benchmarks.plans --table                 # only write the table of docs/plans.md anew
 
 Runs the commands below one after the other and writes their reports to plans.json. Each takes
 minutes of one core; reports of the same commit are not made again. Where a plan does not fit, the
 change that it suggests is planned as well.
 """
 
+import argparse
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ic_jax.measuring.origin import origin
 
-# Settings of a recipe with which training fits, and the samples of a step, by machine.
-LEAN = "--set cache=CACHE --set optimizer=adafactor --set stage1.ema=0"
-TRAINING = {
-    "h100:1": ("--batch 1", LEAN),
-    "h200:1": ("--batch 1", ""),
-    "h100:8": ("--batch 8", ""),
-    "v6e:2x4": ("--batch 8", ""),
-    "v5e:4x4": ("--batch 16", LEAN),
-    "h200:8": ("--batch 8", ""),
-    "a100-80:8": ("--batch 8", ""),
-    "b200:1": ("--batch 1", ""),
-    "b200:8": ("--batch 8", ""),
-    "a100-80:1": ("--batch 1", LEAN),
-    "h100:4": ("--batch 4", ""),
-    "h200:4": ("--batch 4", ""),
-    "a100-80:4": ("--batch 4", ""),
-    "b200:4": ("--batch 4", ""),
-    "v5p:4x4x4": ("--batch 64", ""),
-    "v5e:2x4": ("--batch 8", LEAN),
-    "v5e:16x16": ("--batch 256", ""),
-    "v6e:16x16": ("--batch 256", ""),
+LEAN = "--set cache=CACHE --set optimizer=adamw-bfloat16"
+# Machines in the order in which they are planned; of a training step on each, the samples and the
+# settings of the recipe with which it fits.
+MACHINES = {
+    "h100:1": (1, LEAN),
+    "h200:1": (1, ""),
+    "h100:8": (8, ""),
+    "v6e:2x4": (8, LEAN),
+    "v5e:4x4": (16, LEAN),
+    "b200:1": (1, ""),
+    "h200:8": (8, ""),
+    "a100-80:1": (1, LEAN),
+    "a100-80:8": (8, ""),
+    "b200:8": (8, ""),
+    "h100:4": (4, ""),
+    "h200:4": (4, ""),
+    "a100-80:4": (4, ""),
+    "b200:4": (4, ""),
+    "h100:2x8": (16, ""),
+    "v5e:2x4": (8, LEAN),
+    "v5p:4x4x4": (64, ""),
+    "v5e:16x16": (256, ""),
+    "v6e:16x16": (256, ""),
 }
-SIDES = (1024, 512)
-DRAWING = tuple(
-    f"infer plan --topology {machine} --height {side} --width {side}"
-    for side in SIDES
-    for machine in TRAINING
+
+
+def drawing(machine: str, side: int) -> str:
+    return f"infer plan --topology {machine} --height {side} --width {side}"
+
+
+def training(machine: str, side: int) -> str:
+    batch, settings = MACHINES[machine]
+    text = f"train plan --topology {machine} --resolution {side} --batch {batch} {settings}"
+    return text.rstrip()
+
+
+PLANS = (
+    *(plan(m, side) for m in MACHINES for plan, side in ((drawing, 1024), (training, 512))),
+    *(plan(m, side) for m in MACHINES for plan, side in ((training, 1024), (drawing, 512))),
 )
-STEPS = tuple(
-    " ".join(f"train plan --topology {machine} --resolution {side} {batch} {settings}".split())
-    for side in reversed(SIDES)
-    for machine, (batch, settings) in TRAINING.items()
-)
-PLANS = (*DRAWING[: len(TRAINING)], *STEPS, *DRAWING[len(TRAINING) :])
 RESULTS = Path(__file__).with_suffix(".json")
+PAGE = Path(__file__).parent.parent / "docs" / "plans.md"
+BEGIN, END = "<!-- table -->\n\n", "\n\n<!-- end of the table -->"
+COMPILERS = ("libtpu", "jax-cuda13-plugin")
 
 
-def main(texts: list[str]) -> None:
-    if texts == ["table"]:
-        print("\n".join(table()))
-        return
-    for command in PLANS:
-        if not texts or any(text in command for text in texts):
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the plans that the arguments choose, and write the table of all plans anew."""
+    parser = argparse.ArgumentParser(description="Plans at full size of machines that people rent.")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="only commands that contain one")
+    parser.add_argument(
+        "--table", action="store_true", help="only write the table of docs/plans.md"
+    )
+    args = parser.parse_args(arguments)
+    for command in () if args.table else PLANS:
+        if not args.texts or any(text in command for text in args.texts):
             plan: str | None = command
             while plan is not None:
                 plan = suggested(plan, reports(plan))
+    page = PAGE.read_text()
+    before, _, after = page.partition(BEGIN)
+    PAGE.write_text(before + BEGIN + "\n".join(table()) + END + after.partition(END)[2])
 
 
 def stored() -> dict[str, Any]:
@@ -87,9 +105,6 @@ def reports(command: str) -> list[dict[str, Any]]:
     return results[command]["plans"]
 
 
-COMPILERS = ("libtpu", "jax-cuda13-plugin")
-
-
 def installed(package: str) -> bool:
     try:
         version(package)
@@ -108,45 +123,56 @@ def suggested(command: str, plans: list[dict[str, Any]]) -> str | None:
 
 
 def table() -> list[str]:
-    """Return the lines of a Markdown table of the results; "not run" where there is none."""
+    """Return the lines of a Markdown table of the results, and of what was not run."""
     columns = ("program", "devices", "mesh, settings", "GB a device, of", "TFLOP", "GB moved")
-    lines = [f"| {' | '.join((*columns, 's at least', 's by the compiler'))} |"]
-    lines.append("| --- " * (len(columns) + 2) + "|")
-    results = stored()
+    columns = (*columns, "s at least", "s by the compiler", "commit")
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+    results, missing = stored(), []
     for command in PLANS:
-        tried = [command, *(c for c in results if c.startswith(f"{command} "))]
+        tried = [text for text in results if f"{text} ".startswith(f"{command} ")]
         for text in tried:
-            lines += rows(text, results.get(text))
-    return lines
+            lines += rows(text, results[text])
+        if not tried:
+            what, machine = subject(command)
+            missing.append(f"{what} on {machine}")
+    return lines + ["", f"Not run yet: {'; '.join(missing)}."] * bool(missing)
 
 
-def rows(command: str, result: dict[str, Any] | None) -> list[str]:
-    """Return the table's rows of a command."""
+def subject(command: str) -> tuple[str, str]:
+    """Return what a command plans, and the machine."""
     words = command.split()
-    machine = words[words.index("--topology") + 1]
     side = words[words.index("--resolution" if words[0] == "train" else "--height") + 1]
-    what = f"{'training' if words[0] == 'train' else 'drawing'}, {side}"
-    changed = ", ".join(w for w in words[words.index(side) :] if "=" in w and "CACHE" not in w)
-    cached = ", cache" * ("CACHE" in command)
-    if result is None:
-        return [f"| {what} | {machine} | not run | | | | | |"]
-    if not result["plans"]:
-        return [f"| {what} | {machine} | refused: {'; '.join(result['refused'])[7:]} | | | | | |"]
+    kind = {"train": "training", "infer": "drawing"}[words[0]]
+    return f"{kind}, {side}", words[words.index("--topology") + 1]
+
+
+def rows(command: str, result: dict[str, Any]) -> list[str]:
+    """Return the table's rows of a command."""
+    what, machine = subject(command)
+    settings = [word for word in command.split() if "=" in word and not word.startswith("cache=")]
+    settings += ["cache"] * ("cache=" in command)
     lines = []
     for plan in result["plans"]:
         sizes, least = plan["bytes per device"], plan.get("seconds at least", {})
-        memory = f"{sizes['needed'] / 1e9:.1f}, {sizes['memory'] / 1e9:.0f}"
-        fits = "" if plan["fits"] else ": does not fit"
-        estimate = plan.get("seconds by the compiler", {}).get("in all", "")
-        settings = ", ".join(filter(None, [plan["mesh"], changed])) + cached
-        lines.append(
-            f"| {what} | {machine} | {settings} | {memory}{fits} | "
-            f"{plan.get('TFLOP per device', '')} | "
-            f"{plan.get('bytes moved per device', 0) / 1e9:.0f} | "
-            f"{least.get('overlapped', '')} | {estimate} |"
-        )
+        batch = f"batch {plan['settings']['batch']}"
+        cells = [
+            *(what, machine, ", ".join([plan["mesh"], batch, *settings])),
+            f"{sizes['needed'] / 1e9:.1f}, {sizes['memory'] / 1e9:.0f}"
+            + ("" if plan["fits"] else ": does not fit"),
+            plan.get("TFLOP per device", ""),
+        ]
+        if "of which copies of weights" in plan:
+            estimate = plan.get("seconds by the compiler", {}).get("in all", "")
+            moved = f"{plan['bytes moved per device'] / 1e9:.0f}"
+            cells += [moved, least.get("overlapped", ""), estimate]
+        else:  # of an earlier version, which counted asynchronous copies twice
+            cells += ["", "", ""]
+        lines.append(f"| {' | '.join(map(str, [*cells, result['commit']]))} |")
+    for error in result.get("refused", []):
+        text = error.removeprefix("error: ").partition(" holds the model: ")
+        lines.append(f"| {what} | {machine} | refused: {''.join(text)} | | | | | | |")
     return lines
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -18,7 +18,7 @@ from ic_jax.weights.loading import COMPONENTS, abstract, read_config
 from ic_jax.weights.model_folder import ModelFolder
 
 # Fraction of a device's memory for weights and training state; the rest is for activations. The
-# plan commands (docs/sharding.md) compute it exactly.
+# plan commands (docs/plans.md) compute it exactly.
 MEMORY_FRACTION = 0.65
 # The same where no mesh leaves so much: a training run whose batch is computed in small parts.
 TIGHT_FRACTION = 0.85

@@ -56,11 +56,16 @@ def _gpus(kind: str, sides: Sequence[int]) -> Sequence[Any]:
             f"topology {kind}: JAX has no compiler for NVIDIA GPUs here; pip install -e '.[cuda13]'"
         )
     machines, each = (1, *sides) if len(sides) == 1 else sides
-    return topologies.get_topology_desc(
-        platform="cuda",
-        target_config=target_config(GPU_TARGETS[kind]),
-        topology=f"1x{machines}x{each}",
-    ).devices
+    target, shape = target_config(GPU_TARGETS[kind]), f"1x{machines}x{each}"
+    try:
+        return topologies.get_topology_desc(
+            platform="cuda", target_config=target, topology=shape
+        ).devices
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise ShardingError(
+            f"topology {kind}: {str(error).splitlines()[0]}; JAX 0.12 describes GPUs that are not "
+            f"attached, and this is {jax.__version__}"
+        ) from None
 
 
 def _tpus(topology: str, sides: Sequence[int]) -> Sequence[Any]:
