@@ -148,7 +148,7 @@ class DoubleBlock(nnx.Module):
         )
         txt_out, img_out = split_streams(out, t, axis)
         if image_prompt is not None:
-            img_out = img_out + image_prompt(q)
+            img_out = img_out + image_prompt(q, 0)
 
         img = img + img_mod[:, 2, None] * from_heads(attn.to_out["0"], img_out)
         img = img + img_mod[:, 5, None] * self.ff(modulate(img, img_mod[:, 3], img_mod[:, 4]))
@@ -179,7 +179,7 @@ class SingleBlock(nnx.Module):
         q, k, v = attn.qkv(y)
         out = attend(rotate(attn.norm_q(q), rope), rotate(attn.norm_k(k), rope), v, split="both")
         if image_prompt is not None:
-            out = add_to_image(out, image_prompt(split_streams(q, text_tokens, axis)[1]), axis)
+            out = add_to_image(out, image_prompt(q, text_tokens), axis)
         mlp = gelu_tanh(self.proj_mlp(y))
         return x + mod[:, 2, None] * from_heads_and_channels(self.proj_out, out, mlp)
 

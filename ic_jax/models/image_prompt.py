@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 
 from ic_jax.config import AdapterConfig, FluxConfig
 from ic_jax.models.attention import Heads
-from ic_jax.models.heads import attend, to_heads
+from ic_jax.models.heads import attend, to_heads, token_axis
 from ic_jax.models.layers import Linear, Stack, per_channel
+from ic_jax.models.streams import split_streams
 
 
 class RootMeanSquareNorm(nnx.Module):
@@ -50,12 +51,22 @@ class ImagePromptAttention(nnx.Module):
         self.norm_ip_q = RootMeanSquareNorm(flux.attention_head_dim)
         self.norm_ip_k = RootMeanSquareNorm(flux.attention_head_dim)
 
-    def __call__(self, q: Heads, tokens: Float[Array, "u m c"]) -> Heads:
-        """Attend from b rows of queries, b / u consecutive rows per subject, to u subjects."""
+    def __call__(self, q: Heads, tokens: Float[Array, "u m c"], text_tokens: int = 0) -> Heads:
+        """Attend from b rows of queries, b / u consecutive rows per subject, to u subjects.
+
+        Args:
+            q: queries; the first `text_tokens` of a stream attend to nothing and are left out.
+            tokens: subject tokens.
+            text_tokens: see `q`.
+        """
         k, v = self.keys_values(tokens, q.shape[-1])
         each = q.shape[0] // tokens.shape[0]
         k, v = (jnp.repeat(x, each, axis=0) for x in (self.norm_ip_k(k), v))
-        return attend(self.norm_ip_q(q), k, v, split="queries")
+        # Normalised before it is split: FLUX's own norm takes the same mean of squares.
+        q = self.norm_ip_q(q)
+        if text_tokens:
+            q = split_streams(q, text_tokens, token_axis())[1]
+        return attend(q, k, v, split="queries")
 
     def keys_values(self, tokens: Float[Array, "u m c"], head_dim: int) -> tuple[Heads, ...]:
         """Return keys (before their norm) and values of the subject tokens."""
@@ -76,7 +87,7 @@ class ImagePromptStacks(nnx.Module):
         self.single_transformer_blocks = Stack(make, flux.num_single_layers, rngs=rngs)
 
 
-BlockPrompt = Callable[[Heads], Heads]
+BlockPrompt = Callable[[Heads, int], Heads]
 
 
 class ImagePrompt(NamedTuple):
@@ -94,9 +105,11 @@ class ImagePrompt(NamedTuple):
     scale: Float[Array, "b"]
 
     def block(self, attention: ImagePromptAttention) -> BlockPrompt:
-        """Return a function from image queries (before norm and RoPE) to the scaled output."""
+        """Return a function from queries (before norm and RoPE) and the number of text tokens in
+        them to the scaled output for the image tokens."""
 
-        def prompt(q: Heads) -> Heads:
-            return self.scale[:, None, None, None].astype(q.dtype) * attention(q, self.tokens)
+        def prompt(q: Heads, text_tokens: int) -> Heads:
+            out = attention(q, self.tokens, text_tokens)
+            return self.scale[:, None, None, None].astype(q.dtype) * out
 
         return prompt
