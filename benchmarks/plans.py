@@ -65,6 +65,7 @@ PLANS = (
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parent.parent / "docs" / "plans.md"
 BEGIN, END = "<!-- table -->\n\n", "\n\n<!-- end of the table -->"
+TRAFFIC = ("bytes moved per device", "of which copies of weights")
 COMPILERS = ("libtpu", "jax-cuda13-plugin")
 
 
@@ -125,17 +126,18 @@ def suggested(command: str, plans: list[dict[str, Any]]) -> str | None:
 def table() -> list[str]:
     """Return the lines of a Markdown table of the results, and of what was not run."""
     columns = ("program", "devices", "mesh, settings", "GB a device, of", "TFLOP", "GB moved")
-    columns = (*columns, "s at least", "s by the compiler", "commit")
+    columns = (*columns, "of it weight copies", "s at least", "s by the compiler", "commit")
     lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
-    results, missing = stored(), []
+    results, missing = stored(), dict[str, list[str]]()
     for command in PLANS:
         tried = [text for text in results if f"{text} ".startswith(f"{command} ")]
-        for text in tried:
-            lines += rows(text, results[text])
-        if not tried:
+        made = [row for text in tried for row in rows(text, results[text])]
+        if not made:
             what, machine = subject(command)
-            missing.append(f"{what} on {machine}")
-    return lines + ["", f"Not run yet: {'; '.join(missing)}."] * bool(missing)
+            missing.setdefault(what, []).append(machine)
+        lines += made
+    lines += [""] * bool(missing)
+    return lines + [f"- Not run: {what} on {', '.join(missing[what])}." for what in sorted(missing)]
 
 
 def subject(command: str) -> tuple[str, str]:
@@ -147,30 +149,31 @@ def subject(command: str) -> tuple[str, str]:
 
 
 def rows(command: str, result: dict[str, Any]) -> list[str]:
-    """Return the table's rows of a command."""
+    """Return the table's rows of a command; none of an earlier version, which counted otherwise."""
+    if COMPILERS[1] not in result["versions"]:
+        return []
     what, machine = subject(command)
-    settings = [word for word in command.split() if "=" in word and not word.startswith("cache=")]
-    settings += ["cache"] * ("cache=" in command)
+    words = command.split()
+    options = words[words.index("--batch") + 2 :] if "--batch" in words else words[8:]
+    settings = [word for word in options if not word.startswith("--")]
+    settings = ["cache" if word.startswith("cache=") else word for word in settings]
     lines = []
     for plan in result["plans"]:
         sizes, least = plan["bytes per device"], plan.get("seconds at least", {})
         batch = f"batch {plan['settings']['batch']}"
-        cells = [
+        cells = (
             *(what, machine, ", ".join([plan["mesh"], batch, *settings])),
-            f"{sizes['needed'] / 1e9:.1f}, {sizes['memory'] / 1e9:.0f}"
-            + ("" if plan["fits"] else ": does not fit"),
-            plan.get("TFLOP per device", ""),
-        ]
-        if "of which copies of weights" in plan:
-            estimate = plan.get("seconds by the compiler", {}).get("in all", "")
-            moved = f"{plan['bytes moved per device'] / 1e9:.0f}"
-            cells += [moved, least.get("overlapped", ""), estimate]
-        else:  # of an earlier version, which counted asynchronous copies twice
-            cells += ["", "", ""]
-        lines.append(f"| {' | '.join(map(str, [*cells, result['commit']]))} |")
+            f"{sizes['needed'] / 1e9:.1f}, {sizes['memory'] / 1e9:.0f}",
+            plan.get("TFLOP per device", "does not fit"),
+            *(f"{plan.get(key, 0) / 1e9:.1f}" for key in TRAFFIC),
+            least.get("overlapped", ""),
+            plan.get("seconds by the compiler", {}).get("in all", ""),
+            result["commit"],
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     for error in result.get("refused", []):
-        text = error.removeprefix("error: ").partition(" holds the model: ")
-        lines.append(f"| {what} | {machine} | refused: {''.join(text)} | | | | | | |")
+        text = error.removeprefix("error: ")
+        lines.append(f"| {what} | {machine} | refused: {text}{' |' * 8}")
     return lines
 
 

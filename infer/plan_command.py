@@ -104,7 +104,7 @@ def programs(args: argparse.Namespace, shapes: dict[str, Any], mesh: Mesh) -> li
 def _minutes(mesh: Mesh) -> int:
     """Return how long the compiler takes; libtpu's tries more the larger each chip's part is."""
     if platform(mesh.devices.flat[0]) != "tpu":
-        return 2
+        return 3
     return 10 if mesh.size == 1 else 4
 
 

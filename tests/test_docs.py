@@ -176,6 +176,10 @@ def test_benchmarks_plans_parse(monkeypatch):
         _parse(call.split(), monkeypatch)
 
 
+def test_the_table_of_plans_is_that_of_the_results():
+    assert "\n".join(plans.table()) in plans.PAGE.read_text()
+
+
 def test_options_that_prose_names_exist(monkeypatch):
     options = set(OTHER_OPTIONS)
 
