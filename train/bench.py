@@ -1,6 +1,5 @@
 """Work of `python -m train bench`: a training step on random weights and pictures, timed."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -48,7 +47,6 @@ def run(
     file: Path | None,
 ) -> None:
     """Measure a step of the recipe's first stage with each number of samples in a batch."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")  # read when JAX starts
     # With its subject dropped, a row has no gradient.
     stage = replace(next(iter(recipe.stages.values())), subject_dropout=0.0)
     settings = {k: getattr(stage, k) for k in SETTINGS} | {"size": size, "dtype": recipe.dtype}

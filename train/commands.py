@@ -31,9 +31,13 @@ def _run(args: argparse.Namespace) -> None:
     from train.loop import train
     from train.recipe import read_recipe
 
+    _take_gpu_memory()
+    train(read_recipe(args.recipe, args.set))
+
+
+def _take_gpu_memory() -> None:
     # JAX takes 0.75 of a GPU unless told otherwise before it starts; a run has its GPUs alone.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
-    train(read_recipe(args.recipe, args.set))
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,6 +159,7 @@ def _bench(args: argparse.Namespace) -> None:
             "stage1": {"steps": 1, "batch": 1, "resolution": size.training_side},
         }
         recipe = recipe_of(changed(values, args.set))
+    _take_gpu_memory()
     batches = args.batch or [next(iter(recipe.stages.values())).batch]
     bench.run(recipe, args.size, batches, args.samples, Budget(args.budget), args.json)
 
