@@ -19,6 +19,8 @@ from ic_jax.planning.hlo_cost import Work
 from ic_jax.planning.report import seconds_at_least
 from ic_jax.planning.topologies import topology_devices
 from ic_jax.sharding import ShardingError, make_mesh, parse
+from train import plan_command
+from train.recipe import changed, recipe_of
 
 ROWS, WIDTH, BLOCKS = 64, 256, 10
 
@@ -139,6 +141,21 @@ def test_what_would_fit(full_size):
     adapter = base.pop("adapter")
     with pytest.raises(ShardingError, match=r"1 devices of 79 GB .*; 2 would, as fsdp=2"):
         auto_mesh.training_sizes(base, adapter, [1], 1, 79e9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ((), "--set cache=FOLDER --set optimizer=adafactor"),
+        (("optimizer=adafactor",), "--set cache=FOLDER"),
+    ],
+)
+def test_settings_with_which_training_would_fit(full_size, changes, settings, monkeypatch):
+    monkeypatch.setattr(auto_mesh, "memory_of", lambda _: 79e9)  # one H100
+    values = dict.fromkeys(("model", "data", "out"), "none") | {"stage1": {"steps": 1, "batch": 1}}
+    recipe = recipe_of(changed(values, changes))
+    with pytest.raises(ShardingError, match=rf"; 2 would, as fsdp=2; or take {settings}$"):
+        plan_command.step_reports(recipe, full_size, jax.devices()[:1])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +20,7 @@ from ic_jax.models.unstacked import split_output
 from ic_jax.planning.compile_plan import PlannedProgram, compile_report, sharded_shapes
 from ic_jax.planning.report import show
 from ic_jax.planning.topologies import topology_devices
-from ic_jax.sharding import describe, make_mesh, shardings
+from ic_jax.sharding import ShardingError, describe, make_mesh, shardings
 from ic_jax.weights import loading
 from train import flops, lora
 from train.encode import Frozen
@@ -63,11 +65,39 @@ def step_reports(
     Raises:
         ShardingError: no mesh of the devices holds the state, or not the one that the recipe names.
     """
-    mesh, replicate = layout(recipe, _base(recipe, shapes), _trained(recipe, shapes), devices)
+    mesh, replicate = _layout(recipe, shapes, devices)
     steps: dict[tuple[Any, ...], str] = {}
     for name, stage in recipe.stages.items():
         steps.setdefault(_settings(stage), name)
     return [_report(recipe, name, shapes, mesh, replicate) for name in steps.values()]
+
+
+# Settings that leave more memory, the least change first.
+LEANER: tuple[dict[str, Any], ...] = (
+    {"cache": "FOLDER"},
+    {"optimizer": "adafactor"},
+    {"cache": "FOLDER", "optimizer": "adafactor"},
+)
+
+
+def _layout(recipe: Recipe, shapes: dict[str, Any], devices: Sequence[Any]) -> tuple[Mesh, bool]:
+    """Return `layout` of a recipe; its error also says with which settings there would be one."""
+
+    def of(recipe: Recipe) -> tuple[Mesh, bool]:
+        return layout(recipe, _base(recipe, shapes), _trained(recipe, shapes), devices)
+
+    try:
+        return of(recipe)
+    except ShardingError as error:
+        for changes in LEANER:
+            with suppress(ShardingError):
+                of(replace(recipe, **changes))
+                settings = " ".join(f"--set {key}={value}" for key, value in changes.items())
+                message = f"{error}; or take {settings}"
+                break
+        else:
+            raise
+        raise ShardingError(message) from None
 
 
 def recipe_to_plan(args: argparse.Namespace) -> Recipe:
