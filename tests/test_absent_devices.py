@@ -56,6 +56,7 @@ def needs(module, name, *values):
     return pytest.param(*values, id=name, marks=pytest.mark.skipif(missing, reason=reason))
 
 
+slow = pytest.mark.slow  # compiles a whole program, a minute or more of one core
 ON_GPUS = [
     needs("jax_cuda13_plugin", "one H100", "h100:1", "data=1"),
     needs("jax_cuda13_plugin", "eight H100", "h100:8", EIGHT),
@@ -138,6 +139,7 @@ def check_kernels(text, kernel):
         assert (other in text) == (other == kernel)
 
 
+@slow
 @pytest.mark.parametrize(("topology", "mesh"), ON_GPUS)
 def test_drawing_on_gpus(shapes, topology, mesh):
     kernels = drawn(shapes, topology, mesh)["kernels"]
@@ -146,6 +148,7 @@ def test_drawing_on_gpus(shapes, topology, mesh):
     assert kernels[FORWARD] == 2 * 2 * 2 + 2 * 2 + 1
 
 
+@slow
 @pytest.mark.parametrize(("topology", "mesh"), ON_GPUS)
 @pytest.mark.usefixtures("optax_promotes")
 def test_training_on_gpus(shapes, topology, mesh):
@@ -156,6 +159,7 @@ def test_training_on_gpus(shapes, topology, mesh):
     assert kernels[FORWARD] >= 4 + 2 * 2 + 1 + encoders
 
 
+@slow
 @pytest.mark.parametrize(("topology", "mesh"), ON_TPUS)
 def test_drawing_on_tpus(shapes, topology, mesh):
     report = drawn(shapes, topology, mesh)
@@ -164,6 +168,7 @@ def test_drawing_on_tpus(shapes, topology, mesh):
     assert report["seconds by the compiler"]["products"] > 0
 
 
+@slow
 @pytest.mark.parametrize(("topology", "mesh"), ON_TPUS)
 @pytest.mark.usefixtures("optax_promotes")
 def test_training_on_tpus(shapes, topology, mesh):
