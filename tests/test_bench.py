@@ -336,6 +336,21 @@ def test_all_measures_in_processes_and_skips_what_has_no_time(file):
     assert values["budget s"] == 140
 
 
+@pytest.mark.parametrize(
+    ("limit", "arguments"),
+    [
+        (131e9, "--batch 1 2"),
+        (74e9, "h100.toml --set stage1.accumulate=1 --batch 1"),
+        (None, "--batch 1 2"),
+    ],
+)
+def test_a_smaller_gpu_trains_by_a_lean_recipe(limit, arguments):
+    results = Results({}, None)
+    results.put("machine", {"result": {"memory limit": limit}})
+    assert " ".join(every_part._recipe(results)).endswith(arguments)
+    assert every_part.LEAN_RECIPE.exists()
+
+
 def test_all_refuses_numbers_before_it_starts_anything(file, capsys):
     arguments = ["bench", "--all", "--size", "toy", "--height", "20", "--json", str(file)]
     assert infer.commands.main(arguments) == 2

@@ -20,6 +20,8 @@ from infer.bench.parts import TRAINING, TRAINING_SECONDS
 ROOT = Path(__file__).parents[2]
 OPTIONS = ("size", "height", "width", "steps", "text_length", "batch", "dtype", "samples")
 TRAINING_BATCHES = ("1", "2")
+TRAINING_BYTES = 90e9  # of a step of one sample as `train bench` has it by default
+LEAN_RECIPE = ROOT / "docs" / "recipes" / "h100.toml"
 POLL = 0.5  # seconds between looks at what a process has written
 GRACE = 15.0  # seconds after the budget until a process is ended
 SHORTEST = 10.0  # seconds in which a process can measure anything
@@ -40,8 +42,17 @@ def measure_all(
     while left := [n for n in names if n != TRAINING and n not in results.parts]:
         run([*drawing, "--only", *left], left, results, budget)
     if TRAINING in names:
-        training = ["train", "bench", "--size", args.size, "--batch", *TRAINING_BATCHES]
+        training = ["train", "bench", *_recipe(results), "--size", args.size]
         run(training, [TRAINING], results, budget, TRAINING_SECONDS, prefix=f"{TRAINING}, ")
+
+
+def _recipe(results: Results) -> list[str]:
+    """Return the arguments of `train bench`: for a device with less memory, a lean recipe."""
+    machine = results.parts.get("machine", {}).get("result", {})
+    limit = machine.get("memory limit")  # None of a CPU
+    if limit is not None and limit < TRAINING_BYTES:
+        return [str(LEAN_RECIPE), "--set", "stage1.accumulate=1", "--batch", "1"]
+    return ["--batch", *TRAINING_BATCHES]
 
 
 def run(
