@@ -7,12 +7,14 @@ Two MODEL folders are written to DIR, bfloat16, in files as `convert` writes the
 
 - sparse: every component at its published size, 42.4 GB, of holes. Reading a hole costs what
   reading from the page cache does, and no disk, so that what is left is the loader's own time.
-- disk: the components of DISK, 9.3 GB of random bytes, which are put out of the page cache before
+- disk: the components of DISK, 3.5 GB of random bytes, which are put out of the page cache before
   every load. `read` is the time that the disk takes: eight threads read the files and do nothing.
 
-Every load is a fresh process with eight CPU devices and the mesh tensor=8. An array is freed once
-its devices hold it, because few machines have 42 GB. The checkouts take turns. Seconds are those
-of `load_model`; processor seconds are of all threads. Writes start_up.json beside this script.
+Every load is a fresh process with eight CPU devices and the mesh tensor=8, checksums compared. An
+array is freed once its devices hold it, because few machines have 42 GB. The checkouts take turns.
+`wall` and `processor` are seconds of `load_model`, the latter of all threads; `busiest` is the
+processor time of the thread that has most of it, below which no number of cores gets the wall time.
+There are as many threads as on a machine of 16 cores. Writes start_up.json beside this script.
 """
 
 import argparse
@@ -40,10 +42,11 @@ from ic_jax.weights.model_folder import FORMAT, MANIFEST, SHARD_BYTES
 from ic_jax.weights.tensors import FLOATS
 
 HERE = Path(__file__).parent.parent
-DISK = ("adapter", "dinov2", "siglip", "clip", "vae")
+DISK = ("dinov2", "siglip", "clip", "vae")
 CHUNK = 1 << 24
 CHILD = """
-import json, sys, threading, time
+import json, os, sys, threading, time
+os.cpu_count = lambda: 16  # what concurrent.futures asks
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from ic_jax.sharding import make_mesh, parse
@@ -61,20 +64,31 @@ def anonymous():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
 
+def threads():
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            fields = open(f"/proc/self/task/{thread}/stat").read().rpartition(")")[2].split()
+            yield thread, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except OSError:
+            pass  # it has ended
+
 def watch():
     while True:
         time.sleep(0.05)
         peak[0] = max(peak[0], anonymous())
+        busy.update(threads())
 
 loading.to_global_array = drop
 mesh, before = make_mesh(parse("tensor=8")), anonymous()
-peak = [before]
+peak, busy, at_start = [before], {}, dict(threads())
 threading.Thread(target=watch, daemon=True).start()
 wall, processor = time.perf_counter(), time.process_time()
-loading.load_model(sys.argv[1], "bfloat16", verify=sys.argv[2] == "verify", mesh=mesh)
+loading.load_model(sys.argv[1], "bfloat16", mesh=mesh)
+busy.update(threads())
 print(json.dumps({
     "wall": time.perf_counter() - wall,
     "processor": time.process_time() - processor,
+    "busiest": max(seconds - at_start.get(thread, 0) for thread, seconds in busy.items()),
     "peak_gb": (peak[0] - before) / 1e9,
 }))
 """
@@ -92,10 +106,6 @@ def write_published(folder: Path, components: tuple[str, ...], *, random: bool) 
         shards = _shards({path: int(np.prod(s)) * dtype.itemsize for path, s in shapes.items()})
         for number, sizes in enumerate(shards):
             _write_file(folder / component / f"model-{number}.safetensors", shapes, sizes, random)
-    if "transformer" not in components:  # the adapter's shapes depend on it
-        (folder / "transformer").mkdir()
-        config = CONFIGS[auto_mesh.PUBLISHED["transformer"]]
-        write_json(folder / "transformer" / "config.json", config.to_dict())
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     with ThreadPoolExecutor() as pool:
         digests = pool.map(sha256_file, files)
@@ -158,10 +168,10 @@ def read(folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def load(root: Path, folder: Path, verify: str) -> dict[str, float]:
+def load(root: Path, folder: Path) -> dict[str, float]:
     """Load a folder with the code of a checkout, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), verify],
+        [sys.executable, "-c", CHILD, str(folder)],
         cwd=root,
         # Both checkouts may be installed as ic_jax; this one comes first.
         env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
@@ -179,12 +189,11 @@ def measure(roots: dict[str, Path], folder: Path, repeats: int, *, cold: bool) -
         if cold:
             forget(folder)
             runs.setdefault("read", []).append({"wall": read(folder)})
-        for verify in ("verify", "no verify"):
-            for name, root in roots.items():
-                if cold:
-                    forget(folder)
-                runs.setdefault(f"{name}, {verify}", []).append(load(root, folder, verify))
-                print(name, verify, runs[f"{name}, {verify}"][-1], flush=True)
+        for name, root in roots.items():
+            if cold:
+                forget(folder)
+            runs.setdefault(name, []).append(load(root, folder))
+            print(folder.name, name, runs[name][-1], flush=True)
     return {
         name: {key: round(statistics.median(run[key] for run in taken), 2) for key in taken[0]}
         for name, taken in runs.items()
@@ -198,9 +207,10 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="folder for the two MODEL folders")
     args = parser.parse_args()
     roots = {"earlier": args.earlier.resolve(), "here": HERE}
-    report: dict[str, Any] = {}
+    report: dict[str, Any] = {"repeats": args.repeats, "earlier": commit_of(args.earlier)}
+    report |= origin("jax", "jaxlib")
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        for name, components in (("sparse", tuple(auto_mesh.PUBLISHED)), ("disk", DISK)):
+        for name, components in (("disk", DISK), ("sparse", tuple(auto_mesh.PUBLISHED))):
             folder = Path(scratch, name)
             write_published(folder, components, random=name == "disk")
             report[name] = {
@@ -208,12 +218,7 @@ def main() -> None:
                 "seconds": measure(roots, folder, args.repeats, cold=name == "disk"),
             }
             shutil.rmtree(folder)
-    report |= {
-        "repeats": args.repeats,
-        "earlier": commit_of(args.earlier),
-        **origin("jax", "jaxlib"),
-    }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+            Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 
 
