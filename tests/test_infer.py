@@ -199,6 +199,7 @@ def test_ctrl_c_while_compiling(tmp_path):
     process = command(
         *SMALL,
         "--no-compile-cache",
+        "--mesh=data=1",  # on a mesh nothing compiles ahead, while the weights are read
         "--out",
         str(tmp_path / "x.png"),
         stdout=subprocess.PIPE,

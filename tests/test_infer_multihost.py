@@ -70,6 +70,7 @@ def check(out, alone):
         assert (ours != expected).mean() < 0.01
 
 
+@pytest.mark.slow  # starts the command four times
 def test_a_killed_run_goes_on(start, alone, tmp_path):
     process = start("--out", tmp_path)
     while not process.stdout.readline().startswith("drew"):

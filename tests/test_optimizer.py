@@ -263,13 +263,13 @@ def weights(folder):
 
 CHOICES = [
     'optimizer = "adamw-bfloat16"',
-    # Slow: each compiles a step of its own; the first resumes, the tests above cover the rules.
-    pytest.param('optimizer = "adafactor"', marks=pytest.mark.slow),
-    pytest.param('optimizer = "adamw-bfloat16"\n[lora]\nrank = 2', marks=pytest.mark.slow),
-    pytest.param('optimizer = "adafactor"\n[lora]\nrank = 2', marks=pytest.mark.slow),
+    'optimizer = "adafactor"',
+    'optimizer = "adamw-bfloat16"\n[lora]\nrank = 2',
+    'optimizer = "adafactor"\n[lora]\nrank = 2',
 ]
 
 
+@pytest.mark.slow  # each is three runs that compile a step; the tests above cover the rules
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_run_resumes_bit_for_bit(world, choice, capsys):
     run = f"run{len(list(world.iterdir()))}"

@@ -59,7 +59,7 @@ def test_equals_the_published_pipeline(pipe, golden, i):
     check_case(pipe, golden, i)
 
 
-@pytest.mark.parametrize("mesh", [None, "tensor=2"])
+@pytest.mark.parametrize("mesh", [None, pytest.param("tensor=2", marks=pytest.mark.slow)])
 def test_the_form_for_gpus_equals_the_published_pipeline(tiny_model, golden, mesh):
     with compiling_for("gpu"):
         pipe = InstantCharacterPipeline.from_pretrained(tiny_model, "float32", mesh=mesh)
@@ -146,6 +146,7 @@ def test_batch_equals_single_calls(pipe, portraits, subjects):
     assert relative(singles[0], singles[2]) > 1e-2
 
 
+@pytest.mark.slow  # compiles three programs; test_everything_at_once guides a batch as well
 def test_true_guidance_in_a_batch_equals_single_calls(pipe, portraits, subjects):
     prompts = ["a girl in the rain", "a boy on a bike"]
     guided = SMALL | {"negative_prompt": "blurry", "true_cfg_scale": 2.5}
@@ -248,10 +249,14 @@ def test_schnell_draws_and_guidance_does_nothing(tiny_model, subjects):
     assert relative(drawn[0], pipe("b", **SMALL, subject_image=subjects[0]).images) > 1e-4
 
 
-def test_missing_arguments_take_the_models_defaults(tiny_model, pipe, subjects):
-    model = loading.load_model(tiny_model, "float32")
-    model.sampling = SamplingConfig(64, 64, 2, max_sequence_length=32, subject_scale=0.5)
-    of_model = InstantCharacterPipeline(model)
+def with_defaults(pipe, **defaults):
+    """The pipeline of a model that has these defaults, with the same arrays."""
+    sampling = SamplingConfig(64, 64, 2, max_sequence_length=32, **defaults)
+    return InstantCharacterPipeline(dataclasses.replace(pipe._model, sampling=sampling))
+
+
+def test_missing_arguments_take_the_models_defaults(pipe, subjects):
+    of_model = with_defaults(pipe, subject_scale=0.5)
     drawn = of_model("a girl", subject_image=subjects[0], output_type="latent").images
     expected = pipe("a girl", subject_image=subjects[0], subject_scale=0.5, **SMALL).images
     assert np.array_equal(drawn, expected)
@@ -276,11 +281,9 @@ def test_negative_prompts_of_both_encoders(pipe):
     assert relative(other, same) > 1e-3
 
 
-def test_a_models_default_guidance_needs_something_to_steer_away_from(tiny_model, pipe, subjects):
+def test_a_models_default_guidance_needs_something_to_steer_away_from(pipe, subjects):
     """Without a negative prompt, as diffusers, unless the model has a negative subject scale."""
-    model, subject = loading.load_model(tiny_model, "float32"), {"subject_image": subjects[0]}
-    model.sampling = SamplingConfig(64, 64, 2, max_sequence_length=32, true_cfg_scale=2.0)
-    of_model = InstantCharacterPipeline(model)
+    of_model, subject = with_defaults(pipe, true_cfg_scale=2.0), {"subject_image": subjects[0]}
     unguided = of_model("a girl", **subject, output_type="latent").images
     np.testing.assert_array_equal(unguided, pipe("a girl", **SMALL, **subject).images)
     of_model.sampling = dataclasses.replace(of_model.sampling, negative_subject_scale=0.0)

@@ -41,8 +41,8 @@ ADAPTER = AdapterConfig(**(toy.CONFIGS["adapter"].to_dict() | {"output_dim": 32}
 RATE = 1e-3
 MESHES = (
     "data=2,fsdp=2,tensor=2",
-    "fsdp=2,tensor=2,context=2",
-    # Slow: each compiles for 8 devices, and the meshes above already shard over each axis.
+    # Slow: each compiles for 8 devices, and the mesh above already shards rows and parameters.
+    pytest.param("fsdp=2,tensor=2,context=2", marks=pytest.mark.slow),
     *(pytest.param(f"{axis}=8", marks=pytest.mark.slow) for axis in AXES),
 )
 
@@ -231,6 +231,7 @@ def check_three_steps(trainer, text, replicate):
                 assert shard_size == size // shards, (path, axis)
 
 
+@pytest.mark.slow  # compiles the step for a mesh of its own
 def test_nothing_large_is_replicated(trainer):
     """Parameters, moments and gradients are sharded; only a block's kernels are gathered."""
     state, flux, program, _ = trainer.on("fsdp=8")
