@@ -2,10 +2,13 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -86,7 +89,29 @@ def main(
     if arguments and arguments[0] not in names and not arguments[0].startswith("-"):
         parser.error(f"there is no command {arguments[0]!r}; give one of {', '.join(names)}")
     args = parser.parse_args(arguments)
-    return run(lambda: _start(args), debug=args.debug)
+    with _interrupts_arrive():
+        return run(lambda: _start(args), debug=args.debug)
+
+
+@contextmanager
+def _interrupts_arrive() -> Iterator[None]:
+    """Interrupt again where Python drops a KeyboardInterrupt, in a finaliser or a callback."""
+    previous = sys.unraisablehook
+
+    def again(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            previous(unraisable)
+            return
+        main_thread = threading.main_thread().ident, signal.SIGINT
+        timer = threading.Timer(0.05, signal.pthread_kill, main_thread)  # after the callback
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
 
 
 def leave(code: int) -> NoReturn:

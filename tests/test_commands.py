@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -95,3 +96,17 @@ def test_ctrl_c_while_importing(name, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     process = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (130, "error: interrupted\n")
+
+
+def test_an_interrupt_that_a_finaliser_drops_arrives(capsys):
+    class Dropping:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def work(_):
+        Dropping()
+        time.sleep(60)
+
+    command = cli.Command("work", "Wait.", lambda parser: None, work)
+    assert cli.main("prog", "Test.", [command], ["work"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err.strip() == "error: interrupted"
