@@ -1,4 +1,4 @@
-"""What a call needs is compiled while the weights are read, and found by that call."""
+"""Compilation ahead of a call, while the weights are read, whose programs that call finds."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""What a device or a machine lacks in memory is said before anything is read."""
+"""Missing memory of a device or a machine, said before anything is read."""
 
 import re
 from types import SimpleNamespace

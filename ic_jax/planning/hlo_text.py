@@ -77,7 +77,7 @@ class Instruction:
 
     @property
     def target(self) -> str:
-        """What a custom call calls; "" for other instructions."""
+        """The target of a custom call; "" for other instructions."""
         match = _TARGET.search(self.rest) if self.opcode == "custom-call" else None
         return match[1] if match else ""
 

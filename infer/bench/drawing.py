@@ -1,4 +1,4 @@
-"""What is drawn in a benchmark: random weights of a size, a request, and the programs on them."""
+"""Drawing in a benchmark: random weights of a size, a request, and the programs on them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
