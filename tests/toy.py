@@ -1,6 +1,7 @@
 """A small world to train in: a MODEL folder of random weights and a data set of drawn shapes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ic_jax.config import (
-    AdapterConfig,
-    ClipConfig,
-    Dinov2Config,
-    FluxConfig,
-    SiglipConfig,
-    T5Config,
-    VaeConfig,
-)
+from ic_jax.config import ClipConfig, FluxConfig, T5Config, VaeConfig
+from ic_jax.measuring.sizes import SIZES
 from ic_jax.weights import loading, model_folder
 from tests.conftest import GOLDENS
 from train.data.prepare import PrepareOptions, prepare
@@ -35,11 +29,11 @@ FLUX = FluxConfig(
 # the gradient by itself: one that is zero but for rounding would move its parameter by the full
 # rate, up or down. So small a norm leaves them below Adam's epsilon, 1e-8, which divides them then.
 CLIP = 1e-6
-VISION = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
+BENCH = SIZES["toy"].configs
 CONFIGS = {
     "transformer": FLUX,
-    "siglip": SiglipConfig(**VISION, intermediate_size=32, image_size=32),
-    "dinov2": Dinov2Config(**VISION, image_size=32),
+    "siglip": BENCH["siglip"],
+    "dinov2": BENCH["dinov2"],
     "t5": T5Config(vocab_size=118, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2),
     "clip": ClipConfig(
         vocab_size=727,
@@ -50,21 +44,7 @@ CONFIGS = {
         eos_token_id=726,
     ),
     "vae": VaeConfig(block_out_channels=(8, 8), latent_channels=2, norm_num_groups=4),
-    "adapter": AdapterConfig(
-        inner_dim=32,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=1,
-        dim=16,
-        depth=1,
-        dim_head=8,
-        heads=2,
-        num_queries=4,
-        output_dim=16,
-        timestep_in_dim=16,
-        siglip_layers=(0, 1, 2),
-        dinov2_layers=(0, 1, 2),
-    ),
+    "adapter": replace(BENCH["adapter"], num_queries=4),
 }
 
 
