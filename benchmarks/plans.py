@@ -131,11 +131,11 @@ def table() -> list[str]:
     results, missing = stored(), dict[str, list[str]]()
     for command in PLANS:
         tried = [text for text in results if f"{text} ".startswith(f"{command} ")]
-        made = [row for text in tried for row in rows(text, results[text])]
-        if not made:
+        body = [row for text in tried for row in rows(text, results[text])]
+        if not body:
             what, machine = subject(command)
             missing.setdefault(what, []).append(machine)
-        lines += made
+        lines += body
     lines += [""] * bool(missing)
     return lines + [f"- Not run: {what} on {', '.join(missing[what])}." for what in sorted(missing)]
 

@@ -58,7 +58,7 @@ def message(monkeypatch, modules, room, dtype="bfloat16", mesh=None, **options):
 
 
 def test_weights_at_a_time(published):
-    """Of offloaded encoders, T5 or both of the image encoders are in memory."""
+    """Count T5 or both image encoders of offloaded encoders, whichever is larger."""
 
     def size(modules, mesh=None):
         return memory.weight_bytes(modules, mesh, offload_encoders=False)

@@ -44,7 +44,7 @@ def same_but_for_ties(ours, theirs, rate):
 
 @pytest.mark.parametrize("b1", [0.0, 0.9])
 def test_adafactor_equals_transformers(b1):
-    """Where b2 does not cap the decay, and theirs keeps its momentum in bfloat16 as well."""
+    """Compare where b2 does not cap the decay, with a bfloat16 momentum in both."""
     rate, ours, rule = 2.0**-7, random(0), adafactor(b1, b2=1.0)
     theirs = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in ours.items()}
     reference = transformers.Adafactor(

@@ -184,7 +184,7 @@ def test_compilers_that_are_not_installed(topology, extra, monkeypatch):
 
 @pytest.mark.parametrize("gpu", GPU_TARGETS.values(), ids=GPU_TARGETS)
 def test_figures_of_gpus_agree(gpu):
-    """Those that the compiler is told with those that plans are compared with."""
+    """The compiler is told the figures that plans are compared with."""
     chip = Chip.of(SimpleNamespace(device_kind=gpu.name))
     assert 0.9 * gpu.memory < chip.memory < gpu.memory
     assert chip.bandwidth == pytest.approx(gpu.bandwidth, rel=0.02)

@@ -32,19 +32,19 @@ def parts(settings: DrawingSettings, budget: Budget) -> dict[str, Part]:
     # The stacked form compiles fast; that of the pipeline may take minutes.
     weights = Part("weights", 30, partial(drawing_parts.weights, drawing))
     step = Part("step", 120, partial(drawing_parts.step, drawing, stacked))
-    made = weights, step
+    prepared = weights, step
     listed = (
         Part("machine", 0, device_parts.machine),
         Part("ceilings", 20, partial(device_parts.ceilings, drawing)),
         Part("attention", 30, partial(attention_part.attentions, drawing)),
         Part("stacked", 90, partial(drawing_parts.stacked_step, stacked)),
-        *made,
-        Part("profile", 20, partial(drawing_parts.step_profile, drawing), made),
-        Part("picture", 20, partial(drawing_parts.picture, drawing), made),
+        *prepared,
+        Part("profile", 20, partial(drawing_parts.step_profile, drawing), prepared),
+        Part("picture", 20, partial(drawing_parts.picture, drawing), prepared),
         Part("encoders", 40 + reserve, partial(encoder_parts.encoders, drawing)),
         Part("alone", 120 + reserve, partial(drawing_parts.without_subject, alone)),
         Part("variants", 40 + reserve, partial(drawing_parts.variants, few, budget, reserve)),
         Part("program", 90 + reserve, partial(drawing_parts.one_program, drawing), [weights]),
-        Part(TORCH, 120, partial(versus_torch.compare, drawing), made),
+        Part(TORCH, 120, partial(versus_torch.compare, drawing), prepared),
     )
     return {part.name: part for part in listed}
