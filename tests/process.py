@@ -32,10 +32,12 @@ def meet(flags: list[str]) -> int:
     def command() -> None:
         join(flags)
         stop = SimpleNamespace(wanted=False)
-        agreement, answers = StopAgreement(stop, make_mesh(parse("data=8"))), []  # type: ignore[arg-type]
+        mesh = make_mesh(parse("data=8"))
+        agreement, answers = StopAgreement(stop, mesh), []  # type: ignore[arg-type]
+        any_asked = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
         for step in range(4):
             stop.wanted = multihost.process_index() == 1 and step >= 1
-            answers.append(agreement.wanted())
+            answers.append(agreement.wanted(any_asked(agreement.asked())))
         print(json.dumps({"stopping": answers, "first": multihost.is_first()}), flush=True)
         if multihost.process_index() == 3:
             signal.pause()

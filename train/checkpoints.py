@@ -49,12 +49,17 @@ class Checkpoints:
             folder.mkdir(parents=True, exist_ok=True)
         if not read_only:
             multihost.on_first("checkpoints", self._quarantine_invalid)
+        # With the processes named, Orbax waits at barriers of the coordination service. Otherwise it
+        # runs collectives on the devices, which a step that has lost a process disturbs.
+        processes = set(range(multihost.process_count()))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=saving.keep,
             keep_period=saving.keep_every or None,
             enable_async_checkpointing=True,
             cleanup_tmp_directories=not read_only,
+            create=False,
             read_only=read_only,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=processes),
         )
         self._manager = ocp.CheckpointManager(self._steps.absolute(), options=options)
         self._committer = ThreadPoolExecutor(1)

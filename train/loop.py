@@ -7,6 +7,9 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
 from tqdm import tqdm
 
 from ic_jax import multihost
@@ -62,12 +65,12 @@ def train(recipe: Recipe) -> None:
             for host_batch in bar:
                 # Feed: the rows of this process become part of a global batch on the devices.
                 at = step - first
-                arguments = inputs.arguments(stage, at, host_batch)
+                arguments = (stop.asked(), *inputs.arguments(stage, at, host_batch))
 
                 # Step: nothing else is transferred, and at most two steps are queued, so that a
                 # signal need not wait for more.
                 with jax.transfer_guard("disallow"):
-                    state, metrics = program(state, *arguments, **static)
+                    state, metrics, stop_answer = program(state, *arguments, **static)
                 step += 1
                 log.add(metrics, stage.batch, inputs.sample_flops(host_batch))
                 jax.block_until_ready(log.metrics[-3:-2])
@@ -86,7 +89,7 @@ def train(recipe: Recipe) -> None:
                     report.picture(step, "preview", preview.write(state, step))
 
                 # Save, and stop if any process was asked to.
-                stopping = stop.wanted()
+                stopping = stop.wanted(stop_answer)
                 if due(recipe.saving.every) or stopping:
                     metadata = run.metadata(step) | {"samples": asdict(skips)}
                     checkpoints.save(step, state, metadata)
@@ -128,10 +131,20 @@ def _restore(run: Setup, checkpoints: Checkpoints) -> tuple[TrainState, int, Ski
 
 
 def _step_program(run: Setup, state: TrainState) -> Any:
-    """Return the jitted training step; stages of equal settings and shapes share its program."""
+    """Return the jitted training step; stages of equal settings and shapes share its program.
+
+    It takes which devices' processes were asked to stop as well, after the state, and returns
+    whether any was.
+    """
+
+    def step(state: TrainState, asked: Int[Array, "d"], *inputs: Any, **static: Any) -> Any:
+        return *train_step(state, *inputs, **static), asked.max()
+
+    step.__name__ = train_step.__name__  # the program's
+    replicated = NamedSharding(run.models.mesh, P())
     return jax.jit(
-        train_step,
+        step,
         static_argnames=("optimizer", "timesteps", "accumulate", "remat", "dtype"),
         donate_argnums=(0,),
-        out_shardings=(shardings(state, run.models.mesh), None),
+        out_shardings=(shardings(state, run.models.mesh), None, replicated),
     )

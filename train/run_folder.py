@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -71,26 +70,35 @@ class StopRequest:
 
 
 class StopAgreement:
-    """Agreement of all processes to stop after the same step, if any of them was asked to."""
+    """Agreement of all processes to stop after the same step, if any of them was asked to.
+
+    The training step's own program computes it. A program of its own would go on after a step that
+    lost a process, and meet other processes that are still within that step.
+    """
 
     def __init__(self, stop: StopRequest, mesh: Mesh):
         self._stop = stop
         self._one_per_device = NamedSharding(mesh, P(mesh.axis_names))
-        self._any = jax.jit(_any, out_shardings=NamedSharding(mesh, P()))
-        self._asked: deque[jax.Array] = deque()
+        self._answers: deque[Int[Array, ""]] = deque()
+        self._nobody_asked = self._flags(False)
 
-    def wanted(self) -> bool:
-        """Return whether to stop; call it once per step in every process.
+    def asked(self) -> Int[Array, "d"]:
+        """Return whether this process was asked, on each of its devices: an input of the step."""
+        if not multihost.is_multiprocess():
+            return self._nobody_asked  # and no copy to the devices at every step
+        return self._flags(self._stop.wanted)
+
+    def wanted(self, answer: Int[Array, ""]) -> bool:
+        """Return whether to stop; call it once per step, with what the step made of `asked()`.
 
         Several processes learn of requests two steps later: those devices have finished that
         step, so that asking does not wait for them.
         """
         if not multihost.is_multiprocess():
             return self._stop.wanted
-        flags = np.full(self._one_per_device.mesh.size, self._stop.wanted)
-        self._asked.append(self._any(to_global_array(flags, self._one_per_device, np.int32)))
-        return len(self._asked) > 2 and bool(self._asked.popleft())
+        self._answers.append(answer)
+        return len(self._answers) > 2 and bool(self._answers.popleft())
 
-
-def _any(asked: Int[Array, "n"]) -> Int[Array, ""]:
-    return asked.max()
+    def _flags(self, asked: bool) -> Int[Array, "d"]:
+        flags = np.full(self._one_per_device.mesh.size, asked)
+        return to_global_array(flags, self._one_per_device, np.int32)
