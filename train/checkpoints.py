@@ -49,8 +49,8 @@ class Checkpoints:
             folder.mkdir(parents=True, exist_ok=True)
         if not read_only:
             multihost.on_first("checkpoints", self._quarantine_invalid)
-        # With the processes named, Orbax waits at barriers of the coordination service. Otherwise it
-        # runs collectives on the devices, which a step that has lost a process disturbs.
+        # With the processes named, Orbax waits at barriers of the coordination service; otherwise
+        # in collectives on the devices, which a step that has lost a process disturbs.
         processes = set(range(multihost.process_count()))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=saving.keep,
