@@ -25,36 +25,37 @@ TEMPLATES = (
 
 def without_identity(view: View, rng: np.random.Generator) -> str:
     """Describe the view but not the person, for training the adapter."""
-    return _caption(view, _pick(rng, phrases.PEOPLE), rng)
+    return _caption(view, pick(rng, phrases.PEOPLE), rng)
 
 
 def with_identity(identity: Identity, view: View, rng: np.random.Generator) -> str:
     """Describe the view and the person, for training the base model."""
-    return _caption(view, f"{_pick(rng, phrases.PEOPLE)} with {_looks(identity, rng)},", rng)
+    return _caption(view, f"{pick(rng, phrases.PEOPLE)} with {looks(identity, rng)},", rng)
 
 
 def of_person(identity: Identity, rng: np.random.Generator) -> str:
     """Describe the person but not the view, for training the image encoder."""
-    return f"A person with {_looks(identity, rng)}."
+    return f"A person with {looks(identity, rng)}."
 
 
 def _caption(view: View, who: str, rng: np.random.Generator) -> str:
     act, wear = phrases.BODIES[view.body]
-    text = _pick(rng, TEMPLATES).format(
-        frame=_pick(rng, phrases.FRAMINGS[body_kind(view.body)]),
+    text = pick(rng, TEMPLATES).format(
+        frame=pick(rng, phrases.FRAMINGS[body_kind(view.body)]),
         who=who,
-        act=_pick(rng, act),
-        wear=_pick(rng, wear).format(c=view.clothing),
-        mood=_pick(rng, phrases.FACES[view.face]),
-        where=_pick(rng, phrases.GROUND).format(g=view.ground.replace("-", " ")),
+        act=pick(rng, act),
+        wear=pick(rng, wear).format(c=view.clothing),
+        mood=pick(rng, phrases.FACES[view.face]),
+        where=pick(rng, phrases.GROUND).format(g=view.ground.replace("-", " ")),
     )
     text = re.sub(r"\ba (?=[aeio])", "an ", text)  # an orange shirt
     return text[0].upper() + text[1:] + "."
 
 
-def _looks(identity: Identity, rng: np.random.Generator) -> str:
-    looks = [
-        _pick(rng, options).format(h=identity.hair_colour, s=identity.skin)
+def looks(identity: Identity, rng: np.random.Generator) -> str:
+    """Describe skin, hair, beard and glasses, in random order."""
+    told = [
+        pick(rng, options).format(h=identity.hair_colour, s=identity.skin)
         for options in (
             phrases.SKIN,
             phrases.HAIR[identity.hair],
@@ -63,11 +64,12 @@ def _looks(identity: Identity, rng: np.random.Generator) -> str:
         )
         if options
     ]
-    looks = [looks[n] for n in rng.permutation(len(looks))]
-    return ", ".join(looks[:-1]) + " and " + looks[-1]
+    told = [told[n] for n in rng.permutation(len(told))]
+    return ", ".join(told[:-1]) + " and " + told[-1]
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    """Return one of the options at random."""
     return options[int(rng.integers(len(options)))]
 
 

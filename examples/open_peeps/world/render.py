@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 import resvg_py
+from jaxtyping import UInt8
 from PIL import Image
 
 from examples.open_peeps.world.extract import INK, PAPER
@@ -78,8 +79,15 @@ def body_kind(body: str) -> str:
 
 def svg(identity: Identity, view: View, size: int) -> str:
     """Assemble an SVG of [size, size] pixels, without background."""
-    kind = body_kind(view.body)
-    left, top, side = VIEW_BOXES[kind]
+    left, top, side = VIEW_BOXES[body_kind(view.body)]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}" '
+        f'viewBox="{left} {top} {side} {side}">{figure(identity, view)}</svg>'
+    )
+
+
+def figure(identity: Identity, view: View) -> str:
+    """Assemble the SVG elements of a figure, in units of the drawings."""
     skin, hair = SKIN[identity.skin], HAIR_COLOUR[identity.hair_colour]
     head = (
         _part("hair", identity.hair, (0, 0), hair, skin)
@@ -88,10 +96,8 @@ def svg(identity: Identity, view: View, size: int) -> str:
         + _part("accessory", identity.accessory, ACCESSORY, LINE, UNPAINTED)
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}" '
-        f'viewBox="{left} {top} {side} {side}">'
-        + _part(kind, view.body, (0, 0), LINE, CLOTHING[view.clothing])
-        + f'<g transform="translate({HEAD[0]} {HEAD[1]})">{head}</g></svg>'
+        _part(body_kind(view.body), view.body, (0, 0), LINE, CLOTHING[view.clothing])
+        + f'<g transform="translate({HEAD[0]} {HEAD[1]})">{head}</g>'
     )
 
 
@@ -105,10 +111,15 @@ def render(identity: Identity, view: View, size: int, background: str | None = N
 
     The background of the view is not drawn; `picture` draws it.
     """
-    png = resvg_py.svg_to_bytes(svg_string=svg(identity, view, size), skip_system_fonts=True)
-    with Image.open(io.BytesIO(png)) as image:
-        pixels = np.asarray(image.convert("RGBA"))
+    pixels = rasterize(svg(identity, view, size))
     return pixels if background is None else over(pixels, background)
+
+
+def rasterize(text: str) -> UInt8[np.ndarray, "h w 4"]:
+    """Return the pixels of an SVG, the last channel its alpha."""
+    png = resvg_py.svg_to_bytes(svg_string=text, skip_system_fonts=True)
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGBA"))
 
 
 def over(pixels: np.ndarray, background: str) -> np.ndarray:
