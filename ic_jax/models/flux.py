@@ -36,6 +36,7 @@ from ic_jax.models.streams import (
     split_streams,
     to_stream_order,
 )
+from ic_jax.models.target import in_memory
 from ic_jax.sharding import constrain, shard_batch
 
 LAYER_NORM_EPS = 1e-6
@@ -68,7 +69,7 @@ def modulate(
 ) -> Float[Array, "b n d"]:
     """Apply LayerNorm without parameters, then (1 + scale) x + shift; computed in float32."""
     shift, scale = shift[:, None].astype(jnp.float32), scale[:, None].astype(jnp.float32)
-    return (normalize(x, LAYER_NORM_EPS) * (1 + scale) + shift).astype(x.dtype)
+    return in_memory((normalize(x, LAYER_NORM_EPS) * (1 + scale) + shift).astype(x.dtype))
 
 
 class FeedForward(nnx.Module):
@@ -78,7 +79,7 @@ class FeedForward(nnx.Module):
         self.net: Any = nnx.Dict({"0": up, "2": down})
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        return self.net["2"](gelu_tanh(self.net["0"]["proj"](x)))
+        return self.net["2"](in_memory(gelu_tanh(self.net["0"]["proj"](x))))
 
 
 class JointAttention(nnx.Module):
@@ -180,7 +181,7 @@ class SingleBlock(nnx.Module):
         out = attend(rotate(attn.norm_q(q), rope), rotate(attn.norm_k(k), rope), v, split="both")
         if image_prompt is not None:
             out = add_to_image(out, image_prompt(q, text_tokens), axis)
-        mlp = gelu_tanh(self.proj_mlp(y))
+        mlp = in_memory(gelu_tanh(self.proj_mlp(y)))
         return x + mod[:, 2, None] * from_heads_and_channels(self.proj_out, out, mlp)
 
 

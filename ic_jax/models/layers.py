@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from ic_jax.models.target import platform
 from ic_jax.sharding import gathered
 
 Axes = tuple[str | None, ...]
@@ -203,8 +204,12 @@ class Embedding(nnx.Module):
 def normalize(x: Float[Array, "*b d"], eps: float) -> Float[Array, "*b d"]:
     """Apply LayerNorm without parameters, computed and returned in float32."""
     x = x.astype(jnp.float32)
-    x = x - x.mean(-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+    mean = x.mean(-1, keepdims=True)
+    if platform() == "tpu":  # both means in one pass over x
+        variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0)
+    else:
+        variance = jnp.square(x - mean).mean(-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + eps)
 
 
 class LayerNorm(nnx.Module):

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+
+T = TypeVar("T")
 
 _target: ContextVar[tuple[str, Any] | None] = ContextVar("target", default=None)
 
@@ -30,3 +32,12 @@ def device() -> Any:
     """Return a device of the platform; None if `compiling_for` named none."""
     target = _target.get()
     return target[1] if target else jax.devices()[0]
+
+
+def in_memory(arrays: T) -> T:
+    """Have a TPU write arrays to memory before anything reads them.
+
+    XLA for TPUs fuses what precedes a product into it, and then computes it again for every tile of
+    the result.
+    """
+    return jax.lax.optimization_barrier(arrays) if platform() == "tpu" else arrays
