@@ -54,7 +54,9 @@ from ic_jax.sampler import (
 from ic_jax.sharding import ShardingError, make_mesh, shardings
 from ic_jax.version import __version__
 from ic_jax.weights.loading import Model, load_model
-from ic_jax.weights.lora import LoraDelta, LoraFile, read_lora, write_lora
+from ic_jax.weights.lora.delta import LoraDelta, LoraFile
+from ic_jax.weights.lora.reading import read_lora
+from ic_jax.weights.lora.writing import write_lora
 from ic_jax.weights.model_folder import ModelFolder
 from ic_jax.weights.tensors import WeightsError
 

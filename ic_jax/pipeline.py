@@ -46,13 +46,15 @@ from ic_jax.runner import Runner, ShapesRunner
 from ic_jax.sharding import describe
 from ic_jax.weights import loading
 from ic_jax.weights.encoders import LARGE_ENCODERS, Encoders, EncodersOnDemand
-from ic_jax.weights.lora import read_lora
-from ic_jax.weights.lora_set import LoraSet
+from ic_jax.weights.lora.delta import LoraFile
+from ic_jax.weights.lora.lora_set import LoraSet
+from ic_jax.weights.lora.reading import read_lora
+from ic_jax.weights.lora.source import find_lora
+from ic_jax.weights.lora.targets import targets_of
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder, create
 
 OutputType = Literal["pil", "np", "latent"]
 StepCallback = Callable[[Any, int, float, dict[str, Array]], Mapping[str, Array] | None]
-LORA_FILE = "pytorch_lora_weights.safetensors"  # in the folder that diffusers saves
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ class InstantCharacterPipeline:
         self._runner = self._make_runner(model, self._encoders)
         self.scheduler = model.scheduler or SchedulerConfig()
         self.sampling = model.sampling or SamplingConfig()
-        targets = {"transformer": model.transformer, "clip": model.clip}
-        self._loras = LoraSet({name: m for name, m in targets.items() if m is not None})
+        self._loras = LoraSet(targets_of(loading.configs(model)), self._lora_models)
+        self._encoders.when_loaded(self._loras.apply_to)
 
     @classmethod
     def from_pretrained(
@@ -382,38 +384,44 @@ class InstantCharacterPipeline:
 
     def load_lora_weights(
         self,
-        path: Path | str,
+        path: LoraFile | Path | str,
         adapter_name: str | None = None,
         *,
         weight: float = 1.0,
         trigger: str | None = None,
     ) -> None:
-        """Load a style LoRA in peft's layout, as diffusers writes it, and activate it.
+        """Load a style LoRA of any layout that docs/loras.md lists, and activate it.
 
-        LoRAs that are active already stay so, and all add up. Prompts that are encoded from then
-        on begin with the trigger words of the active LoRAs.
+        LoRAs that are active already stay so, and all add up; the weights of the base are not
+        written. Prompts that are encoded from then on begin with the trigger words of the active
+        LoRAs.
 
         Args:
-            path: a safetensors file, or a folder with pytorch_lora_weights.safetensors.
+            path: a safetensors file; a folder or a Hub repository, org/name, with one such file;
+                org/name/FILE; or what `read_lora` returned, which has its weight and trigger.
             adapter_name: name for the methods below; "default_0", "default_1", ... by default.
             weight: strength; may be negative.
             trigger: words that the LoRA was trained to answer to.
 
         Raises:
             WeightsError: not such a LoRA, or one for another model; nothing changed.
-            ValueError: the name is taken, or the model is sharded over several processes.
+            FileNotFoundError: no such file, folder or Hub repository, or no LoRA file in it.
+            ValueError: the name is taken, a folder has several files, or the model is sharded over
+                several processes.
         """
         self._refuse_several_processes("a LoRA")
-        file = Path(path) / LORA_FILE if Path(path).is_dir() else path
-        self._loras.add(read_lora(file, weight, trigger), adapter_name)
+        if not isinstance(path, LoraFile):
+            targets = self._loras.targets
+            path = read_lora(find_lora(path), weight, trigger, targets=targets)
+        self._loras.add(path, adapter_name)
 
     def set_adapters(
         self, adapter_names: Prompts, adapter_weights: float | Sequence[float] | None = None
     ) -> None:
         """Activate these loaded LoRAs, at these weights, and no others.
 
-        The resulting model depends on the base and the active LoRAs alone, not on what was active
-        before.
+        The result depends on the base and the active LoRAs alone, not on what was active before.
+        Other weights compile nothing anew.
 
         Args:
             adapter_names: a name, or a list, which may be empty.
@@ -440,12 +448,12 @@ class InstantCharacterPipeline:
         return list(self._loras.active)
 
     def get_list_adapters(self) -> dict[str, list[str]]:
-        """Return the names of all loaded LoRAs by component: "transformer", "text_encoder"."""
+        """Return the names of all loaded LoRAs by component: "transformer", "text_encoder", ..."""
+        published = {"clip": "text_encoder", "t5": "text_encoder_2"}
         names: dict[str, list[str]] = {}
         for name, lora in self._loras.loras.items():
             for component in sorted({component for component, _ in lora.changes}):
-                key = "text_encoder" if component == "clip" else component
-                names.setdefault(key, []).append(name)
+                names.setdefault(published.get(component, component), []).append(name)
         return names
 
     def delete_adapters(self, adapter_names: Prompts) -> None:
@@ -454,8 +462,14 @@ class InstantCharacterPipeline:
         self._loras.delete(names)
 
     def unload_lora_weights(self) -> None:
-        """Remove every LoRA; restores the weights of the base bit for bit."""
+        """Remove every LoRA; pictures are bit for bit what they were without."""
         self._loras.clear()
+
+    def _lora_models(self) -> dict[str, Any]:
+        """Return the models that LoRAs may change and that are in memory now, by component."""
+        models = {"transformer": self._model.transformer, "clip": self._model.clip}
+        models["t5"] = self._encoders.in_memory().get("t5")
+        return {component: model for component, model in models.items() if model is not None}
 
     @property
     def transformer(self) -> Flux:

@@ -40,6 +40,7 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> None:
     size = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
     def draw_first(pipe: InstantCharacterPipeline) -> None:
+        _load_loras(pipe, request)
         features = None
         if request.subject is not None:
             features = pipe.encode_subject(request.subject, request.sampling["subject_fit"])
@@ -55,8 +56,7 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> None:
         offload_encoders=request.offload_encoders,
         ahead=draw_first,
     )
-    for lora in request.loras:
-        pipe.load_lora_weights(lora.file, weight=lora.weight, trigger=lora.trigger)
+    _load_loras(pipe, request)
     say(f"loaded {request.model.path} and its programs: {watch.lap()}")
     subject = None
     if request.subject is not None:
@@ -73,6 +73,11 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> None:
         for job, image in zip(batch, images[: len(batch)], strict=True):
             output.save(image, job.file, request.metadata(job))
             say(f"drew {job.file}: {watch.lap()}")
+
+
+def _load_loras(pipe: InstantCharacterPipeline, request: GenerateRequest) -> None:
+    for option in request.loras:
+        pipe.load_lora_weights(option.lora)
 
 
 def _padded(batch: list[Job], size: int) -> list[Job]:

@@ -62,7 +62,9 @@ def _add_how(group: cli.Arguments) -> None:
     add("--subject-fit", choices=get_args(Fit), default="pad", help=fit)
     length = _help("max_sequence_length", "length of prompts in T5 tokens")
     add("--max-sequence-length", type=int, metavar="N", help=length)
-    lora = "style LoRA (peft layout) and its weight, 1 by default; repeat for several"
+    lora = (
+        "style LoRA and its weight, 1 by default; a file, a folder or a Hub id; repeat for several"
+    )
     add("--lora", action="append", metavar="FILE[=WEIGHT]", help=lora)
     trigger = "trigger words of a LoRA, put before every prompt; one for each --lora"
     add("--trigger", action="append", metavar="WORDS", help=trigger)

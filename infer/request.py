@@ -17,7 +17,11 @@ from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import read_rgb
 from ic_jax.version import __version__
-from ic_jax.weights.loading import read_config
+from ic_jax.weights.loading import folder_configs, read_config
+from ic_jax.weights.lora.delta import LoraFile
+from ic_jax.weights.lora.reading import read_lora
+from ic_jax.weights.lora.source import find_lora
+from ic_jax.weights.lora.targets import Targets, targets_of
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 from infer import demo, output
 from infer.output import Job
@@ -39,11 +43,10 @@ SAMPLING = (
 
 
 class LoraOption(NamedTuple):
-    """A `--lora` with its `--trigger`."""
+    """A `--lora`, read with its weight and its `--trigger`."""
 
-    file: Path
-    weight: float
-    trigger: str | None
+    source: str
+    lora: LoraFile
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class GenerateRequest:
 
     def metadata(self, job: Job) -> dict[str, Any]:
         """Return what a picture's PNG tells about how it was made, as JSON values."""
-        loras = [(f"{lora.file}={lora.weight:g}", lora.trigger) for lora in self.loras]
+        loras = [(f"{x.source}={x.lora.weight:g}", x.lora.trigger) for x in self.loras]
         return {
             "ic_jax": __version__,
             "jax": jax.__version__,
@@ -103,11 +106,12 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
         if subject is None and not prompts:
             subject, prompts = str(demo.SUBJECT), [demo.PROMPT]
             say(demo.NO_PROMPT)
-    loras = _loras(args.lora or [], args.trigger or [])
+    loras = _lora_options(args.lora or [], args.trigger or [])
     seeds = _seeds(args.seed, args.num_images_per_prompt)
     jobs = output.jobs(args.out or DEFAULT_OUT, prompts or [""], seeds)
     model = open_model(args.model or SMALL_MODEL)
     settings = _settings(args, model)
+    targets = targets_of(folder_configs(model))
     if subject is not None:
         read_rgb(subject)
     # XLA widens every bfloat16 weight on a CPU, at every step.
@@ -120,7 +124,7 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
         negative_prompt=args.negative_prompt,
         negative_prompt_2=args.negative_prompt_2,
         sampling={name: value for name, value in asdict(settings).items() if name in SAMPLING},
-        loras=loras,
+        loras=tuple(_read_lora(*option, targets) for option in loras),
         dtype=dtype,
         mesh=auto_mesh.for_inference(args.mesh, model, dtype),
         offload_encoders=args.offload_encoders,
@@ -165,16 +169,21 @@ def _seeds(seeds: list[int], num_images_per_prompt: int) -> list[int]:
     return arguments.seeds(counted, prompts=1, images_each=len(counted))
 
 
-def _loras(specs: list[str], triggers: list[str]) -> tuple[LoraOption, ...]:
+def _lora_options(specs: list[str], triggers: list[str]) -> list[tuple[str, float, str | None]]:
+    """Return the source, weight and trigger of each `--lora`."""
     if len(triggers) > len(specs):
         raise ValueError(f"{len(triggers)} --trigger for {len(specs)} --lora; one each at most")
     padded = triggers + [None] * (len(specs) - len(triggers))
-    return tuple(_lora(spec, trigger) for spec, trigger in zip(specs, padded, strict=True))
+    return [(*_weighted(spec), trigger) for spec, trigger in zip(specs, padded, strict=True)]
 
 
-def _lora(spec: str, trigger: str | None) -> LoraOption:
-    file, _, weight = spec.rpartition("=") if "=" in spec else (spec, "", "1")
+def _weighted(spec: str) -> tuple[str, float]:
+    source, _, weight = spec.rpartition("=") if "=" in spec else (spec, "", "1")
     try:
-        return LoraOption(Path(file), float(weight), trigger)
+        return source, float(weight)
     except ValueError:
         raise ValueError(f"--lora {spec}: {weight!r} is no number; write FILE=0.8") from None
+
+
+def _read_lora(source: str, weight: float, trigger: str | None, targets: Targets) -> LoraOption:
+    return LoraOption(source, read_lora(find_lora(source), weight, trigger, targets=targets))

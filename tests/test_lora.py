@@ -1,6 +1,7 @@
 """Style LoRAs: what they change, and that nothing of them stays."""
 
 import json
+from functools import partial
 
 import diffusers
 import jax
@@ -10,31 +11,78 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 
-from ic_jax.models.unstacked import unstack_flux
+from ic_jax.flow import position_ids
+from ic_jax.models.rope import rope_table
+from ic_jax.models.unstacked import split_output, unstack_flux
 from ic_jax.weights import loading
-from ic_jax.weights.lora import read_lora
-from ic_jax.weights.lora_set import LoraSet
+from ic_jax.weights.lora.delta import LoraDelta, LoraFile
+from ic_jax.weights.lora.lora_set import LoraSet, split_number
+from ic_jax.weights.lora.reading import read_lora
+from ic_jax.weights.lora.targets import targets_of
 from ic_jax.weights.tensors import WeightsError
 from tests.conftest import GOLDENS
+from tests.oracle import relative
 
 STYLE = GOLDENS / "tiny_instantcharacter" / "style_lora.safetensors"
+RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(scope="module", params=["stacked", "unstacked"])
+GRID = (4, 4)
+
+
+@pytest.fixture(scope="module", params=["split", "unstacked"])
 def flux(tiny_model, request):
-    flux = loading.load_component(tiny_model, "transformer", jnp.bfloat16)
-    return flux if request.param == "stacked" else unstack_flux(flux)
+    flux = loading.load_component(tiny_model, "transformer", jnp.float32)
+    return (split_output if request.param == "split" else unstack_flux)(flux)
+
+
+@pytest.fixture(scope="module")
+def merged(tiny_model):
+    """Return a function from weighted LoRAs to the velocity of a model with changed weights."""
+    model = loading.load_component(tiny_model, "transformer", jnp.float32)
+    variables = loading.parameters(model)
+    before = {name: np.asarray(variable[...]) for name, variable in variables.items()}
+
+    def velocity_of(*weighted):
+        sums = {name: value.copy() for name, value in before.items()}
+        for lora, weight in weighted:
+            for (_, module), change in lora.changes.items():
+                name, number = split_number(module)
+                at, factor = () if number is None else number, weight * change.scale
+                sums[f"{name}.kernel"][at] += factor * (change.b @ change.a).T
+                if change.bias is not None:
+                    sums[f"{name}.bias"][at] += factor * change.bias
+        for name, value in sums.items():
+            variables[name].set_value(jnp.asarray(value))
+        return np.asarray(velocity(model))
+
+    return velocity_of
 
 
 @pytest.fixture
 def loras(flux):
-    applied = LoraSet({"transformer": flux})
+    applied = LoraSet(targets_of({"transformer": flux.config}), lambda: {"transformer": flux})
     yield applied
     applied.clear()
 
 
 def values(model):
+    """Every array of a model, and of the LoRAs beside its weights."""
+    return jax.tree.leaves(jax.device_get(model))
+
+
+def kernels(model):
     return {k: np.asarray(v[...]) for k, v in loading.parameters(model).items()}
+
+
+@jax.jit
+def velocity(flux):
+    draw = partial(jax.random.normal, jax.random.key(0))
+    c = flux.config
+    prompt, pooled = draw((1, 5, c.joint_attention_dim)), draw((1, c.pooled_projection_dim))
+    rope = rope_table(position_ids(5, *GRID), c)
+    latents = draw((1, GRID[0] * GRID[1], c.in_channels))
+    return flux(latents, prompt, pooled, jnp.float32([0.7]), jnp.float32([3.5]), rope)
 
 
 def written(tmp_path, **changes):
@@ -46,30 +94,51 @@ def written(tmp_path, **changes):
     return file
 
 
-def test_sum_is_taken_in_float32_from_the_base(flux, loras):
-    before = values(flux)
-    loras.add(read_lora(STYLE, 0.5))
-    loras.add(read_lora(STYLE, 0.3))
-    tensors = load_file(STYLE)
-    for name, stack in (("transformer_blocks", 2), ("single_transformer_blocks", 3)):
-        path = f"{name}.*.attn.to_q.kernel"
-        ours = values(flux)[path]
-        for i in range(stack):
-            a, b = (tensors[f"transformer.{name}.{i}.attn.to_q.lora_{x}.weight"] for x in "AB")
-            exact = before[path][i].astype(np.float32) + 0.8 * (b @ a).T
-            np.testing.assert_allclose(ours[i].astype(np.float32), exact, rtol=2**-8)
-    untouched = "context_embedder.kernel"
-    np.testing.assert_array_equal(values(flux)[untouched], before[untouched])
+def test_several_at_once_equal_the_merged_model_and_compile_once(flux, loras, merged, tmp_path):
+    """Other weights, another file of the same maps, fewer and more LoRAs: one program."""
+    style = read_lora(STYLE)
+    wide = {k: RNG.standard_normal(v.shape, np.float32) / 8 for k, v in load_file(STYLE).items()}
+    ink = read_lora(written(tmp_path, **wide))
+    before, base = kernels(flux), np.asarray(velocity(flux))
+
+    def expect(*weighted):
+        assert relative(velocity(flux), merged(*weighted)) < 1e-5
+
+    loras.add(style, "style")
+    expect((style, 1.0))
+    programs = velocity._cache_size()
+    loras.add(ink, "ink")
+    expect((style, 1.0), (ink, 1.0))
+    loras.activate({"ink": -0.6, "style": 0.3})
+    expect((style, 0.3), (ink, -0.6))
+    loras.activate({"ink": 2.0})
+    expect((ink, 2.0))
+    assert velocity._cache_size() == programs
+    loras.clear()
+    np.testing.assert_array_equal(velocity(flux), base)
+    assert velocity._cache_size() == programs
+    jax.tree.map(np.testing.assert_array_equal, kernels(flux), before)
+
+
+def test_every_map_takes_a_lora_with_a_bias(flux, loras, merged):
+    """Maps of all kinds: in blocks, in none, fused or split."""
+    changes = {}
+    for name, (inputs, outputs) in loras.targets["transformer"].items():
+        a, b = (RNG.standard_normal(s, np.float32) / 16 for s in ((2, inputs), (outputs, 2)))
+        bias = RNG.standard_normal(outputs, np.float32) / 16
+        changes["transformer", name] = LoraDelta(a, b, 0.5, bias)
+    lora = LoraFile("all", changes)
+    loras.add(lora)
+    assert relative(velocity(flux), merged((lora, 1.0))) < 1e-5
 
 
 def test_unloading_restores_every_bit(flux, loras):
     before = values(flux)
     for weight in (0.8, -1.3, 0.1):
         loras.add(read_lora(STYLE, weight))
-    assert any((values(flux)[k] != v).any() for k, v in before.items())
+    assert len(values(flux)) > len(before)
     loras.clear()
-    for path, value in values(flux).items():
-        np.testing.assert_array_equal(value, before[path])
+    jax.tree.map(np.testing.assert_array_equal, values(flux), before)
 
 
 def test_weights_change_and_loras_go_bit_for_bit(flux, loras):
@@ -130,7 +199,7 @@ def test_alpha_scales(flux, loras, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, halved, values(flux))
 
 
-def test_settings_that_diffusers_keeps_in_the_header(flux, loras, tmp_path):
+def test_settings_that_diffusers_keeps_in_the_header(tmp_path):
     """Read the header of FluxPipeline.save_lora_weights: alpha 16 at rank 4, one override."""
     layers = {k.removeprefix("transformer."): v for k, v in load_torch_file(STYLE).items()}
     settings = {
@@ -171,12 +240,10 @@ KEY = "transformer.transformer_blocks.0.attn.to_q.lora_"
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({KEY + "A.weight": None}, "to_q: lora_A.weight is missing"),
+        ({KEY + "A.weight": None}, "to_q: A of it are missing"),
         ({KEY + "A.weight": np.ones((3, 64), np.float32)}, "do not share a rank"),
         ({KEY + "A.weight": np.ones((4, 63), np.float32)}, "for a map 63 -> 64"),
         ({KEY + "A.weight": np.full((4, 64), np.nan, np.float32)}, "not finite"),
-        ({KEY + "dora_scale": np.ones(64, np.float32)}, "other keys, such as .*dora_scale"),
-        ({"lora_unet_x.alpha": np.ones(1, np.float32)}, "not a LoRA in the peft layout"),
         (
             {
                 KEY.replace(".0.", ".9.") + f"{x}.weight": np.ones(s, np.float32)

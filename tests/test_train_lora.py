@@ -18,8 +18,10 @@ from ic_jax.config import ConfigError, FluxConfig
 from ic_jax.flow import position_ids
 from ic_jax.models.rope import rope_table
 from ic_jax.weights import loading
-from ic_jax.weights.lora import read_lora, write_lora
-from ic_jax.weights.lora_set import LoraSet
+from ic_jax.weights.lora.lora_set import LoraSet
+from ic_jax.weights.lora.reading import read_lora
+from ic_jax.weights.lora.targets import targets_of
+from ic_jax.weights.lora.writing import write_lora
 from tests.oracle import converted, randomize, relative
 from tests.toy import write_data, write_model
 from train import loop
@@ -156,7 +158,7 @@ def test_the_file_gives_diffusers_and_us_the_trained_velocity(case, tmp_path, dt
     loaded = torch_velocity(theirs, examples).detach()
     theirs.delete_adapters(list(theirs.peft_config))
     assert relative(loaded, expected) < close
-    applied = LoraSet({"transformer": ours})
+    applied = LoraSet(targets_of({"transformer": ours.config}), lambda: {"transformer": ours})
     applied.add(read_lora(file))
     merged = velocity({}, ours, examples, rope)
     applied.clear()

@@ -12,7 +12,7 @@ import numpy as np
 from ic_jax.config import AdapterConfig, ConfigError
 from ic_jax.models.adapter import Adapter
 from ic_jax.weights import loading, model_folder
-from ic_jax.weights.lora import write_lora
+from ic_jax.weights.lora.writing import write_lora
 from ic_jax.weights.model_folder import ModelFolder, ModelWriter
 from ic_jax.weights.safetensors_io import Spec
 from train import lora

@@ -15,9 +15,10 @@ from flax import nnx
 
 from ic_jax.config import ConfigError
 from ic_jax.models.flux import Flux
-from ic_jax.models.layers import Linear, LoraLayer
+from ic_jax.models.layers import Linear
+from ic_jax.models.low_rank import LoraLayer
 from ic_jax.weights.loading import parameters
-from ic_jax.weights.lora import LoraDelta
+from ic_jax.weights.lora.delta import LoraDelta
 from train.recipe import LoraConfig
 
 StyleLora = dict[str, LoraLayer]

@@ -87,30 +87,11 @@ def per_channel(vector: Float[Array, "d"], x: Array) -> Array:
     return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
 
 
-class LoraLayer(nnx.Module):
-    """LoRA of a linear map: scale * (x @ a) @ b, added to its output (arXiv 2106.09685).
-
-    Published `lora_A.weight` and `lora_B.weight` are the transposes.
-    """
-
-    def __init__(
-        self, a: Float[Array, "*l i r"], b: Float[Array, "*l r o"], *, axes: Axes, scale: float
-    ):
-        """Create the map; `axes` are those of the kernel, and `scale` is alpha / rank."""
-        self.a = nnx.Param(a, axes=(*axes[:-1], None))
-        self.b = nnx.Param(b, axes=(*axes[:-2], None, axes[-1]))
-        self.scale = scale
-
-    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        return self.scale * (x @ gathered(self.a, x.dtype) @ gathered(self.b, x.dtype))
-
-
 class Linear(nnx.Module):
     """x @ kernel + bias over the last dimension.
 
     `axes` names (in, out); `heads` is the number of heads in the axis of that name. `low_rank` is
-    set while a LoRA is trained on a frozen kernel, because merging the two would need a gradient of
-    the size of the kernel.
+    set while LoRAs are used or trained: the kernel stays as it is, and its gradient is not needed.
     """
 
     def __init__(
@@ -129,7 +110,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(kernel, axes=axes, heads=heads)
         zeros = jnp.zeros(out_features)
         self.bias = nnx.Param(zeros, axes=axes[1:], heads=heads) if bias else None
-        self.low_rank: LoraLayer | None = None
+        self.low_rank: Any = None  # a LoraLayer, see models.low_rank
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         y = product(x, gathered(self.kernel, x.dtype))

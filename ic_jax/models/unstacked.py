@@ -28,6 +28,13 @@ from ic_jax.models.image_prompt import ImagePromptAttention
 from ic_jax.models.layers import Linear, LinearOfParts, Stack, product
 from ic_jax.sharding import current, gathered
 
+# Attribute of a fused map, and the published names of the maps in it.
+FUSED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "to_kv_ip": ("to_k_ip", "to_v_ip"),
+}
+
 
 def compiler_options(platform: str) -> dict[str, Any]:
     """Return XLA's options to compile sampling with."""
@@ -75,15 +82,26 @@ def unstack_adapter(adapter: Adapter) -> Adapter:
 class FusedLinear(nnx.Module):
     """Linear maps of one input to outputs of one size, as one product."""
 
-    def __init__(self, *maps: Linear):
+    def __init__(self, source: Any, name: str):
+        """Fuse the maps of `source` that FUSED lists under `name`."""
+        self.names = FUSED[name]
+        maps: list[Linear] = [getattr(source, published) for published in self.names]
         first = maps[0]
         axes = (first.kernel.axes[0], None, first.kernel.axes[1])
         kernel = jnp.stack([m.kernel[...] for m in maps], axis=1)
         bias = jnp.stack([m.bias[...] for m in maps])  # type: ignore[index]
         self.kernel = nnx.Param(kernel, axes=axes, heads=first.kernel.heads)
         self.bias = nnx.Param(bias, axes=axes[1:], heads=first.kernel.heads)
+        self.low_rank: Any = None  # LoRAs by the published name of a map, see models.low_rank
 
     def __call__(self, x: Float[Array, "b n i"]) -> list[Float[Array, "b n o"]]:
+        outputs = self._outputs(x)
+        if self.low_rank is None:
+            return outputs
+        pairs = zip(self.names, outputs, strict=True)
+        return [y + self.low_rank[n](x) if n in self.low_rank else y for n, y in pairs]
+
+    def _outputs(self, x: Float[Array, "b n i"]) -> list[Float[Array, "b n o"]]:
         kernel, bias = gathered(self.kernel, x.dtype), gathered(self.bias, x.dtype)
         groups, mesh = bias.shape[0], current()
         if mesh is None or mesh.shape["tensor"] == 1:  # cuBLAS adds the bias of a plain product
@@ -99,11 +117,10 @@ class FusedJointAttention(JointAttention):
     def __init__(self, source: JointAttention):
         self.head_dim = source.head_dim
         self.norm_q, self.norm_k = source.norm_q, source.norm_k
-        self.to_qkv = FusedLinear(source.to_q, source.to_k, source.to_v)
+        self.to_qkv = FusedLinear(source, "to_qkv")
         if hasattr(source, "add_q_proj"):
             self.norm_added_q, self.norm_added_k = source.norm_added_q, source.norm_added_k
-            added = source.add_q_proj, source.add_k_proj, source.add_v_proj
-            self.to_added_qkv = FusedLinear(*added)
+            self.to_added_qkv = FusedLinear(source, "to_added_qkv")
             self.to_out, self.to_add_out = source.to_out, source.to_add_out
 
     def qkv(self, x: Float[Array, "b n d"]) -> tuple[Heads, ...]:
@@ -118,7 +135,7 @@ class FusedPromptAttention(ImagePromptAttention):
 
     def __init__(self, source: ImagePromptAttention):
         self.norm_ip_q, self.norm_ip_k = source.norm_ip_q, source.norm_ip_k
-        self.to_kv_ip = FusedLinear(source.to_k_ip, source.to_v_ip)
+        self.to_kv_ip = FusedLinear(source, "to_kv_ip")
 
     def keys_values(self, tokens: Float[Array, "u m c"], head_dim: int) -> tuple[Heads, ...]:
         return tuple(split_into_heads(y, head_dim) for y in self.to_kv_ip(tokens))
@@ -172,12 +189,6 @@ def _fused(block: Any) -> Any:
     return block
 
 
-# Attribute of a fused map, and the published names of the maps in it.
-FUSED = {
-    "to_qkv": ("to_q", "to_k", "to_v"),
-    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
-    "to_kv_ip": ("to_k_ip", "to_v_ip"),
-}
 PARTS = {"kernel_0": "kernel", "kernel_1": "kernel"}  # of a LinearOfParts
 _BLOCK_PATH = re.compile(r"(.+\.)list\.(\d+)\.(.+)")
 Part = tuple[Any, Any]  # a variable, and the index of the published rows in it

@@ -24,6 +24,13 @@ class Encoders:
         """Return the modules of these components; None for one that the model lacks."""
         return [self._loaded.get(component) for component in components]
 
+    def in_memory(self) -> dict[str, Any]:
+        """Return the modules that are in memory now, by component."""
+        return {name: module for name, module in self._loaded.items() if module is not None}
+
+    def when_loaded(self, then: Callable[[str, Any], None]) -> None:
+        """Call `then` with each component and module that is loaded from now on."""
+
     def put_away(self) -> None:
         """Free what can be freed; called before the denoising steps."""
 
@@ -34,12 +41,18 @@ class EncodersOnDemand(Encoders):
     def __init__(self, load: Callable[[str], Any]):
         """Keep `load`: component name -> module, or None if the model lacks the component."""
         self._load, self._loaded = load, {}
+        self._then: Callable[[str, Any], None] | None = None
+
+    def when_loaded(self, then: Callable[[str, Any], None]) -> None:
+        self._then = then
 
     def get(self, *components: str) -> list[Any]:
         self._delete(set(self._loaded) - set(components))
         for component in components:
             if component not in self._loaded:
-                self._loaded[component] = self._load(component)
+                module = self._loaded[component] = self._load(component)
+                if module is not None and self._then is not None:
+                    self._then(component, module)
         return super().get(*components)
 
     def put_away(self) -> None:

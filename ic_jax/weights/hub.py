@@ -1,14 +1,16 @@
 """Models and published weights from the Hugging Face Hub, by their id."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import HfApi, errors, snapshot_download
 
 from ic_jax.version import __version__
 from ic_jax.weights.model_folder import COMPONENT_NAMES, MANIFEST, not_converted
 
+T = TypeVar("T")
 REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # org/name
 
 
@@ -25,8 +27,35 @@ def fetch(repo_id: str, patterns: Sequence[str], revision: str | None = None) ->
     Raises:
         FileNotFoundError: no such repository or revision, no access to it, or no connection.
     """
+    return _answered(
+        repo_id,
+        revision,
+        lambda: Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns))),
+    )
+
+
+def file_names(repo_id: str) -> list[str]:
+    """Return the names of a repository's files; those in the cache where the Hub is not reached.
+
+    Raises:
+        FileNotFoundError: as for `fetch`.
+    """
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns)))
+        return _answered(repo_id, None, lambda: HfApi().list_repo_files(repo_id))
+    except FileNotFoundError:
+        try:
+            folder = Path(snapshot_download(repo_id, local_files_only=True))
+        except Exception:  # nothing of it is in the cache: what the Hub said counts
+            folder = None
+        if folder is None:
+            raise
+        return [x.relative_to(folder).as_posix() for x in folder.rglob("*") if x.is_file()]
+
+
+def _answered(repo_id: str, revision: str | None, ask: Callable[[], T]) -> T:
+    """Return what `ask` returns; FileNotFoundError, in one line, for what the Hub answers."""
+    try:
+        return ask()
     except errors.GatedRepoError:
         reason = (
             f"is gated: accept its licence at https://huggingface.co/{repo_id}, then log in with "

@@ -65,9 +65,10 @@ def _abstract(component: str, config: Any, flux: FluxConfig | None) -> Any:
 
 
 def parameters(module: Any) -> dict[str, Any]:
-    """Return the variables of a module by dotted path, as published."""
+    """Return the variables of a module by dotted path, as published; those of LoRAs are none."""
     state = nnx.to_flat_state(nnx.state(module))
-    return published_parameters({".".join(map(str, path)): x for path, x in state})
+    own = {".".join(map(str, path)): x for path, x in state if "low_rank" not in path}
+    return published_parameters(own)
 
 
 def config_class(component: str) -> Any:
@@ -233,6 +234,18 @@ def load_model(
         folder.verify([component for component in wanted if component not in COMPONENTS])
     parts = _load(folder, modules, dtype, verify=verify, mesh=mesh, replicate=replicate)
     return Model(source=folder, **parts, **_others(folder, components))
+
+
+def configs(model: Model) -> dict[str, Any]:
+    """Return the configs of a model's components, those that are loaded on demand among them."""
+    found = {} if model.source is None else folder_configs(model.source)
+    modules = {component: getattr(model, component) for component in COMPONENTS}
+    return found | {name: module.config for name, module in modules.items() if module is not None}
+
+
+def folder_configs(folder: ModelFolder) -> dict[str, Any]:
+    """Return the configs of a folder's components that have parameters."""
+    return {name: read_config(folder, name) for name in COMPONENTS if name in folder.components}
 
 
 def model_shapes(path: ModelFolder | str | Path, dtype: Any) -> Model:

@@ -160,16 +160,23 @@ def write_tensors(
     for i, names in enumerate(shards, 1):
         number = f"-{i:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         path = folder / f"{stem}{number}.safetensors"
-        written.append(_write_shard(path, {name: specs[name] for name in names}, chunks))
+        written.append(_write_shard(path, {name: specs[name] for name in names}, chunks, {}))
     return written
 
 
 def write_file(
-    path: Path, specs: Mapping[str, Spec], chunks: Callable[[str], Iterable[np.ndarray]]
+    path: Path,
+    specs: Mapping[str, Spec],
+    chunks: Callable[[str], Iterable[np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one file atomically, with the arguments of `write_tensors`."""
+    """Write one file atomically, with the arguments of `write_tensors`.
+
+    Args:
+        metadata: free text for the header.
+    """
     with atomic_file(path) as part:
-        _write_shard(part, dict(specs), chunks)
+        _write_shard(part, dict(specs), chunks, metadata or {})
 
 
 def _shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
@@ -185,22 +192,28 @@ def _shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
 
 
 def _write_shard(
-    path: Path, specs: dict[str, Spec], chunks: Callable[[str], Iterable[np.ndarray]]
+    path: Path,
+    specs: dict[str, Spec],
+    chunks: Callable[[str], Iterable[np.ndarray]],
+    metadata: Mapping[str, str],
 ) -> Written:
     with path.open("wb") as file:
-        digest = _write(file, specs, chunks)
+        digest = _write(file, specs, chunks, metadata)
         size = file.tell()
         sync(file)
     return Written(path, tuple(specs), size, digest)
 
 
 def _write(
-    file: BinaryIO, specs: dict[str, Spec], chunks: Callable[[str], Iterable[np.ndarray]]
+    file: BinaryIO,
+    specs: dict[str, Spec],
+    chunks: Callable[[str], Iterable[np.ndarray]],
+    metadata: Mapping[str, str],
 ) -> str:
     type_names = {dtype: name for name, dtype in DTYPES.items()}
     # Wide types first, so that every tensor starts at a multiple of its element size.
     names = sorted(specs, key=lambda name: -specs[name].dtype.itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for name in names:
         spec = specs[name]
