@@ -1,5 +1,6 @@
 """The base model end to end: random weights trained for a few steps, loaded, and sampled."""
 
+import shutil
 from contextlib import contextmanager
 from itertools import islice
 
@@ -92,7 +93,7 @@ def test_a_decoder_trained_further_leaves_the_latents_alone(model, tmp_path):
         return loading.load_component(ModelFolder.open(model[0]), "vae", "float32")
 
     with training():
-        options = FitOptions(30, 8, 2e-3, 0, tmp_path / "decoder.npz")
+        options = FitOptions(30, 8, 2e-3, 0, tmp_path / "decoder.state")
         further, figures = train_decoder(config, renders, options, vae())
         before, after = (encode_all(x, renders.pixels[:8]) for x in (vae(), further))
     assert np.mean(figures["loss"][-5:]) < 0.95 * np.mean(figures["loss"][:5])
@@ -144,7 +145,7 @@ def test_words_begin_by_reading_their_neighbours():
 def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("examples.open_peeps.base_model.fit.SAVE_EVERY", 4)
     data = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
-    options = FitOptions(10, batch=8, learning_rate=0.1, seed=0, checkpoint=tmp_path / "state.npz")
+    options = FitOptions(10, batch=8, learning_rate=0.1, seed=0, checkpoint=tmp_path / "state")
 
     def loss(module, batch, key):
         noise = jax.random.normal(key) * module["w"].sum()
@@ -169,7 +170,7 @@ def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkey
             return data[at]
 
     uninterrupted, curve = run(data)
-    options.checkpoint.unlink()
+    shutil.rmtree(options.checkpoint)
     with pytest.raises(KeyboardInterrupt):
         run(Stops())
     assert options.checkpoint.exists()
@@ -182,9 +183,9 @@ def test_a_fit_over_devices_equals_one_on_one(tmp_path, monkeypatch):
     data = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
 
     def run(batch):
-        options = FitOptions(5, batch, 0.1, seed=0, checkpoint=tmp_path / f"{batch}.npz")
+        options = FitOptions(5, batch, 0.1, seed=0, checkpoint=tmp_path / f"{batch}.state")
         loss = lambda module, batch, key: jnp.square(module["w"][None] - batch).mean()  # noqa: E731
-        (tmp_path / f"{batch}.npz").unlink(missing_ok=True)
+        shutil.rmtree(options.checkpoint, ignore_errors=True)
         with jax.numpy_dtype_promotion("standard"):  # for optax
             return fit("toy", {"w": jnp.ones(3)}, loss, data, options)[0]["w"]
 

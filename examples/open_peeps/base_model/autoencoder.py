@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from examples.open_peeps.base_model import loss_weights
 from examples.open_peeps.base_model.config import BaseModelConfig
-from examples.open_peeps.base_model.fit import FitOptions, device_shardings, fit
+from examples.open_peeps.base_model.fit import FitOptions, device_shardings, dtype_of, fit
 from examples.open_peeps.base_model.renders import Renders
 from ic_jax.models.vae import Decoder, Vae
 
@@ -30,10 +30,11 @@ def vae_loss(
     weight: Float[Array, "b h w"] | float = 1.0,
 ) -> Array:
     """Return the weighted L1 + L2 error per pixel channel, plus the KL divergence per latent."""
-    mean, logvar = vae.encode(x)
+    dtype = dtype_of(vae)
+    mean, logvar = (y.astype(jnp.float32) for y in vae.encode(x.astype(dtype)))
     raw = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape)
     divergence = (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).mean() / 2
-    return _error(vae.decode(raw), x, weight) + kl_weight * divergence
+    return _error(vae.decode(raw.astype(dtype)), x, weight) + kl_weight * divergence
 
 
 def crop(x: Shaped[Array, "b h h *c"], side: int, key: Array) -> Shaped[Array, "b s s *c"]:
@@ -66,13 +67,18 @@ def train_vae(
 
     data = (pixels, loss_weights.kind_indices(renders.views))
     vae, curve = fit("vae", vae, loss, data, options)
-    mean, logvar = encode_all(vae, pixels[:4096])
+    standardize(vae, pixels[:4096])
+    return vae, {"loss": curve, "psnr": round(psnr(vae, pixels[:1024]), 2)}
+
+
+def standardize(vae: Vae, pixels: UInt8[np.ndarray, "n h h 3"]) -> None:
+    """Shift and scale the latents so that those of some pictures have mean 0 and variance 1."""
+    mean, logvar = encode_all(vae, pixels)
     vae.config = dataclasses.replace(
         vae.config,
         shift_factor=round(float(mean.mean()), 4),
         scaling_factor=round(float(1 / np.sqrt(mean.var() + np.exp(logvar).mean())), 4),
     )
-    return vae, {"loss": curve, "psnr": round(psnr(vae, pixels[:1024]), 2)}
 
 
 def train_decoder(
@@ -100,7 +106,7 @@ def _error(
     x: Float[Array, "b h w 3"],
     weight: Float[Array, "b h w"] | float,
 ) -> Array:
-    error = decoded - x
+    error = decoded.astype(jnp.float32) - x
     return (weight * (jnp.abs(error) + jnp.square(error)).mean(-1)).mean()
 
 

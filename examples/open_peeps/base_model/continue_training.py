@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     model = ModelFolder.open(args.model)
     start = {c: loading.load_component(model, c, "float32") for c in (*components, "vae")}
     config = dataclasses.replace(PEEPS, seed=args.seed, pictures=args.pictures)
-    checkpoint = args.out.with_name(f"{args.out.name}.{args.part}-{_digest(args)}.npz")
+    checkpoint = args.out.with_name(f"{args.out.name}.{args.part}-{_digest(args)}.state")
     options = FitOptions(args.steps, batch, args.rate or rate, args.seed, checkpoint)
     began = time.perf_counter()
     modules, figures = train(start, config, options)
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
                 loading.write_component(writer, component, modules[components.index(component)])
             else:
                 writer.add_from(model, component)
-    checkpoint.unlink()
+    shutil.rmtree(checkpoint)
     print(json.dumps(figures))
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from examples.open_peeps.base_model import loss_weights
 from examples.open_peeps.base_model.autoencoder import encode_all
 from examples.open_peeps.base_model.config import BaseModelConfig
-from examples.open_peeps.base_model.fit import FitOptions, fit
+from examples.open_peeps.base_model.fit import FitOptions, dtype_of, fit
 from examples.open_peeps.base_model.renders import Renders
 from examples.open_peeps.base_model.word_tokenizer import Files, prompt_ids
 from examples.open_peeps.world.worlds import WORLDS
@@ -60,12 +60,12 @@ def base_loss(
     key: Array,
     rope: Rope,
     shift: float,
-    weights: Float[Array, "k y x"],
+    weight: Float[Array, "b y x"],
 ) -> Array:
     """Return the weighted mean squared error of the velocity.
 
-    Noise levels are sampled as in the adapter's training. The weights, one map for each kind of
-    view, do not change the optimum, which is each latent's expected velocity.
+    Noise levels are sampled as in the adapter's training. The weights do not change the optimum,
+    which is each latent's expected velocity.
     """
     keys = jax.random.split(key, 4)
     mean, std = (batch[name].astype(jnp.float32) for name in ("mean", "std"))
@@ -79,11 +79,11 @@ def base_loss(
     sigma = jax.nn.sigmoid(jax.random.normal(keys[2], (len(x),)))
     sigma = shift / (shift + 1 / sigma - 1)
     noise, at = jax.random.normal(keys[3], x.shape), sigma[:, None, None]
-    noisy = (1 - at) * x + at * noise
+    noisy = ((1 - at) * x + at * noise).astype(dtype_of(base.flux))
     embeds, pooled = base.t5(caption_ids("t5")), base.clip(caption_ids("clip"))
     velocity = base.flux(noisy, embeds, pooled, sigma, jnp.ones(len(x)), rope)
-    weight = jnp.broadcast_to(weights[batch["view"]][..., None], mean.shape)
-    return (flow.pack(weight) * jnp.square(velocity - (noise - x))).mean()
+    weight = jnp.broadcast_to(weight.astype(jnp.float32)[..., None], mean.shape)
+    return (flow.pack(weight) * jnp.square(velocity.astype(jnp.float32) - (noise - x))).mean()
 
 
 def train_base(
@@ -104,13 +104,14 @@ def train_base(
     if config.train_text:
 
         def joint_loss(base: TextToImage, batch: dict[str, Array], key: Array) -> Array:
-            return base_loss(base, batch, key, rope, shift, weights)
+            return base_loss(base, batch, key, rope, shift, weights[batch["view"]])
 
         base, curve = fit("base", start, joint_loss, data, options)
     else:
 
         def loss(flux: Flux, batch: dict[str, Array], key: Array) -> Array:
-            return base_loss(start._replace(flux=flux), batch, key, rope, shift, weights)
+            models = start._replace(flux=flux)
+            return base_loss(models, batch, key, rope, shift, weights[batch["view"]])
 
         flux, curve = fit("base", start.flux, loss, data, options)
         base = start._replace(flux=flux)

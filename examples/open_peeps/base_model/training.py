@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import platform
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from examples.open_peeps.base_model.renders import Renders, render_references, r
 from examples.open_peeps.base_model.text_encoders import read_neighbours, text_encoders
 from examples.open_peeps.base_model.vision import train_dinov2, train_siglip
 from examples.open_peeps.world.worlds import WORLDS
-from ic_jax.config import ConfigError, SchedulerConfig
+from ic_jax.config import ConfigError, SamplingConfig, SchedulerConfig
 from ic_jax.files import locked, write_json
 from ic_jax.models.vae import Vae
 from ic_jax.weights import loading, model_folder
@@ -47,15 +48,28 @@ def train_base_model(
     parts.mkdir(parents=True, exist_ok=True)
     with locked(parts, f"{parts}: another process is training there"):
         modules, files = _Parts(parts, config, workers).all()
+    write_model(out, modules, files, config.sampling, overwrite=overwrite)
+    return json.loads((parts / FIGURES).read_text())
+
+
+def write_model(
+    out: Path,
+    modules: Mapping[str, Any],
+    files: Mapping[str, word_tokenizer.Files],
+    sampling: SamplingConfig,
+    *,
+    dtype: Any = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a MODEL folder of modules by component, cast to `dtype` if one is given."""
     with model_folder.create(out, overwrite=overwrite) as writer:
         for component, module in modules.items():
-            loading.write_component(writer, component, module)
+            loading.write_component(writer, component, module, dtype)
         writer.add_config("scheduler", SchedulerConfig().to_dict())
-        writer.add_config("sampling", config.sampling.to_dict())
+        writer.add_config("sampling", sampling.to_dict())
         for component, texts in files.items():
             for name, text in texts.items():
                 writer.add_file(component, name, text.encode())
-    return json.loads((parts / FIGURES).read_text())
 
 
 class _Parts:
@@ -77,7 +91,7 @@ class _Parts:
         return modules, self.files
 
     def _options(self, name: str, steps: int, batch: int, rate: float) -> FitOptions:
-        return FitOptions(steps, batch, rate, self.config.seed, self.folder / f"{name}.npz")
+        return FitOptions(steps, batch, rate, self.config.seed, self.folder / f"{name}.state")
 
     def _vae(self) -> tuple[tuple, dict[str, Any]]:
         c = self.config
@@ -132,8 +146,8 @@ class _Parts:
         for component, module in zip(components, modules, strict=True):
             with model_folder.create(self.folder / component, overwrite=True) as writer:
                 loading.write_component(writer, component, module)
-        for checkpoint in self.folder.glob("*.npz"):  # of these components, which are stored now
-            checkpoint.unlink()
+        for checkpoint in self.folder.glob("*.state"):  # of these components, which are stored now
+            shutil.rmtree(checkpoint)
         return tuple(modules)
 
 

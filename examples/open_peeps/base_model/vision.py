@@ -8,6 +8,7 @@ shows them to the encoders.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from examples.open_peeps.base_model.config import EVEN_ODDS, BaseModelConfig
-from examples.open_peeps.base_model.fit import FitOptions, fit
+from examples.open_peeps.base_model.fit import FitOptions, dtype_of, fit
 from examples.open_peeps.base_model.renders import Renders
 from examples.open_peeps.base_model.word_tokenizer import Files, prompt_ids
 from examples.open_peeps.world.worlds import WORLDS
@@ -79,15 +80,24 @@ def train_siglip(
     longest = 1 + int((ids == ids.max()).argmax(1).max())
 
     def loss(matcher: CaptionMatcher, batch: tuple[Array, Array], key: Array) -> Array:
-        pixels = normalize(
-            _sample_crops(batch[0], config.siglip_crop_odds, key), *SIGLIP_SCALE, jnp.float32
-        )
-        logits = matcher(pixels, batch[1])
-        signs = 2 * jnp.eye(len(logits)) - 1
-        return -jax.nn.log_sigmoid(signs * logits).sum() / len(logits)
+        return siglip_loss(matcher, *batch, config.siglip_crop_odds, key)
 
     matcher, curve = fit("siglip", matcher, loss, (renders.pixels, ids[:, :longest]), options)
     return matcher.vision, {"loss": curve}
+
+
+def siglip_loss(
+    matcher: CaptionMatcher,
+    crops: UInt8[Array, "b 5 s s 3"],
+    ids: Int[Array, "b n"],
+    odds: Sequence[float],
+    key: Array,
+) -> Array:
+    """Return the sigmoid loss of a crop of each reference with each caption."""
+    pixels = normalize(_sample_crops(crops, odds, key), *SIGLIP_SCALE, dtype_of(matcher))
+    logits = matcher(pixels, ids).astype(jnp.float32)
+    signs = 2 * jnp.eye(len(logits)) - 1
+    return -jax.nn.log_sigmoid(signs * logits).sum() / len(logits)
 
 
 class MaskedPatchModel(nnx.Module):
@@ -104,20 +114,24 @@ def train_dinov2(
 ) -> tuple[Dinov2, dict[str, Any]]:
     """Return the encoder, and its figures."""
     model = jax.jit(lambda: MaskedPatchModel(config, rngs=nnx.Rngs(options.seed + 3)))()
-    patch, side = config.patch_size, config.image_size // config.patch_size
-
-    def loss(model: MaskedPatchModel, batch: Array, key: Array) -> Array:
-        crop, hiding = jax.random.split(key)
-        pixels = normalize(_sample_crops(batch, EVEN_ODDS, crop), *IMAGENET_SCALE, jnp.float32)
-        shape = (len(pixels), side, 1, side, 1, 1)
-        patches = pixels.reshape(len(pixels), side, patch, side, patch, 3)
-        visible = patches * jax.random.bernoulli(hiding, 1 - HIDDEN, shape)
-        tokens = model.encoder(visible.reshape(pixels.shape))[0][:, 1:]  # without CLS
-        error = model.to_pixels(tokens) - patches.swapaxes(2, 3).reshape(*tokens.shape[:2], -1)
-        return jnp.abs(error).mean()
-
-    model, curve = fit("dinov2", model, loss, subjects, options)
+    model, curve = fit("dinov2", model, partial(dinov2_loss, config), subjects, options)
     return model.encoder, {"loss": curve}
+
+
+def dinov2_loss(
+    config: Dinov2Config, model: MaskedPatchModel, crops: UInt8[Array, "b 5 s s 3"], key: Array
+) -> Array:
+    """Return the mean absolute error of the completed pixels of a crop of each reference."""
+    patch, side = config.patch_size, config.image_size // config.patch_size
+    crop, hiding = jax.random.split(key)
+    dtype = dtype_of(model)
+    pixels = normalize(_sample_crops(crops, EVEN_ODDS, crop), *IMAGENET_SCALE, dtype)
+    shape = (len(pixels), side, 1, side, 1, 1)
+    patches = pixels.reshape(len(pixels), side, patch, side, patch, 3)
+    visible = patches * jax.random.bernoulli(hiding, 1 - HIDDEN, shape)
+    tokens = model.encoder(visible.reshape(pixels.shape))[0][:, 1:]  # without CLS
+    error = model.to_pixels(tokens) - patches.swapaxes(2, 3).reshape(*tokens.shape[:2], -1)
+    return jnp.abs(error).astype(jnp.float32).mean()
 
 
 def _sample_crops(

@@ -15,27 +15,39 @@ T5_ROLES = ("pad_token", "eos_token", "unk_token")
 CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")  # the largest ids, as in CLIP
 # Punctuation, and words without information here: a third of the tokens of a caption.
 IGNORED = r"[^\w\s'-]|\b(?:a|an|and|at|by|in|is|of|on|that|the|to|with)\b(?!-)"
+# "in yellow" and "on yellow" are different things where captions are fragments.
+IGNORED_IN_SCENES = r"[^\w\s'-]|\b(?:a|an|and|at|by|is|of|that|the|to|with)\b(?!-)"
 
 Files = dict[str, str]  # text by file name
 
 
-def tokenizers(words: Sequence[str]) -> tuple[dict[str, Files], int, int]:
-    """Return {component: its files}, and the vocabulary sizes of T5 and CLIP."""
-    t5 = _tokenizer([*T5_SPECIAL, *words], "<unk>", "$A </s>")
-    # CLIP has no unknown token; its end token takes that place.
-    clip = _tokenizer([*words, *CLIP_SPECIAL], CLIP_SPECIAL[1], " $A ".join(CLIP_SPECIAL))
+def tokenizers(words: Sequence[str], *, scenes: bool = False) -> tuple[dict[str, Files], int, int]:
+    """Return {component: its files}, and the vocabulary sizes of T5 and CLIP.
+
+    Args:
+        words: the vocabulary.
+        scenes: for captions in fragments with unknown words: fewer words are skipped, and CLIP
+            has an unknown token.
+    """
+    ignored = IGNORED_IN_SCENES if scenes else IGNORED
+    t5 = _tokenizer([*T5_SPECIAL, *words], "<unk>", "$A </s>", ignored)
+    # CLIP has no unknown token; without one its end token takes that place.
     start, end = CLIP_SPECIAL
+    unknown = "<unk>" if scenes else end
+    ids = ["<unk>"] * scenes + [*words, *CLIP_SPECIAL]
+    clip = _tokenizer(ids, unknown, " $A ".join(CLIP_SPECIAL), ignored)
+    roles = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": unknown}
     files = {
-        "tokenizer": _files(clip, 77, bos_token=start, eos_token=end, pad_token=end, unk_token=end),
+        "tokenizer": _files(clip, 77, **roles),
         "tokenizer_2": _files(t5, 512, **dict(zip(T5_ROLES, T5_SPECIAL, strict=True))),
     }
     return files, t5.get_vocab_size(), clip.get_vocab_size()
 
 
-def _tokenizer(ids: list[str], unknown: str, template: str) -> Tokenizer:
+def _tokenizer(ids: list[str], unknown: str, template: str, ignored: str) -> Tokenizer:
     tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(ids)}, unk_token=unknown))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(IGNORED), " ")]
+        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(ignored), " ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = [word for word in (*T5_SPECIAL, *CLIP_SPECIAL) if word in ids]

@@ -1,0 +1,101 @@
+"""Training steps of the stages, compiled in a thread before their data is there."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from examples.open_peeps.base_model.fit import FitState, device_mesh, step_program
+from examples.open_peeps.train_all.config import SmallModelConfig
+from examples.open_peeps.train_all.rows import OF_PERSON, shapes
+from examples.open_peeps.train_all.tasks import Task, Tasks, latents
+from ic_jax.compilation_cache import AHEAD
+
+
+class Programs:
+    """Compiled steps by stage; a call of one waits until it is compiled."""
+
+    def __init__(self, tasks: Tasks, stages: Sequence[str]):
+        self._tasks, self._stages = tasks, stages
+        self._futures: dict[int, Future] = {id(tasks.by_stage[name]): Future() for name in stages}
+        threading.Thread(target=self._compile, name=AHEAD, daemon=True).start()
+
+    def step(self, stage: str) -> Callable:
+        """Return the step of a stage."""
+        future = self._futures[id(self._tasks.by_stage[stage])]
+        return lambda *arguments: future.result()(*arguments)
+
+    def _compile(self) -> None:
+        mesh = device_mesh()
+        for stage in self._stages:
+            future = self._futures[id(self._tasks.by_stage[stage])]
+            if not future.done():
+                try:
+                    step, arguments = planned_step(self._tasks, stage, mesh)
+                    future.set_result(step.lower(*arguments).compile())
+                except BaseException as error:  # the stage that waits for it raises it
+                    future.set_exception(error)
+
+
+def planned_step(tasks: Tasks, stage: str, mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:
+    """Return a stage's jitted step, and its arguments as shapes with shardings on a mesh."""
+    task, config = tasks.by_stage[stage], tasks.config
+    state = jax.eval_shape(lambda: FitState.start(task.start()))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    replicated = NamedSharding(mesh, P())
+    by_rows = NamedSharding(mesh, P("rows") if "rows" in mesh.axis_names else P())
+
+    def placed(tree: Any, sharding: NamedSharding) -> Any:
+        def place(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree.map(place, tree)
+
+    arguments = (
+        placed(state, replicated),
+        placed(_frozen(tasks, task), replicated),
+        placed(batch_shapes(config, task, config.stages[stage].batch), by_rows),
+        placed(key, replicated),
+        placed(rate, replicated),
+    )
+    return step_program(task.loss, dtype=config.dtype), arguments
+
+
+def batch_shapes(config: SmallModelConfig, task: Task, batch: int) -> dict[str, Any]:
+    """Return the shapes of a batch of a task's fields."""
+    rows = shapes(config)
+    vae = tasks_vae(config)
+    rows |= jax.eval_shape(
+        lambda vae, x: {k: x[0] for k, x in latents(vae, x[None], "float32").items()},
+        vae,
+        rows["pixels"],
+    )
+    values = {}
+    for name in task.fields:
+        shape = rows[name].shape if name in OF_PERSON else rows[name].shape[1:]
+        values[name] = jax.ShapeDtypeStruct((batch, *shape), rows[name].dtype)
+    return values
+
+
+def tasks_vae(config: SmallModelConfig) -> Any:
+    """Return the shapes of an autoencoder."""
+    return jax.eval_shape(Tasks(config, (4, 4), {"clip": None, "t5": None}).by_stage["vae"].start)
+
+
+def _frozen(tasks: Tasks, task: Task) -> Any:
+    """Return the shapes of what a task reads and does not train."""
+
+    def frozen() -> Any:
+        modules: dict[str, Any] = {}
+        for name in ("dinov2", "siglip", "base"):
+            other = tasks.by_stage[name]
+            modules |= other.finish(other.start())
+        return task.frozen(modules, 0.0)
+
+    return jax.eval_shape(frozen)
