@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ic_jax.config import FLUX_DEV, ConfigError, FluxConfig, VaeConfig
 from ic_jax.weights.bfl_names import FLUX, HALVES_SWAPPED
 from ic_jax.weights.tensors import Shape, Tensor
 
@@ -42,14 +41,13 @@ class Fused:
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
         """Return the diffusers tensors of a BFL tensor, as views."""
         views, start = {}, 0
+        if self.swapped:
+            tensor = tensor.view(tensor.shape, _swap)
         for name, shape in self.parts.items():
-            rows = slice(start, start + shape[0])
-            views[name] = tensor.view(shape, self._part(rows, shape))
+            rows = tensor.rows(slice(start, start + shape[0]))
+            views[name] = rows.view(shape, _reshape(shape))
             start += shape[0]
         return views
-
-    def _part(self, rows: slice, shape: Shape) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda x: (_swap(x) if self.swapped else x)[rows].reshape(shape)
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the BFL tensor of diffusers tensors."""
@@ -60,6 +58,10 @@ class Fused:
             return (_swap(x) if self.swapped else x).reshape(self.shape)
 
         return Tensor(parts[0].dtype, self.shape, array)
+
+
+def _reshape(shape: Shape) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: x.reshape(shape)
 
 
 def _swap(x: np.ndarray) -> np.ndarray:
@@ -119,49 +121,3 @@ def _vae_names(names: Mapping[str, Shape]) -> dict[str, list[str]]:
             bfl = re.sub(pattern, replacement, bfl)
         parts_of[bfl] = [name]
     return parts_of
-
-
-def _blocks(tensors: Mapping[str, Tensor], start: str) -> int:
-    return len({m[1] for name in tensors if (m := re.match(re.escape(start) + r"\.(\d+)\.", name))})
-
-
-def flux_config(tensors: Mapping[str, Tensor]) -> FluxConfig:
-    """Return FLUX's config from the shapes of its tensors, with the published RoPE axes.
-
-    Raises:
-        KeyError: not a FLUX file.
-        ConfigError: the published RoPE axes do not fit the head size.
-    """
-    hidden, in_channels = tensors["img_in.weight"].shape
-    (head,) = tensors["double_blocks.0.img_attn.norm.query_norm.scale"].shape
-    if head != FLUX_DEV.attention_head_dim:
-        raise ConfigError(f"heads of {head}, published are {FLUX_DEV.attention_head_dim}")
-    return FluxConfig(
-        num_layers=_blocks(tensors, "double_blocks"),
-        num_single_layers=_blocks(tensors, "single_blocks"),
-        num_attention_heads=hidden // head,
-        attention_head_dim=head,
-        joint_attention_dim=tensors["txt_in.weight"].shape[1],
-        pooled_projection_dim=tensors["vector_in.in_layer.weight"].shape[1],
-        axes_dims_rope=FLUX_DEV.axes_dims_rope,
-        in_channels=in_channels,
-        guidance_embeds="guidance_in.in_layer.weight" in tensors,
-    )
-
-
-def vae_config(tensors: Mapping[str, Tensor]) -> VaeConfig:
-    """Return the VAE's config from the shapes of its tensors, with the published norm groups,
-    scaling factor and shift factor.
-
-    Raises:
-        KeyError: not an autoencoder's file.
-    """
-    levels = _blocks(tensors, "encoder.down")
-    widths = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
-    return VaeConfig(
-        block_out_channels=tuple(widths),
-        latent_channels=tensors["decoder.conv_in.weight"].shape[1],
-        layers_per_block=_blocks(tensors, "encoder.down.0.block"),
-        in_channels=tensors["encoder.conv_in.weight"].shape[1],
-        out_channels=tensors["decoder.conv_out.weight"].shape[0],
-    )

@@ -23,7 +23,7 @@ COMMANDS = (
     ),
     Command(
         "inspect",
-        "List the components of a MODEL folder with their sizes and dtypes.",
+        "List the components of a MODEL folder, or of any file of weights.",
         inspect_model.add_arguments,
         inspect_model.run,
     ),

@@ -60,13 +60,22 @@ def build(cls: Any, values: dict[str, Any], path: Path) -> Any:
         raise WeightsError(f"{path}: {error}") from None
 
 
+def is_class(component: str, values: dict[str, Any]) -> bool:
+    """Return whether a published config is of the component's class."""
+    published, key = PUBLISHED[component], _class_key(component)
+    return values.get(key) in (published.names[key], *published.also)
+
+
+def _class_key(component: str) -> str:
+    return "_class_name" if "_class_name" in PUBLISHED[component].names else "model_type"
+
+
 def _check_class(component: str, values: dict[str, Any], path: Path) -> None:
-    published = PUBLISHED[component]
-    key = "_class_name" if "_class_name" in published.names else "model_type"
+    published, key = PUBLISHED[component], _class_key(component)
     name = values.get(key)
     if name in OTHER_CLASSES:
         raise refuse(path, OTHER_CLASSES[name])
-    if name not in (published.names[key], *published.also):
+    if not is_class(component, values):
         raise WeightsError(f"{path}: {key} is {name!r}, expected {published.names[key]!r}")
     if component == "transformer" and values.get("in_channels") in OTHER_CHANNELS:
         raise refuse(path, OTHER_CHANNELS[values["in_channels"]])

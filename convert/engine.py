@@ -19,7 +19,7 @@ PIECE = 64_000_000  # bytes in memory at once, besides the pages of one mapped t
 
 def tidy(source: Source) -> tuple[dict[str, Tensor], list[str]]:
     """Return the component's tensors by published name, and notes on those that are left out."""
-    component, tensors, notes = source.component, dict(source.tensors), []
+    component, tensors, notes = source.component, dict(source.tensors), [*source.notes]
     if wrapper := WRAPPED.get(component):
         tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     prefix = PREFIX.get(component, "")
@@ -60,15 +60,16 @@ class Matched:
     notes: list[str]
     origin: dict[str, str] = field(default_factory=dict)  # published name -> name in the BFL file
 
-    def specs(self, dtype: np.dtype | None) -> dict[str, Spec]:
+    def specs(self) -> dict[str, Spec]:
         """Return the dtype and shape of each parameter."""
         return {
-            path: Spec(dtype or self.tensors[slot.names[0]].dtype, slot.shape)
+            path: Spec(self.source.dtype or self.tensors[slot.names[0]].dtype, slot.shape)
             for path, slot in self.slots.items()
         }
 
-    def unused_specs(self, dtype: np.dtype | None) -> dict[str, Spec]:
+    def unused_specs(self) -> dict[str, Spec]:
         """Return the dtype and shape of each unused tensor."""
+        dtype = self.source.dtype
         return {name: Spec(dtype or t.dtype, t.shape) for name, t in self.unused.items()}
 
     def parts(self, path: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -102,7 +103,7 @@ def match(source: Source, flux: FluxConfig | None) -> Matched:
 
 
 def check_types(matched: Matched) -> None:
-    """Record parameters whose blocks have different dtypes; call it without --dtype only."""
+    """Record parameters whose blocks have different dtypes; where none is asked for."""
     for path, slot in matched.slots.items():
         types = {str(matched.tensors[name].dtype) for name in slot.names if name in matched.tensors}
         if len(types) > 1:
@@ -127,27 +128,25 @@ def finite(x: np.ndarray) -> bool:
         return bool(np.isfinite(x).all())
 
 
-def write_components(
-    components: Iterable[Matched], writer: ModelWriter, dtype: np.dtype | None
-) -> None:
-    """Write the parameters of all components.
+def write_components(components: Iterable[Matched], writer: ModelWriter) -> None:
+    """Write the parameters of all components, each in its source's dtype.
 
     Raises:
         WeightsError: lists every tensor that is missing, unexpected, misshapen or not finite,
             in all components.
     """
     components = list(components)
-    if dtype is None:
-        for matched in components:
+    for matched in components:
+        if matched.source.dtype is None:
             check_types(matched)
     writing = not any(matched.wrong for matched in components)
-    with progress(sum(_bytes(matched, dtype) for matched in components)) as advance:
+    with progress(sum(_bytes(matched) for matched in components)) as advance:
         for matched in components:
             if writing:
-                _write(matched, writer, dtype, advance)
+                _write(matched, writer, advance)
             else:  # read on, so that the one error lists every fault
                 for path in matched.slots:
-                    for _ in _values(matched, path, dtype, advance):
+                    for _ in _values(matched, path, advance):
                         pass
     if faults := [f"{m.source.path}: {m.wrong}" for m in components if m.wrong]:
         raise WeightsError(
@@ -155,42 +154,39 @@ def write_components(
         )
 
 
-def _bytes(matched: Matched, dtype: np.dtype | None) -> int:
+def _bytes(matched: Matched) -> int:
+    dtype = matched.source.dtype
     tensors = [*matched.tensors.values(), *matched.unused.values()]
     return sum(t.nbytes // t.dtype.itemsize * (dtype or t.dtype).itemsize for t in tensors)
 
 
-def _write(matched: Matched, writer: ModelWriter, dtype: np.dtype | None, advance: Advance) -> None:
+def _write(matched: Matched, writer: ModelWriter, advance: Advance) -> None:
     source = matched.source
     writer.add_config(source.component, source.config.to_dict())
     writer.add_tensors(
         source.component,
-        matched.specs(dtype),
-        lambda path: _values(matched, path, dtype, advance),
+        matched.specs(),
+        lambda path: _values(matched, path, advance),
     )
     if matched.unused:
         writer.add_tensors(
             source.component,
-            matched.unused_specs(dtype),
-            lambda name: _checked(matched, name, matched.unused[name].array(), dtype, advance),
+            matched.unused_specs(),
+            lambda name: _checked(matched, name, matched.unused[name].array(), advance),
             unused=True,
         )
     for name, content in source.files.items():
         writer.add_file(source.component, name, content)
 
 
-def _values(
-    matched: Matched, path: str, dtype: np.dtype | None, advance: Advance
-) -> Iterator[np.ndarray]:
+def _values(matched: Matched, path: str, advance: Advance) -> Iterator[np.ndarray]:
     for name, x in matched.parts(path):
-        yield from _checked(matched, name, x, dtype, advance)
+        yield from _checked(matched, name, x, advance)
 
 
-def _checked(
-    matched: Matched, name: str, x: np.ndarray, dtype: np.dtype | None, advance: Advance
-) -> Iterator[np.ndarray]:
-    """Yield a tensor in pieces, cast to `dtype`; record its name if a value is not finite."""
-    good = True
+def _checked(matched: Matched, name: str, x: np.ndarray, advance: Advance) -> Iterator[np.ndarray]:
+    """Yield a tensor in pieces, cast; record its name if a value is not finite."""
+    good, dtype = True, matched.source.dtype
     for piece in pieces(x):
         with np.errstate(over="ignore"):  # an overflow is reported below
             y = piece if dtype is None else piece.astype(dtype, copy=False)

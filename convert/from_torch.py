@@ -6,18 +6,24 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from convert import sources
 from convert.engine import match, write_components
 from convert.sources import SUBFOLDERS, TOKENIZERS, Source, locate
 from convert.tokenizers import TOKENIZER_FILES, read_tokenizer
 from ic_jax import cli
+from ic_jax.weights import hub
 from ic_jax.weights.model_folder import create
 from ic_jax.weights.tensors import FLOATS
 
 DTYPES = {"bfloat16": FLOATS["BF16"], "float16": FLOATS["F16"], "float32": FLOATS["F32"]}
+
+# Where the tokenizers were published, and the rows of the tables that they index.
+PUBLISHED_TOKENIZERS = {
+    "tokenizer": ("openai/clip-vit-large-patch14", 49408),
+    "tokenizer_2": ("google/t5-v1_1-xxl", 32128),
+}
 
 
 class UsageError(ValueError):
@@ -26,9 +32,11 @@ class UsageError(ValueError):
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `from-torch`."""
-    parser.add_argument("--flux", metavar="PATH", help="diffusers model, or BFL single file")
-    parser.add_argument("--siglip", metavar="PATH", help="transformers model")
-    parser.add_argument("--dinov2", metavar="PATH", help="transformers model")
+    parser.add_argument(
+        "--flux", metavar="PATH", help="diffusers model, or a file of any layout, GGUF too"
+    )
+    parser.add_argument("--siglip", metavar="PATH", help="transformers model, or a file")
+    parser.add_argument("--dinov2", metavar="PATH", help="transformers model, or a file")
     parser.add_argument("--adapter", metavar="FILE", help=".bin or .safetensors file")
     parser.add_argument(
         "--adapter-config",
@@ -36,13 +44,17 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="sizes of an adapter that differs from the published one (default: a .json of the "
         "same name beside the adapter's file)",
     )
-    parser.add_argument("--vae", metavar="PATH", help="diffusers model, or BFL's ae file")
-    parser.add_argument("--t5", metavar="PATH", help="transformers model")
-    parser.add_argument("--clip", metavar="PATH", help="transformers model")
+    parser.add_argument("--vae", metavar="PATH", help="diffusers model, or a file")
+    parser.add_argument("--t5", metavar="PATH", help="transformers model, or a file")
+    parser.add_argument("--clip", metavar="PATH", help="transformers model, or a file")
     parser.add_argument("--tokenizer", metavar="DIR", help="CLIP's tokenizer, if not beside CLIP")
     parser.add_argument("--tokenizer-2", metavar="DIR", help="T5's tokenizer, if not beside T5")
     parser.add_argument("--out", metavar="MODEL", required=True, help="folder to write")
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype to write (default: as in the files)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="dtype to write (default: as in the files; bfloat16 for quantised ones)",
+    )
     cli.add_overwrite(parser, "MODEL")
 
 
@@ -51,14 +63,16 @@ def run(args: Namespace) -> None:
     dtype = DTYPES.get(args.dtype)
     with create(args.out, overwrite=args.overwrite) as writer:
         root, parts = collect(args)
+        for part in parts.values():
+            part.dtype = dtype or part.dtype
         flux = parts["transformer"].config if "transformer" in parts else None
         matched = [match(part, flux) for part in parts.values()]
         for note in (note for m in matched for note in m.notes):
             print(f"note: {note}", file=sys.stderr)
         folders = find_tokenizers(args, root, parts)
         tokenizers = {name: read_tokenizer(name, folder) for name, folder in folders}
-        _check_room(writer.folder, parts, dtype)
-        write_components(matched, writer, dtype)
+        _check_room(writer.folder, parts)
+        write_components(matched, writer)
         if flux:
             schedule, files = sources.read_scheduler(root, flux.guidance_embeds)
             writer.add_config("scheduler", schedule.to_dict())
@@ -80,15 +94,16 @@ def collect(args: Namespace) -> tuple[Path | None, dict[str, Source]]:
     if args.adapter and not args.flux:
         raise UsageError("--adapter takes its sizes from FLUX; give --flux too")
     parts: dict[str, Source] = {}
-    root = None
+    root, beside = None, set[str]()
     if args.flux:
         path = locate(args.flux, sources.PIPELINE_FILES)
         sources.check_pipeline(path)
         root = path if (path / "model_index.json").is_file() else None
         parts["transformer"] = sources.open_component("transformer", path)
+        beside = sources.components_in(path) if path.is_file() else beside
     if args.adapter:
         path = locate(args.adapter, sources.ADAPTER_FILES)
-        config = args.adapter_config and Path(args.adapter_config)
+        config = args.adapter_config and Path(args.adapter_config).expanduser()
         parts["adapter"] = sources.open_adapter(path, config)
     for component in ("siglip", "dinov2"):
         if getattr(args, component):
@@ -101,6 +116,8 @@ def collect(args: Namespace) -> tuple[Path | None, dict[str, Source]]:
                 *(f"{SUBFOLDERS[component]}/{p}" for p in sources.MODEL_FILES),
             )
             parts[component] = sources.open_component(component, locate(name, where))
+        elif component in beside:
+            parts[component] = sources.open_component(component, parts["transformer"].path)
         elif root and (root / SUBFOLDERS[component]).is_dir():
             parts[component] = sources.open_component(component, root / SUBFOLDERS[component])
         elif root:
@@ -122,19 +139,39 @@ def find_tokenizers(
         if root:
             candidates.append(root / name)
         if folder := getattr(args, name):
-            yield name, Path(folder)
+            yield name, Path(folder).expanduser()
         elif folders := [f for f in candidates if any((f / x).is_file() for x in TOKENIZER_FILES)]:
             yield name, folders[0]
         elif encoder in parts:
-            print(
-                f"note: no tokenizer for {encoder}; give --{name.replace('_', '-')}",
-                file=sys.stderr,
-            )
+            if folder := published_tokenizer(name, parts[encoder].config):
+                yield name, folder
+            else:
+                option = f"--{name.replace('_', '-')}"
+                print(f"note: no tokenizer for {encoder}; give {option}", file=sys.stderr)
 
 
-def _check_room(folder: Path, parts: dict[str, Source], dtype: np.dtype | None) -> None:
-    tensors = [t for part in parts.values() for t in part.tensors.values()]
-    need = sum(t.nbytes // t.dtype.itemsize * (dtype or t.dtype).itemsize for t in tensors)
+def published_tokenizer(name: str, encoder: Any) -> Path | None:
+    """Return the folder of the published tokenizer, if the encoder has its vocabulary.
+
+    A file of an encoder comes without one.
+    """
+    repo_id, words = PUBLISHED_TOKENIZERS[name]
+    if encoder.vocab_size != words:
+        return None
+    try:
+        folder = hub.fetch(repo_id, TOKENIZER_FILES)
+    except FileNotFoundError:  # not at hand, and no connection
+        return None
+    print(f"note: {name} as published in {repo_id}", file=sys.stderr)
+    return folder
+
+
+def _check_room(folder: Path, parts: dict[str, Source]) -> None:
+    need = sum(
+        t.nbytes // t.dtype.itemsize * (part.dtype or t.dtype).itemsize
+        for part in parts.values()
+        for t in part.tensors.values()
+    )
     free = shutil.disk_usage(folder).free
     if need > free:
         raise OSError(

@@ -1,27 +1,31 @@
 """Published weights as sources of a conversion: folders, single files and Hub ids."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert import bfl
+import numpy as np
+
 from convert.configs import (
     ORIGINAL,
     as_published,
     build,
     config_class,
     from_published,
+    is_class,
     read_adapter_config,
     read_json,
     refuse,
 )
-from convert.published import OTHER_CHANNELS, OTHER_CLASSES
-from convert.torch_read import read_torch
+from convert.containers import Contents, read_file
+from convert.layouts import Part, recognise
+from convert.published import OTHER_CLASSES
+from convert.shards import weights_file
+from convert.sizes import config_of
 from ic_jax.config import CONFIGS, SchedulerConfig
 from ic_jax.files import as_json
 from ic_jax.weights import hub
-from ic_jax.weights.safetensors_io import read_tensors
 from ic_jax.weights.tensors import Tensor, WeightsError
 
 # Folder of each component in a pipeline.
@@ -32,7 +36,6 @@ SUBFOLDERS = {
     "t5": "text_encoder_2",
 }
 TOKENIZERS = {"tokenizer": "clip", "tokenizer_2": "t5"}
-STEMS = ("diffusion_pytorch_model", "model")  # file names of diffusers and transformers
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "spiece.model")
 PIPELINE_FILES = (
     "model_index.json",
@@ -43,12 +46,9 @@ PIPELINE_FILES = (
     ),
 )
 ADAPTER_FILES = ("instantcharacter_ip-adapter.*",)
-# Prefixes that occur in the single files of other models only.
-OTHER_KEYS = {
-    "joint_blocks.": "Stable Diffusion 3",
-    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
-    "redux_up.": "FLUX.1 Redux",
-    "double_stream_modulation_img.": "FLUX.2",
+# Option of each component.
+OPTIONS = {"transformer": "--flux"} | {
+    name: f"--{name}" for name in ("vae", "t5", "clip", "siglip", "dinov2", "adapter")
 }
 
 
@@ -61,34 +61,57 @@ class Source:
     config: Any
     tensors: dict[str, Tensor]
     bfl: bool = False  # whether `tensors` has the names of a BFL single file
+    dtype: np.dtype | None = None  # to write; None: as in the file
+    notes: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)  # copied to the MODEL folder as they are
 
 
 def locate(value: str, patterns: Sequence[str]) -> Path:
     """Return a local path, or the local copy of a Hub repository.
 
+    Args:
+        value: path (with or without ~), org/name, org/name@revision, or a repository's folder in
+            the Hub library's cache.
+
     Raises:
         FileNotFoundError: `value` is no path and no repository that can be fetched.
     """
     path = Path(value).expanduser()
+    if path.is_dir() and (path / "snapshots").is_dir() and path.name.startswith("models--"):
+        return _snapshot(path)
     if path.exists():
         return path
-    if hub.REPO_ID.fullmatch(value):
-        return hub.fetch(value, patterns)
-    raise FileNotFoundError(f"{value}: no such file or folder, and not a Hub id (org/name)")
+    repo_id, _, revision = value.partition("@")
+    if hub.REPO_ID.fullmatch(repo_id):
+        return hub.fetch(repo_id, patterns, revision or None)
+    raise FileNotFoundError(
+        f"{value}: no such file or folder, and not a Hub id (org/name or org/name@revision)"
+    )
+
+
+def _snapshot(cached: Path) -> Path:
+    """Return the files of a repository in the Hub library's cache, of its main branch if there."""
+    main, snapshots = cached / "refs" / "main", sorted((cached / "snapshots").iterdir())
+    if main.is_file() and (path := cached / "snapshots" / main.read_text().strip()).is_dir():
+        return path
+    if len(snapshots) == 1:
+        return snapshots[0]
+    names = ", ".join(path.name for path in snapshots) or "none"
+    raise FileNotFoundError(f"{cached}: holds the snapshots {names}; name the folder of one")
 
 
 def open_component(component: str, path: Path) -> Source:
     """Open a component.
 
     Args:
-        path: its folder, the pipeline folder that contains it, or a BFL single file.
+        path: its folder, the pipeline folder that contains it, or a file that holds it, alone or
+            with others.
 
     Raises:
         WeightsError: another model, or a damaged one.
     """
     if path.is_file():
-        return _open_single_file(component, path)
+        return open_file(component, path)
     folder = path
     if not (path / "config.json").is_file() and component in SUBFOLDERS:
         folder = path / SUBFOLDERS[component]
@@ -99,7 +122,11 @@ def open_component(component: str, path: Path) -> Source:
     preprocessor = folder / "preprocessor_config.json"
     if preprocessor.is_file():
         files[preprocessor.name] = preprocessor.read_bytes()
-    return Source(component, folder, config, read_folder(folder), files=files)
+    contents = read_file(weights_file(folder))
+    notes = _notes(folder, contents, [])
+    return Source(
+        component, folder, config, contents.tensors, dtype=contents.dtype, notes=notes, files=files
+    )
 
 
 def read_config(component: str, path: Path) -> tuple[Any, dict[str, bytes]]:
@@ -109,78 +136,72 @@ def read_config(component: str, path: Path) -> tuple[Any, dict[str, bytes]]:
     return config, {ORIGINAL: as_json(as_published(component, values))}
 
 
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    """Read the tensors of a diffusers or transformers folder, sharded or not."""
-    for stem in STEMS:
-        single = folder / f"{stem}.safetensors"
-        if single.is_file():
-            return read_tensors(single)
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return _read_shards(index)
-    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".safetensors"))
-    raise WeightsError(
-        f"{folder}: has no {STEMS[0]}.safetensors or {STEMS[1]}.safetensors"
-        + (f", only {', '.join(others[:5])}" if others else "")
-        + "; get the safetensors form of this model"
-    )
+def open_file(component: str, path: Path) -> Source:
+    """Open a component in a file, which may hold others as well.
+
+    Its config is a .json of the same name, config.json beside it, or what the tensors' shapes say.
+
+    Raises:
+        WeightsError: the file holds other components, another model, or is damaged.
+    """
+    contents = read_file(path)
+    parts, rest = recognise(path, contents.tensors)
+    fitting = [part for part in parts if part.layout.component == component]
+    if len(fitting) != 1:
+        options = " ".join(sorted({OPTIONS[part.layout.component] for part in parts}))
+        what = f"{len(fitting)} components of this kind" if fitting else f"no {component}"
+        raise WeightsError(f"{path}: holds {what}, but {described(parts)}; give it to {options}")
+    (part,) = fitting
+    notes = _notes(path, contents, rest)
+    config, files = _config_beside(part, path)
+    if config is None:
+        config, assumed = _config_of(part, path)
+        notes.append(f"{path}: sizes follow from its tensors; as published are {assumed}")
+    bfl = part.layout.name == "BFL"
+    return Source(component, path, config, part.tensors, bfl, contents.dtype, notes, files)
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not all(isinstance(f, str) for f in where.values()):
-        raise WeightsError(f"{index}: has no weight_map; download or copy it again")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(where.values())):
-        shard = index.parent / name
-        if Path(name).name != name or not shard.is_file():
-            raise WeightsError(f"{shard}: is missing, and {index.name} names it; download it again")
-        new = read_tensors(shard)
-        if twice := sorted(tensors.keys() & new.keys()):
-            raise WeightsError(f"{shard}: {twice[0]} is in another shard too; download both again")
-        tensors |= new
-    if unmatched := sorted(tensors.keys() ^ where.keys()):
-        names = ", ".join(unmatched[:10])
-        raise WeightsError(
-            f"{index}: differs from its shards by {len(unmatched)} keys: {names}; "
-            "download them again"
-        )
-    return tensors
+def components_in(path: Path) -> set[str]:
+    """Return which components a file holds."""
+    parts, _ = recognise(path, read_file(path).tensors)
+    return {part.layout.component for part in parts}
 
 
-def _open_single_file(component: str, path: Path) -> Source:
-    tensors = read_tensors(path)
-    if component not in ("transformer", "vae"):
-        raise WeightsError(
-            f"{path}: is a file; give the folder of a {component} with its config.json"
-        )
-    for start, name in OTHER_KEYS.items():
-        if any(key.startswith(start) for key in tensors):
-            raise refuse(path, name)
-    if component == "transformer" and "kontext" in path.name.lower():
-        raise refuse(path, "FLUX.1 Kontext")
-    beside = path.with_suffix(".json")
-    files: dict[str, bytes] = {}
+def described(parts: Iterable[Part]) -> str:
+    """Return what components a file holds: "transformer (BFL), t5 (transformers)"."""
+    return ", ".join(f"{part.layout.component} ({part.layout.name})" for part in parts)
+
+
+def _notes(path: Path, contents: Contents, rest: Sequence[str]) -> list[str]:
+    notes = []
+    if contents.dtype is not None:
+        notes.append(f"{path}: is stored as {contents.storage}; becomes bfloat16 unless --dtype is")
+    if left := [*contents.left_out, *rest]:
+        names = ", ".join(left[:5]) + (", ..." if left[5:] else "")
+        notes.append(f"{path}: leaves out {len(left)} entries that are of none: {names}")
+    return notes
+
+
+def _config_beside(part: Part, path: Path) -> tuple[Any, dict[str, bytes]]:
+    component, beside = part.layout.component, path.with_suffix(".json")
+    if beside.is_file():
+        values = read_json(beside)
+        if "_class_name" in values or "model_type" in values:
+            return read_config(component, beside)
+        return build(config_class(component), values, beside), {}  # of an older to-torch: our own
+    beside = path.parent / "config.json"
+    if beside.is_file() and is_class(component, read_json(beside)):
+        return read_config(component, beside)
+    return None, {}
+
+
+def _config_of(part: Part, path: Path) -> tuple[Any, str]:
+    component = part.layout.component
     try:
-        if component == "transformer" and tensors["img_in.weight"].shape[1:] in [
-            (channels,) for channels in OTHER_CHANNELS
-        ]:
-            raise refuse(path, OTHER_CHANNELS[tensors["img_in.weight"].shape[1]])
-        if beside.is_file() and "_class_name" in read_json(beside):
-            config, files = read_config(component, beside)
-        elif beside.is_file():  # of an older to-torch: our own config
-            config = build(config_class(component), read_json(beside), beside)
-        else:
-            config = (bfl.flux_config if component == "transformer" else bfl.vae_config)(tensors)
+        return config_of(component, part.layout.name, part.tensors)
     except (KeyError, ValueError) as error:
-        if isinstance(error, WeightsError):
-            raise
         reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
-        raise WeightsError(
-            f"{path}: is no single file of a {component} in BFL's names: {reason}; for diffusers' "
-            "files give their folder"
-        ) from None
-    return Source(component, path, config, tensors, bfl=True, files=files)
+        raise WeightsError(f"{path}: is a damaged or cut {component}: {reason}") from None
 
 
 def open_adapter(path: Path, config: Path | None) -> Source:
@@ -199,15 +220,16 @@ def open_adapter(path: Path, config: Path | None) -> Source:
         if not files:
             raise WeightsError(f"{path}: holds no .safetensors or .bin; give the adapter's file")
         path = files[-1]  # .safetensors rather than .bin
-    tensors = read_torch(path) if path.suffix in (".bin", ".pt", ".pth") else read_tensors(path)
-    groups = {name.partition(".")[0] for name in tensors}
-    if not groups & {"ip_adapter", "image_proj"}:
-        raise WeightsError(f"{path}: is no InstantCharacter adapter: no ip_adapter or image_proj")
+    contents = read_file(path)
+    parts, rest = recognise(path, contents.tensors)
+    if [part.layout.component for part in parts] != ["adapter"]:
+        raise WeightsError(f"{path}: is no InstantCharacter adapter: it holds {described(parts)}")
     beside = config or path.with_suffix(".json")
     sizes = CONFIGS["instantcharacter"]
     if config or beside.is_file():
         sizes = read_adapter_config(beside)
-    return Source("adapter", path, sizes, tensors)
+    notes = _notes(path, contents, rest)
+    return Source("adapter", path, sizes, parts[0].tensors, dtype=contents.dtype, notes=notes)
 
 
 def check_pipeline(folder: Path) -> None:

@@ -36,11 +36,15 @@ LEGACY = "is no zip archive: torch writes those since 1.6; get a newer file or s
 MAX_PICKLE = 100_000_000  # ten times the names and shapes of 100 000 tensors
 
 
-def read_torch(path: Path) -> dict[str, Tensor]:
+def read_torch(path: Path, left_out: list[str] | None = None) -> dict[str, Tensor]:
     """Return the tensors of a .bin file by name; dots join the names of nested groups.
 
+    Args:
+        left_out: receives the names of numbers, texts and lists, which training programs put
+            beside the tensors.
+
     Raises:
-        WeightsError: the file is damaged, compressed, or holds anything but tensors.
+        WeightsError: the file is damaged, compressed, or holds no tensors.
     """
     if not path.stat().st_size:
         raise WeightsError(f"{path}: is empty; {AGAIN}")
@@ -59,10 +63,16 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # BadZipFile, or any error of an unpickler that reads garbage
         reason = type(error).__name__
         raise WeightsError(f"{path}: is truncated or damaged ({reason}); {AGAIN}") from None
-    return _flat(path, content)
+    others: list[str] = []
+    tensors = _flat(path, content, others)
+    if others and not tensors:
+        raise WeightsError(f"{path}: holds no tensors, only {', '.join(others[:10])}")
+    if left_out is not None:
+        left_out += others
+    return tensors
 
 
-def _flat(path: Path, content: Any) -> dict[str, Tensor]:
+def _flat(path: Path, content: Any, others: list[str]) -> dict[str, Tensor]:
     flat: dict[str, Tensor] = {}
     seen = set()
 
@@ -73,7 +83,8 @@ def _flat(path: Path, content: Any) -> dict[str, Tensor]:
             flat[name] = value
             return
         if not isinstance(value, dict):
-            raise WeightsError(f"{path}: {name or 'the file'} is no tensor and no group of tensors")
+            others.append(name or "the file")
+            return
         if id(value) in seen:  # a loop, or a small file that expands to endless names
             raise WeightsError(f"{path}: the group {name} occurs twice")
         seen.add(id(value))

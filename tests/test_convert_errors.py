@@ -28,6 +28,7 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+FIRST = {"txt_in.weight": (8, 8), "vector_in.in_layer.weight": (8, 8)}
 
 
 @pytest.fixture
@@ -146,19 +147,25 @@ def test_another_kind_of_model_is_named(flux, run, file, values, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "tensors", "message"),
+    ("tensors", "message"),
     [
-        ("x", {"joint_blocks.0.x": (1,)}, "is Stable Diffusion 3"),
-        ("x", {"redux_up.weight": (1,)}, "is FLUX.1 Redux"),
-        ("x", {"img_in.weight": (8, 384)}, "is FLUX.1 Fill"),
-        ("x", {"img_in.weight": (8, 128)}, "is FLUX.1 Depth or Canny"),
-        ("flux1-kontext-dev", {"img_in.weight": (8, 64)}, "is FLUX.1 Kontext"),
-        ("x", {"encoder.conv_in.weight": (8, 3, 3, 3)}, "has no 'img_in.weight'"),
-        ("x", {"img_in.weight": (8, 64)}, "has no 'double_blocks.0."),
+        ({"joint_blocks.0.x": (1,)}, "is Stable Diffusion 3"),
+        ({"redux_up.weight": (1,)}, "is FLUX.1 Redux"),
+        ({"a.lora_A.weight": (1,)}, "is a LoRA; draw with it: `python -m infer --lora FILE`"),
+        (FIRST | {"img_in.weight": (8, 384)}, "is FLUX.1 Fill"),
+        (FIRST | {"img_in.weight": (8, 128)}, "is FLUX.1 Depth or Canny"),
+        (
+            FIRST | {"img_in.weight": (8, 64)},
+            "damaged or cut transformer: has no 'double_blocks.0.",
+        ),
+        (
+            {"encoder.conv_in.weight": (8, 3, 3, 3)},
+            "is nothing that ic_jax knows, by its 1 tensors",
+        ),
     ],
 )
-def test_another_single_file_is_named(tmp_path, run, name, tensors, message):
-    path = tmp_path / f"{name}.safetensors"
+def test_another_single_file_is_named(tmp_path, run, tensors, message):
+    path = tmp_path / "flux1-dev.safetensors"
     safetensors.torch.save_file({k: torch.zeros(s) for k, s in tensors.items()}, path)
     status, error = run("from-torch", "--flux", path)
     assert status == 3
@@ -223,8 +230,11 @@ def test_bad_usage(tmp_path, run):
     status, error = run("from-torch", "--flux", tmp_path)
     assert (status, "has no config.json of a transformer" in error) == (3, True)
     file = TINY / "siglip" / "model.safetensors"
-    status, error = run("from-torch", "--siglip", file)
-    assert (status, "give the folder of a siglip" in error) == (3, True)
+    status, error = run("from-torch", "--t5", file)
+    assert (status, "holds no t5, but siglip (transformers); give it to --siglip" in error) == (
+        3,
+        True,
+    )
     with pytest.raises(SystemExit) as stop:
         run("from-torch", "--dtype", "int8")
     assert stop.value.code == 2
@@ -324,7 +334,7 @@ def test_pickles_of_other_forms(tmp_path):
         "short": "another size than its tensors",
         "lost": r"damaged \(KeyError\)",
         "garbage": "damaged",
-        "number": "epoch is no tensor",
+        "number": "holds no tensors, only epoch",
         "loop": "the group a occurs twice",
         "flipped": "storage 0 differs from its checksum",
         "cut": "truncated or damaged",
@@ -352,7 +362,7 @@ def test_a_pickle_cannot_reach_beyond_its_storage(tmp_path):
 def test_another_adapter(tmp_path, run):
     torch.save({"unet": {"a": torch.zeros(1)}}, tmp_path / "x.bin")
     command = ("from-torch", "--flux", TINY / "flux", "--adapter", tmp_path / "x.bin")
-    assert "no InstantCharacter adapter" in run(*command)[1]
+    assert "is nothing that ic_jax knows, by its 1 tensors (unet.a)" in run(*command)[1]
     shutil.copy(TINY / "instantcharacter_ip-adapter.bin", tmp_path / "x.bin")
     status, error = run(*command)  # the published sizes are tried
     assert (status, "missing: image_proj.cross_layer_blocks.2." in error) == (3, True)

@@ -15,6 +15,10 @@ class WeightsError(ValueError):
     """Unusable file of weights; the message is one line: the file, what is wrong, what to do."""
 
 
+class OtherWeightsError(WeightsError):
+    """An intact file of weights that is something else than ic_jax reads."""
+
+
 FLOATS: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -45,6 +49,8 @@ class Tensor:
     shape: Shape
     array: Callable[[], np.ndarray] = field(repr=False)
     end: int = 0  # of its bytes in the file; 0 if they are not in one place
+    # Computes rows alone, where computing all of them costs time and memory.
+    array_of_rows: Callable[[slice], np.ndarray] | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +58,22 @@ class Tensor:
 
     def view(self, shape: Shape, change: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
         """Return the tensor sliced, transposed or reshaped to `shape` by `change` on reading."""
-        return replace(self, shape=shape, array=lambda: change(self.array()))
+        array = self.array
+        return replace(self, shape=shape, array=lambda: change(array()), array_of_rows=None)
+
+    def rows(self, rows: slice) -> "Tensor":
+        """Return some rows of the tensor."""
+        shape = (len(range(*rows.indices(self.shape[0]))), *self.shape[1:])
+        of_rows = self.array_of_rows
+        if of_rows is None:
+            return self.view(shape, lambda x: x[rows])
+        return replace(self, shape=shape, array=lambda: of_rows(rows), array_of_rows=None)
+
+
+def computed(shape: Shape, of_rows: Callable[[slice], np.ndarray]) -> Tensor:
+    """Return a float32 tensor that is computed as it is read, in rows."""
+    dtype = np.dtype(np.float32)
+    return Tensor(dtype, shape, lambda: of_rows(slice(None)), array_of_rows=of_rows)
 
 
 def mapped(path: Path, offset: int, dtype: np.dtype, shape: Shape) -> Tensor:
