@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from contextlib import contextmanager
+from dataclasses import replace
 
 import diffusers
 import jax
@@ -12,7 +13,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ic_jax.config import ConfigError, FluxConfig
 from ic_jax.flow import position_ids
@@ -21,7 +21,8 @@ from ic_jax.weights import loading
 from ic_jax.weights.lora.lora_set import LoraSet
 from ic_jax.weights.lora.reading import read_lora
 from ic_jax.weights.lora.targets import targets_of
-from ic_jax.weights.lora.writing import write_lora
+from ic_jax.weights.lora.writing import Training, write_lora
+from ic_jax.weights.safetensors_io import read_metadata
 from tests.oracle import converted, randomize, relative
 from tests.toy import write_data, write_model
 from train import loop
@@ -29,6 +30,7 @@ from train.checkpoints import Checkpoints
 from train.commands import main
 from train.export import read_params, recipe_in
 from train.lora import initial, published, targeted, with_lora
+from train.lora_start import continued, read_start
 from train.objective import Examples, velocity
 from train.recipe import ATTENTION, LoraConfig, Saving, read_recipe
 from train.report import Report
@@ -151,10 +153,11 @@ def test_the_file_gives_diffusers_and_us_the_trained_velocity(case, tmp_path, dt
     lora = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), lora)
     expected = velocity(lora, ours, examples, rope)
     file = tmp_path / "new" / "lora.safetensors"
-    write_lora(file, published(lora), jnp.dtype(dtype))
+    training = Training("ink drawing", "ic", 200)
+    write_lora(file, published(lora), jnp.dtype(dtype), training=training)
     close = 1e-5 if dtype == "float32" else 2e-3  # B's scale of 1.5 is rounded into it
 
-    theirs.load_lora_adapter(load_file(file), prefix="transformer")
+    theirs.load_lora_adapter(str(file.parent), weight_name=file.name, prefix="transformer")
     loaded = torch_velocity(theirs, examples).detach()
     theirs.delete_adapters(list(theirs.peft_config))
     assert relative(loaded, expected) < close
@@ -169,6 +172,49 @@ def test_the_file_gives_diffusers_and_us_the_trained_velocity(case, tmp_path, dt
         write_lora(file, {}, jnp.dtype(dtype))
     with pytest.raises(ValueError, match=r"name it lora\.safetensors"):
         write_lora(tmp_path / "lora", {}, jnp.dtype(dtype))
+
+
+def test_the_metadata_says_what_it_is_where_tools_look(case, tmp_path):
+    _, _, lora, *_ = case
+    file = tmp_path / "ink.safetensors"
+    training = Training("ink drawing", "ic", 200)
+    write_lora(file, published(lora), jnp.dtype("float32"), training=training)
+    said = read_metadata(file)
+    assert said["modelspec.trigger_phrase"] == "ink drawing"
+    assert json.loads(said["ss_tag_frequency"]) == {"1": {"ink drawing": 1}}
+    assert (said["ss_base_model_version"], said["modelspec.architecture"]) == (
+        "flux1",
+        "flux-1-dev/lora",
+    )
+    assert (said["ss_sd_model_name"], said["ss_steps"]) == ("ic", "200")
+    assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("4", "4")
+    settings = json.loads(said["lora_adapter_metadata"])
+    assert (settings["transformer.r"], settings["transformer.lora_alpha"]) == (4, 4)
+
+
+def test_training_goes_on_with_a_file(case, tmp_path):
+    """At the same function, whatever its rank and scale, and with A to learn where it has none."""
+    _, flux, lora, *_ = case
+    file = tmp_path / "start.safetensors"
+    changes = {k: v for k, v in published(lora).items() if "transformer_blocks.1." not in k[1]}
+    write_lora(file, changes, jnp.dtype("float32"))
+    settings = replace(SETTINGS, rank=6, alpha=3.0, start=str(file))
+    start = read_start(settings, FLUX)
+    pairs = continued(initial(flux, settings, seed=2), start)
+    ours, theirs = published(pairs), published(lora)
+    for key, change in ours.items():
+        product = change.scale * change.b @ change.a
+        expected = theirs[key].scale * theirs[key].b @ theirs[key].a if key in changes else 0.0
+        np.testing.assert_allclose(product, expected + 0 * product, atol=1e-6)
+        assert np.all(np.any(change.a, axis=1))
+    assert jax.tree.structure(pairs) == jax.tree.structure(initial(flux, settings, seed=2))
+    for change, message in (
+        ({"rank": 3}, "has rank 4; set lora.rank to it or above"),
+        ({"targets": ATTENTION}, "add it to lora.targets"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_start(replace(settings, **change), FLUX)
+    assert read_start(SETTINGS, FLUX) is None
 
 
 def test_unknown_targets_name_the_near_ones(case):

@@ -12,7 +12,7 @@ import numpy as np
 from ic_jax.config import AdapterConfig, ConfigError
 from ic_jax.models.adapter import Adapter
 from ic_jax.weights import loading, model_folder
-from ic_jax.weights.lora.writing import write_lora
+from ic_jax.weights.lora.writing import Training, write_lora
 from ic_jax.weights.model_folder import ModelFolder, ModelWriter
 from ic_jax.weights.safetensors_io import Spec
 from train import lora
@@ -61,7 +61,9 @@ def export(
     elif cast_base:
         raise ConfigError("--cast-base: this run trained a LoRA, which is exported without a base")
     else:
-        write_lora(out, lora.published(params), jnp.dtype(dtype), overwrite=overwrite)
+        training = Training(recipe.trigger, Path(recipe.model).name, step)
+        options: dict[str, Any] = {"training": training, "overwrite": overwrite}
+        write_lora(out, lora.published(params), jnp.dtype(dtype), **options)
     what = "the adapter" if isinstance(params, Adapter) else "the LoRA"
     trigger = f"; draw with --trigger {recipe.trigger!r}" if recipe.trigger else ""
     print(f"{out}: {what} after step {step} of {recipe.total_steps}{trigger}")

@@ -25,11 +25,13 @@ from ic_jax.models.unstacked import split_output
 from ic_jax.preprocessing.tokenizers import PromptTokenizer
 from ic_jax.sharding import replicate_to_mesh, shardings
 from ic_jax.weights import loading
+from ic_jax.weights.lora.delta import LoraFile
 from ic_jax.weights.model_folder import ModelFolder
 from ic_jax.weights.tensors import WeightsError
 from train import lora
 from train.data.hashing import digest
 from train.encode import Frozen, Ids
+from train.lora_start import continued, read_start
 from train.objective import Trainable
 from train.optimizer import state_copies
 from train.recipe import OptimizerName, Recipe
@@ -78,9 +80,12 @@ def load_models(recipe: Recipe, base: ModelFolder) -> Models:
     Raises:
         WeightsError: the MODEL folder is damaged, or lacks a component that training needs.
         ConfigError: neither the folder nor the recipe has an adapter, or a LoRA's target is no
-            part of the model.
+            part of the model, or its file to go on with does not fit the recipe.
         NotEnoughMemoryError: the base and the training state do not fit; nothing was read.
     """
+    start = (
+        read_start(recipe.lora, loading.read_config(base, "transformer")) if recipe.lora else None
+    )
     mesh, replicate = mesh_for(recipe, base)
     memory.check_training(
         base,
@@ -103,7 +108,7 @@ def load_models(recipe: Recipe, base: ModelFolder) -> Models:
     return Models(
         model=model,
         frozen=frozen,
-        params=_initial_params(recipe, base, frozen, mesh),
+        params=_initial_params(recipe, base, frozen, mesh, start),
         scheduler=model.scheduler or SchedulerConfig(),
         vae=loading.read_config(base, "vae"),
         tokenizers=None if recipe.cache else tokenizers(recipe, model),
@@ -181,10 +186,13 @@ def tokenizers(recipe: Recipe, model: loading.Model) -> Tokenizers:
     return Tokenizers(tokenizer, recipe.text_length)
 
 
-def _initial_params(recipe: Recipe, base: ModelFolder, frozen: Frozen, mesh: Mesh) -> Trainable:
-    """Return a new LoRA, a new adapter or the base's adapter, float32."""
+def _initial_params(
+    recipe: Recipe, base: ModelFolder, frozen: Frozen, mesh: Mesh, start: LoraFile | None
+) -> Trainable:
+    """Return a new LoRA or `start`, a new adapter or the base's adapter, float32."""
     if recipe.lora:
         pairs = lora.initial(frozen.transformer, recipe.lora, recipe.seed)
+        pairs = pairs if start is None else continued(pairs, start)
         return replicate_to_mesh(pairs, NamedSharding(mesh, P()))
     if recipe.adapter:
         return _initial_adapter(recipe, frozen, mesh)

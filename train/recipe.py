@@ -89,6 +89,7 @@ class LoraConfig:
     alpha: float = 0.0  # its scale is alpha / rank; 0 takes the rank [ours]
     targets: tuple[str, ...] = ATTENTION  # suffixes of published module names, as in peft [ours]
     trigger: str = ""  # put before every caption, as `--trigger` before every prompt
+    start: str = ""  # LoRA to go on with: a file, a folder or a Hub id
 
     def __post_init__(self) -> None:
         _check(self.rank >= 1, "rank", self.rank, "at least 1")
