@@ -28,14 +28,8 @@ from ic_jax.models.layers import (
     normalize,
     sinusoid,
 )
-from ic_jax.models.rope import Rope, rotate
-from ic_jax.models.streams import (
-    add_to_image,
-    concat_streams,
-    shard_tokens,
-    split_streams,
-    to_stream_order,
-)
+from ic_jax.models.rope import Rope, in_stream_order, normalize_and_rotate
+from ic_jax.models.streams import concat_streams, shard_tokens, split_streams
 from ic_jax.models.target import in_memory
 from ic_jax.sharding import constrain, shard_batch
 
@@ -142,14 +136,14 @@ class DoubleBlock(nnx.Module):
         txt_q, txt_k, txt_v = attn.added_qkv(modulate(txt, txt_mod[:, 0], txt_mod[:, 1]))
 
         out = attend(
-            rotate(concat_streams(attn.norm_added_q(txt_q), attn.norm_q(q), axis), rope),
-            rotate(concat_streams(attn.norm_added_k(txt_k), attn.norm_k(k), axis), rope),
+            normalize_and_rotate([(txt_q, attn.norm_added_q), (q, attn.norm_q)], rope),
+            normalize_and_rotate([(txt_k, attn.norm_added_k), (k, attn.norm_k)], rope),
             concat_streams(txt_v, v, axis),
             split="both",
         )
         txt_out, img_out = split_streams(out, t, axis)
         if image_prompt is not None:
-            img_out = img_out + image_prompt(q, 0)
+            img_out = image_prompt(img_out, q, 0)
 
         img = img + img_mod[:, 2, None] * from_heads(attn.to_out["0"], img_out)
         img = img + img_mod[:, 5, None] * self.ff(modulate(img, img_mod[:, 3], img_mod[:, 4]))
@@ -175,13 +169,19 @@ class SingleBlock(nnx.Module):
         text_tokens: int,
         image_prompt: BlockPrompt | None,
     ) -> Float[Array, "b n d"]:
-        attn, axis = self.attn, token_axis()
+        attn = self.attn
         y = modulate(x, mod[:, 0], mod[:, 1])
+        # Before the attention, in whose time a TPU would move y out of its fast memory.
+        y, mlp = in_memory((y, gelu_tanh(self.proj_mlp(y))))
         q, k, v = attn.qkv(y)
-        out = attend(rotate(attn.norm_q(q), rope), rotate(attn.norm_k(k), rope), v, split="both")
+        out = attend(
+            normalize_and_rotate([(q, attn.norm_q)], rope),
+            normalize_and_rotate([(k, attn.norm_k)], rope),
+            v,
+            split="both",
+        )
         if image_prompt is not None:
-            out = add_to_image(out, image_prompt(q, text_tokens), axis)
-        mlp = in_memory(gelu_tanh(self.proj_mlp(y)))
+            out = image_prompt(out, q, text_tokens)
         return x + mod[:, 2, None] * from_heads_and_channels(self.proj_out, out, mlp)
 
 
@@ -271,7 +271,7 @@ class Flux(nnx.Module):
         `remat` chooses what the backward pass recomputes (`ic_jax.models.layers.Remat`).
         """
         img, txt, t = shard_tokens(self.x_embedder(latents)), shard_tokens(txt), txt.shape[1]
-        rope = Rope(*(to_stream_order(jnp.asarray(x), t) for x in rope))
+        rope = in_stream_order(rope, t)
         double_ip = single_ip = None
         if image_prompt is not None:
             double_ip = image_prompt.attention.transformer_blocks

@@ -211,9 +211,12 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.Param(jnp.ones(features), axes=(None,))
         self.eps = eps
 
+    def inverse_rms(self, x: Float[Array, "*b d"]) -> Float[Array, "*b 1"]:
+        """Return 1 / sqrt(mean(x^2) + eps), float32."""
+        return jax.lax.rsqrt(jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True) + self.eps)
+
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        y = x.astype(jnp.float32) * self.inverse_rms(x)
         return (y * per_channel(self.weight[...].astype(jnp.float32), x)).astype(x.dtype)
 
 
