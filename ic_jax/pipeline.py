@@ -461,6 +461,23 @@ class InstantCharacterPipeline:
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         self._loras.delete(names)
 
+    def fuse_lora(self) -> None:
+        """Merge the active LoRAs into the transformer's weights: no products at every step.
+
+        Sums are rounded to the model's dtype. The next change of LoRAs, and `unfuse_lora`, put the
+        base back bit for bit, from a copy in host memory.
+
+        Raises:
+            ValueError: no LoRA is active.
+        """
+        if not self._loras.active:
+            raise ValueError("no LoRA is active; load one first")
+        self._loras.merge()
+
+    def unfuse_lora(self) -> None:
+        """Restore the weights of the base; the LoRAs stay active, beside them."""
+        self._loras.unmerge()
+
     def unload_lora_weights(self) -> None:
         """Remove every LoRA; pictures are bit for bit what they were without."""
         self._loras.clear()

@@ -159,6 +159,14 @@ def to_global_array(array: np.ndarray, sharding: NamedSharding, dtype: Any) -> j
     )
 
 
+def put_like(value: Array | np.ndarray, array: Array) -> Array:
+    """Put a value where `array` is; on the default device if that is where JAX left the array.
+
+    An array that was put on a device by name would make JAX compile a program again.
+    """
+    return jax.device_put(value, array.sharding if array.committed else None)
+
+
 def replicate_to_mesh(tree: Any, sharding: NamedSharding) -> Any:
     """Put NumPy arrays, equal in all processes, on the devices."""
     if sharding.is_fully_addressable:

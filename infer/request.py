@@ -22,7 +22,9 @@ from ic_jax.weights.lora.delta import LoraFile
 from ic_jax.weights.lora.reading import read_lora
 from ic_jax.weights.lora.source import find_lora
 from ic_jax.weights.lora.targets import Targets, targets_of
+from ic_jax.weights.lora.writing import TRIGGER
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
+from ic_jax.weights.safetensors_io import read_metadata
 from infer import demo, output
 from infer.output import Job
 
@@ -186,4 +188,8 @@ def _weighted(spec: str) -> tuple[str, float]:
 
 
 def _read_lora(source: str, weight: float, trigger: str | None, targets: Targets) -> LoraOption:
-    return LoraOption(source, read_lora(find_lora(source), weight, trigger, targets=targets))
+    file = find_lora(source)
+    lora = read_lora(file, weight, trigger, targets=targets)
+    if trigger is None and (trained := read_metadata(file).get(TRIGGER)):
+        say(f'--lora {source} was trained with a trigger; --trigger "{trained}" puts it first')
+    return LoraOption(source, lora)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ic_jax import InstantCharacterPipeline, cli
+from ic_jax import InstantCharacterPipeline, LoraDelta, cli, write_lora
 from ic_jax.config import SamplingConfig
+from ic_jax.weights.lora.writing import Training
 from ic_jax.weights.model_folder import ModelFolder, create
 from ic_jax.weights.tensors import WeightsError
 from infer.commands import main
@@ -108,6 +109,23 @@ def test_lora_changes_the_picture(infer, tmp_path):
     assert infer(*styled)[0] == 0
     plain, ink = (np.asarray(Image.open(tmp_path / f"{n}.png")) for n in ("plain", "ink"))
     assert (plain != ink).any()
+
+
+def test_a_lora_is_read_before_the_model(infer, tmp_path, monkeypatch):
+    """One for another model is refused; a trigger that its file names is said."""
+
+    def load(*_, **__):
+        raise ValueError("loads the model")
+
+    monkeypatch.setattr(InstantCharacterPipeline, "from_pretrained", load)
+    training, module = Training("ink drawing", "ic", 200), "transformer_blocks.0.attn.to_q"
+    for inputs, code, message in ((63, 3, "for a map 63 -> 64"), (64, 2, "loads the model")):
+        delta = LoraDelta(np.ones((2, inputs)), np.ones((64, 2)), 1.0)
+        file, changes = tmp_path / f"{inputs}.safetensors", {("transformer", module): delta}
+        write_lora(file, changes, np.dtype(np.float32), training=training)
+        exit_code, out, err = infer("--prompt", "a girl", "--lora", file)
+        assert (exit_code, message in err) == (code, True)
+        assert ('--trigger "ink drawing" puts it first' in out) == (inputs == 64)
 
 
 def test_without_a_model_the_small_one_draws_and_says_so(tmp_path, capfd, monkeypatch):

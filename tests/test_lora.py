@@ -1,6 +1,7 @@
 """Style LoRAs: what they change, and that nothing of them stays."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import diffusers
@@ -11,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 
+from ic_jax import InstantCharacterPipeline
 from ic_jax.flow import position_ids
 from ic_jax.models.rope import rope_table
 from ic_jax.models.unstacked import split_output, unstack_flux
@@ -114,6 +116,15 @@ def test_several_at_once_equal_the_merged_model_and_compile_once(flux, loras, me
     loras.activate({"ink": 2.0})
     expect((ink, 2.0))
     assert velocity._cache_size() == programs
+    loras.merge()
+    expect((ink, 2.0))
+    with loras.inactive():
+        np.testing.assert_array_equal(velocity(flux), base)
+    expect((ink, 2.0))
+    loras.unmerge()
+    jax.tree.map(np.testing.assert_array_equal, kernels(flux), before)
+    expect((ink, 2.0))
+    loras.merge()
     loras.clear()
     np.testing.assert_array_equal(velocity(flux), base)
     assert velocity._cache_size() == programs
@@ -129,6 +140,8 @@ def test_every_map_takes_a_lora_with_a_bias(flux, loras, merged):
         changes["transformer", name] = LoraDelta(a, b, 0.5, bias)
     lora = LoraFile("all", changes)
     loras.add(lora)
+    assert relative(velocity(flux), merged((lora, 1.0))) < 1e-5
+    loras.merge()
     assert relative(velocity(flux), merged((lora, 1.0))) < 1e-5
 
 
@@ -263,3 +276,27 @@ def test_files_that_do_not_fit_change_nothing(flux, loras, tmp_path, changes, me
 def test_weight_must_be_finite():
     with pytest.raises(ValueError, match="LoRA weight is nan"):
         read_lora(STYLE, float("nan"))
+
+
+def test_text_encoders_take_loras_wherever_they_are(tiny_model):
+    """T5 is loaded for each call here, and CLIP stays."""
+    pipe = InstantCharacterPipeline.from_pretrained(tiny_model, "float32", offload_encoders=True)
+    plain = pipe.encode_prompt("a fox")
+    targets = targets_of(loading.folder_configs(loading.ModelFolder.open(tiny_model)))
+    changes, merged = {}, {}
+    for component in ("clip", "t5"):
+        model = merged[component] = loading.load_component(tiny_model, component, jnp.float32)
+        for module, sizes in targets[component].items():
+            a, b = (RNG.standard_normal(s, np.float32) / 16 for s in ((2, sizes[0]), (sizes[1], 2)))
+            changes[component, module] = LoraDelta(a, b, 1.0)
+            name, number = split_number(module)
+            kernel = loading.parameters(model)[f"{name}.kernel"]
+            kernel.set_value(kernel[...].at[number].add((b @ a).T))
+    pipe.load_lora_weights(LoraFile("text", changes), "text")
+    assert pipe.get_list_adapters() == {"text_encoder": ["text"], "text_encoder_2": ["text"]}
+    ours = pipe.encode_prompt("a fox")
+    theirs = InstantCharacterPipeline(replace(pipe._model, **merged)).encode_prompt("a fox")
+    for x, y in zip(ours, theirs, strict=True):
+        assert relative(x, y) < 1e-5
+    pipe.unload_lora_weights()
+    jax.tree.map(np.testing.assert_array_equal, pipe.encode_prompt("a fox"), plain)

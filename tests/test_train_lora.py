@@ -20,6 +20,7 @@ from ic_jax.models.rope import rope_table
 from ic_jax.weights import loading
 from ic_jax.weights.lora.lora_set import LoraSet
 from ic_jax.weights.lora.reading import read_lora
+from ic_jax.weights.lora.source import find_lora
 from ic_jax.weights.lora.targets import targets_of
 from ic_jax.weights.lora.writing import Training, write_lora
 from ic_jax.weights.safetensors_io import read_metadata
@@ -145,6 +146,23 @@ def test_velocity_and_gradients_equal_peft(case):
         for name, ours_ in by_name(gradient).items():
             assert relative(ours_, parameters[name].grad) < 1e-5, name
     theirs.delete_adapters("default")
+
+
+def test_a_file_of_peft_itself_is_what_peft_computes(case, tmp_path):
+    """The alpha is in a file of settings beside it."""
+    theirs, ours, _, examples, rope = case
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=["attn.to_q", "proj_out"], init_lora_weights=False
+    )
+    model = peft.get_peft_model(theirs, config)
+    model.save_pretrained(tmp_path)
+    expected = torch_velocity(theirs, examples).detach()
+    model.unload()
+    targets = targets_of({"transformer": ours.config})
+    applied = LoraSet(targets, lambda: {"transformer": ours})
+    applied.add(read_lora(find_lora(tmp_path), targets=targets))
+    assert relative(velocity({}, ours, examples, rope), expected) < 1e-5
+    applied.clear()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

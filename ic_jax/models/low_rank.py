@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ic_jax.models.layers import Axes, LinearOfParts, per_channel
 from ic_jax.models.unstacked import FUSED, FusedLinear, UnstackedBlocks
-from ic_jax.sharding import gathered, mesh_of, parameter_sharding, to_global_array
+from ic_jax.sharding import gathered, mesh_of, parameter_sharding, put_like, to_global_array
 
 
 class LoraLayer(nnx.Module):
@@ -130,8 +130,6 @@ def _layer(name: str, place: _Place, low_rank: LowRank) -> LoraLayer:
 def _put(name: str, kernel: Any, value: np.ndarray, axes: Axes) -> Array:
     """Put a matrix where the kernel is, in its dtype."""
     if (mesh := mesh_of(kernel)) is None:
-        beside = kernel[...]
-        device = beside.sharding if beside.committed else None
-        return jax.device_put(value.astype(kernel.dtype), device)
+        return put_like(value.astype(kernel.dtype), kernel[...])
     sharding = parameter_sharding(name, nnx.Param(value, axes=axes), mesh)
     return to_global_array(value, sharding, kernel.dtype)

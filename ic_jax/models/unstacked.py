@@ -26,7 +26,7 @@ from ic_jax.models.flux import Flux, JointAttention, SingleBlock
 from ic_jax.models.heads import Heads, split_into_heads
 from ic_jax.models.image_prompt import ImagePromptAttention
 from ic_jax.models.layers import Linear, LinearOfParts, Stack, product
-from ic_jax.sharding import current, gathered
+from ic_jax.sharding import current, gathered, put_like
 
 # Attribute of a fused map, and the published names of the maps in it.
 FUSED = {
@@ -236,7 +236,7 @@ class PublishedParameter:
                 if len(parts) > 1:
                     end = start + array.shape[-2]
                     rows, start = block[..., start:end, :], end
-                variable.set_value(jax.device_put(array.at[at].set(rows), array.sharding))
+                variable.set_value(put_like(array.at[at].set(rows), array))
 
 
 def _joined(parts: list[Array]) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 from ic_jax.models.low_rank import LowRank, attach
 from ic_jax.preprocessing.arguments import check_finite
 from ic_jax.weights.lora.delta import LoraDelta, LoraFile
+from ic_jax.weights.lora.merged import Merged
 from ic_jax.weights.lora.targets import Targets, misfit
 from ic_jax.weights.tensors import WeightsError
 
@@ -35,6 +36,7 @@ class LoraSet:
         self.loras: dict[str, LoraFile] = {}  # loaded, by name
         self.active: dict[str, float] = {}  # weights of the active ones, by name
         self._maps: dict[str, dict[str, LowRank]] = {}  # of the active ones, by component
+        self._merged: Merged | None = None
 
     @property
     def triggers(self) -> list[str]:
@@ -72,9 +74,27 @@ class LoraSet:
         checked = {n: check_finite(f"weight of LoRA {n!r}", w) for n, w in weights.items()}
         # In order of loading, because the rounding of a sum depends on its order.
         self.active = {name: checked[name] for name in self.loras if name in checked}
+        self.unmerge()
         self._maps = self._sums()
         for component, model in self._models().items():
             self.apply_to(component, model)
+
+    def merge(self) -> None:
+        """Write the active LoRAs into the transformer, until the next change of LoRAs.
+
+        Host memory keeps the weights that they change.
+        """
+        self.unmerge()
+        model, maps = self._models()["transformer"], self._maps.get("transformer", {})
+        attach(model, {})
+        self._merged = Merged(model, maps)
+
+    def unmerge(self) -> None:
+        """Put the LoRAs beside the weights of the base again, which are as they were loaded."""
+        if self._merged is not None:
+            self._merged.restore()
+            self._merged = None
+            self.apply_to("transformer", self._models()["transformer"])
 
     def apply_to(self, component: str, model: Any) -> None:
         """Apply the active LoRAs to a model that has just been loaded."""
@@ -99,12 +119,14 @@ class LoraSet:
     @contextmanager
     def inactive(self) -> Iterator[None]:
         """Apply no LoRA for the duration of a `with` block."""
-        active = self.active
+        active, merged = self.active, self._merged is not None
         self.activate({})
         try:
             yield
         finally:
             self.activate(active)
+            if merged:
+                self.merge()
 
     def _check_names(self, names: Iterable[str]) -> None:
         if unknown := [name for name in names if name not in self.loras]:

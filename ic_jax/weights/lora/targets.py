@@ -17,6 +17,8 @@ def targets_of(configs: Mapping[str, Any]) -> Targets:
 
 def misfit(targets: Targets, component: str, module: str, inputs: int, outputs: int) -> str | None:
     """Return what is wrong with a LoRA for a map of these sizes; None if it fits."""
+    if component not in targets:
+        return f"this model has no {component}; read the file with targets to pass its changes over"
     size = targets[component].get(module)
     if size is None:
         return f"this model's {component} has no {module}"

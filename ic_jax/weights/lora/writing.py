@@ -12,6 +12,8 @@ from ic_jax.weights.lora.delta import LoraDelta
 from ic_jax.weights.lora.settings import HEADER, PREFIXES
 from ic_jax.weights.safetensors_io import Spec, write_file
 
+TRIGGER = "modelspec.trigger_phrase"  # key of a file's metadata
+
 
 @dataclass(frozen=True)
 class Training:
@@ -94,5 +96,5 @@ def _metadata(
         metadata |= {"ss_sd_model_name": training.base, "ss_steps": str(training.steps)}
         if training.trigger:
             words = json.dumps({"1": {training.trigger: 1}})
-            metadata |= {"modelspec.trigger_phrase": training.trigger, "ss_tag_frequency": words}
+            metadata |= {TRIGGER: training.trigger, "ss_tag_frequency": words}
     return metadata
