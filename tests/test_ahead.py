@@ -12,6 +12,7 @@ from ic_jax import InstantCharacterPipeline, WeightsError, cli, compilation_cach
 from ic_jax.weights.model_folder import ModelFolder
 from tests.conftest import TINY
 
+STYLE = TINY / "style_lora.safetensors"
 SIZES = {"height": 64, "width": 64, "num_inference_steps": 2, "max_sequence_length": 32}
 EVENTS = (
     "/jax/core/compile/jaxpr_trace_duration",
@@ -59,16 +60,19 @@ def test_a_call_finds_what_was_compiled_ahead(tiny_model, work, callback):
     drawn, options = [], {"output_type": "np", "callback_on_step_end": callback}
 
     def ahead(pipe):
+        pipe.load_lora_weights(STYLE)
         drawn.append(draw(pipe, **options))
 
     pipe = InstantCharacterPipeline.from_pretrained(tiny_model, "float32", ahead=ahead)
     assert drawn == [[]]
     assert {thread for thread, _ in work} >= {compilation_cache.AHEAD}
     assert not compilation_cache.is_ahead()
+    pipe.load_lora_weights(STYLE)
     work.clear()
     pictures = draw(pipe, **options)
     assert work == []
     plain = InstantCharacterPipeline.from_pretrained(tiny_model, "float32")
+    plain.load_lora_weights(STYLE)
     np.testing.assert_array_equal(pictures, draw(plain, **options))
 
 

@@ -253,6 +253,10 @@ def test_loras_are_weighted_chosen_and_removed(pipe, tmp_path):
         pipe.set_adapters(["style", "default_0"], 0.5)
         pipe.delete_adapters("default_0")
         jax.tree.map(np.testing.assert_array_equal, arrays(pipe), alone)
+        pipe.fuse_lora()
+        assert any((parameters(pipe)[k] != v).any() for k, v in weights.items())
+        pipe.unfuse_lora()
+        jax.tree.map(np.testing.assert_array_equal, arrays(pipe), alone)
         with pytest.raises(ValueError, match="2 weights for 1 LoRAs"):
             pipe.set_adapters("style", [1.0, 2.0])
         for refused in (pipe.set_adapters, pipe.delete_adapters):
