@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from examples.open_peeps.evaluation import pairs
 from examples.open_peeps.world import draw, render, scene_captions, scenes
 from examples.open_peeps.world.palette import GROUND
 from examples.open_peeps.world.people import held_out, views
@@ -60,6 +61,16 @@ def test_a_share_of_captions_has_words_that_no_vocabulary_holds():
     assert 0.05 < np.mean(unknown) < 0.3
     assert min(map(len, words)) < 7  # fragments
     assert {"person", "riding", "bicycle", "on", "yellow"} <= known
+
+
+def test_both_of_two_are_recognised_in_the_true_scene_and_not_in_another():
+    pair = pairs.held_out_pairs(1)[0]._replace(others=(FIRST, SECOND))
+    true = scenes.picture(pair.scene, 96) / np.float32(255)
+    assert pairs.recognised(true, pair) == (True, True)
+    shown = tuple(f._replace(identity=FIRST) for f in pair.scene.figures)
+    other = scenes.picture(pair.scene._replace(figures=shown), 96) / np.float32(255)
+    assert pairs.recognised(other, pair) == (False, False)
+    assert pairs.rates(np.stack([true]), [pair])["both"] == 1
 
 
 def test_a_chunk_is_the_same_on_any_machine_and_shows_nobody_held_out(tmp_path):

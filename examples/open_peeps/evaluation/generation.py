@@ -1,7 +1,7 @@
 """Generated pictures to score, and the control pictures to compare them with."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -14,17 +14,29 @@ from ic_jax import InstantCharacterPipeline
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.vae import Vae
 
+
+class Question(Protocol):
+    """What a picture is generated from."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def reference(self) -> np.ndarray: ...
+
+
 BATCH = 50  # pictures generated at once
+Q = TypeVar("Q", bound=Question)
 Pictures = Float[np.ndarray, "n h w 3"]  # in 0..1, one for each triple
 
 
 def generate(
     pipe: InstantCharacterPipeline,
-    triples: Sequence[Triple],
+    triples: Sequence[Q],
     seed: int,
     *,
     name: str = "generating",
-    prompt: Callable[[Triple], str] = lambda triple: triple.prompt,
+    prompt: Callable[[Q], str] = lambda triple: triple.prompt,
     reference: Callable[[int], np.ndarray | SubjectFeatures] | None = None,
     subject: bool = True,
     subject_scale: float | None = None,

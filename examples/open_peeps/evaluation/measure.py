@@ -70,16 +70,16 @@ def read(
     grounds = _truth_first(GROUND, view.ground)
     head, everything = head_box(view.body, size), (0, 0, size, size)
 
-    def nearest(candidates: list[tuple[Identity, View]], box: tuple[int, ...]) -> list[int]:
+    def nearest_of(candidates: list[tuple[Identity, View]], box: tuple[int, ...]) -> list[int]:
         renders = np.stack([_rendered(*candidate, size) for candidate in candidates])
-        return _nearest(_blurred(pictures, box), _blurred(renders, box))
+        return nearest(blurred(pictures, box), blurred(renders, box))
 
     answers = zip(
-        nearest([(person, view) for person in people], head),
-        nearest([(identity, replace(view, body=name)) for name in bodies], everything),
-        nearest([(identity, replace(view, face=name)) for name in faces], head),
-        nearest([(identity, replace(view, clothing=name)) for name in clothes], everything),
-        nearest([(identity, replace(view, ground=name)) for name in grounds], everything),
+        nearest_of([(person, view) for person in people], head),
+        nearest_of([(identity, replace(view, body=name)) for name in bodies], everything),
+        nearest_of([(identity, replace(view, face=name)) for name in faces], head),
+        nearest_of([(identity, replace(view, clothing=name)) for name in clothes], everything),
+        nearest_of([(identity, replace(view, ground=name)) for name in grounds], everything),
         strict=True,
     )
     has_colour = view.body not in COLOURLESS_BODIES
@@ -112,7 +112,7 @@ def _truth_first(names: Iterable[T], truth: T) -> list[T]:
     return [truth, *(name for name in names if name != truth)]
 
 
-def _nearest(pictures: Float[np.ndarray, "n k"], candidates: Float[np.ndarray, "m k"]) -> list[int]:
+def nearest(pictures: Float[np.ndarray, "n k"], candidates: Float[np.ndarray, "m k"]) -> list[int]:
     """Return for each picture the candidate with the least squared error."""
     return [int(((picture - candidates) ** 2).sum(-1).argmin()) for picture in pictures]
 
@@ -127,7 +127,7 @@ def _rendered(identity: Identity, view: View, size: int) -> np.ndarray:
     return over(pixels, GROUND[view.ground])
 
 
-def _blurred(pictures: Num[np.ndarray, "n h h 3"], box: tuple[int, ...]) -> np.ndarray:
+def blurred(pictures: Num[np.ndarray, "n h h 3"], box: tuple[int, ...]) -> np.ndarray:
     """Return the box of every picture, from 0 to 1, blurred, as float32 [n, k]."""
     left, top, right, bottom = box
     part = pictures[:, top:bottom, left:right].astype(np.float32)

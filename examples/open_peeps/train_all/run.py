@@ -18,7 +18,7 @@ from examples.open_peeps.base_model.fit import FitOptions, fit_rows
 from examples.open_peeps.base_model.training import write_model
 from examples.open_peeps.base_model.word_tokenizer import Files, prompt_ids, tokenizers
 from examples.open_peeps.train_all import judge
-from examples.open_peeps.train_all.config import SmallModelConfig, Stage
+from examples.open_peeps.train_all.config import TRAINING, SmallModelConfig, Stage
 from examples.open_peeps.train_all.programs import Programs
 from examples.open_peeps.train_all.rows import BatchRows, Drawing
 from examples.open_peeps.train_all.tasks import Modules, Tasks, encode_latents
@@ -117,7 +117,11 @@ def _train(
                 figures |= {k: getattr(scale, k) for k in ("shift_factor", "scaling_factor")}
             figures["seconds"] = round(time.monotonic() - start, 1)
             work.finish(name, figures, {k: modules[k] for k in task.components})
-            say(f"{name}: {figures['seconds']} s, {len(steps)} steps, loss {curve[-1]}")
+            over = sum(config.stages[each].share for each in work.done if each in config.stages)
+            say(
+                f"{name}: {figures['seconds']} s, {len(steps)} steps, loss {curve[-1]}; "
+                f"{100 * over / TRAINING:.0f}% of the training is done"
+            )
     finally:
         drawing.close()
     return modules

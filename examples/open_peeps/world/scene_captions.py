@@ -65,15 +65,20 @@ def caption(scene: Scene, told: Collection[int], rng: np.random.Generator) -> st
         else:
             text = captions.without_identity(view, rng)
     else:
-        text = _fragments(scene, told, rng)
+        text = _fragments(scene, told, rng, KEPT)
     return with_unknown_words(with_synonyms(text, rng), rng)
 
 
-def _fragments(scene: Scene, told: Collection[int], rng: np.random.Generator) -> str:
+def in_full(scene: Scene, told: Collection[int], rng: np.random.Generator) -> str:
+    """Describe all of a scene in fragments, with words that every training shows."""
+    return _fragments(scene, told, rng, 1.0)
+
+
+def _fragments(scene: Scene, told: Collection[int], rng: np.random.Generator, kept: float) -> str:
     count, leftmost = len(scene.figures), scene.from_left[0]
     parts = []
     for n, f in enumerate(scene.figures):
-        text = _figure(f, n in told, rng)
+        text = _figure(f, n in told, rng, kept)
         if count > 1:
             place = pick(rng, LEFT if f is leftmost else RIGHT)
             if scene.overlapping and rng.random() < 0.5:
@@ -84,7 +89,7 @@ def _fragments(scene: Scene, told: Collection[int], rng: np.random.Generator) ->
     ground = scene.ground.replace("-", " ")
     if rng.random() < 0.3:
         ground = ground.split()[-1]  # yellow for pale yellow
-    if rng.random() < 0.8:
+    if rng.random() < 0.8 or kept == 1:
         where = pick(rng, GROUND).format(g=ground)
         parts = [where, *parts] if rng.random() < 0.3 else [*parts, where]
     if count > 1 and rng.random() < 0.5:
@@ -92,7 +97,7 @@ def _fragments(scene: Scene, told: Collection[int], rng: np.random.Generator) ->
     return (", " if count == 1 or rng.random() < 0.5 else "; ").join(parts)
 
 
-def _figure(f: Figure, told: bool, rng: np.random.Generator) -> str:
+def _figure(f: Figure, told: bool, rng: np.random.Generator, kept: float) -> str:
     """Return fragments of one figure in free order; at least one."""
     act, wear = phrases.BODIES[f.view.body]
     fragments = [
@@ -102,10 +107,10 @@ def _figure(f: Figure, told: bool, rng: np.random.Generator) -> str:
     ]
     if told:
         fragments.append("with " + looks(f.identity, rng))
-    kept = [text for text in fragments if rng.random() < KEPT]
-    kept = _shuffled(kept or [pick(rng, tuple(fragments))], rng)
+    some = [text for text in fragments if rng.random() < kept]
+    some = _shuffled(some or [pick(rng, tuple(fragments))], rng)
     who = [pick(rng, PEOPLE)] if rng.random() < 0.7 else []
-    return (" " if rng.random() < 0.5 else ", ").join([*who, *kept])
+    return (" " if rng.random() < 0.5 else ", ").join([*who, *some])
 
 
 def with_synonyms(text: str, rng: np.random.Generator) -> str:

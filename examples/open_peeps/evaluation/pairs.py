@@ -1,0 +1,76 @@
+"""Scenes of two held-out people: one known from the reference, the other from the prompt.
+
+A generated picture shows the right two if the head of each is nearest to that person's own, among
+renders of the scene with other people in that place.
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from examples.open_peeps.evaluation.measure import blurred, nearest
+from examples.open_peeps.evaluation.triples import CANDIDATES, ORDER, POOL, cut_out
+from examples.open_peeps.world import scene_captions, scenes
+from examples.open_peeps.world.people import held_out_identities, reference_view
+from examples.open_peeps.world.render import HEAD_BOX, Identity
+from train.workers import parallel_map
+
+
+class Pair(NamedTuple):
+    """A scene of two people to generate."""
+
+    scene: scenes.Scene
+    known: int  # of `scene.figures`: the person of the reference, of whom the prompt tells nothing
+    prompt: str
+    reference: UInt8[np.ndarray, "h w 3"]
+    others: tuple[Identity, ...]  # candidates beside the right one, for either place
+
+
+def held_out_pairs(count: int) -> list[Pair]:
+    """Return `count` pairs; the nth is the same for every model and every count."""
+    everyone = list(islice(held_out_identities(ORDER), POOL))
+    return [_pair(everyone, n) for n in range(count)]
+
+
+def _pair(everyone: Sequence[Identity], n: int) -> Pair:
+    rng = np.random.default_rng((n, ORDER, 2))
+    first, second, *others = (everyone[k] for k in rng.permutation(len(everyone)))
+    scene = scenes.pair((first, second), rng)
+    known = next(i for i, f in enumerate(scene.figures) if f.identity == first)
+    return Pair(
+        scene,
+        known,
+        scene_captions.in_full(scene, (1 - known,), rng),
+        cut_out(first, reference_view(rng)),
+        tuple(others[: CANDIDATES - 1]),
+    )
+
+
+def rates(pictures: Float[np.ndarray, "n h h 3"], pairs: Sequence[Pair]) -> dict[str, float]:
+    """Return the shares of right people: of the reference, of the prompt, and both of two."""
+    answers = np.array(list(parallel_map(recognised, list(pictures), pairs, chunk=4)))
+    rows = {"of the reference": answers[:, 0], "of the prompt": answers[:, 1]}
+    rows |= {"both": answers[:, 0] & answers[:, 1]}
+    return {name: round(float(np.mean(right)), 4) for name, right in rows.items()}
+
+
+def recognised(picture: np.ndarray, pair: Pair) -> tuple[bool, bool]:
+    """Return whether the person of the reference and that of the prompt are recognised."""
+    reference, prompt = (_is_right(picture, pair, n) for n in (pair.known, 1 - pair.known))
+    return reference, prompt
+
+
+def _is_right(picture: np.ndarray, pair: Pair, place: int) -> bool:
+    size, figures = len(picture), pair.scene.figures
+    left, top, right, bottom = scenes.box_of(figures[place], HEAD_BOX, size)
+    box = max(0, int(left)), max(0, int(top)), int(right) + 1, int(bottom) + 1
+    renders = []
+    for person in (figures[place].identity, *pair.others):
+        shown = tuple(
+            f._replace(identity=person) if n == place else f for n, f in enumerate(figures)
+        )
+        renders.append(scenes.picture(pair.scene._replace(figures=shown), size))
+    return nearest(blurred(picture[None], box), blurred(np.stack(renders), box)) == [0]
