@@ -9,6 +9,7 @@ from convert.containers import read_file
 from convert.layouts import recognise
 from convert.shards import weights_file
 from ic_jax.weights.loading import COMPONENTS
+from ic_jax.weights.lora.keys import kind_of
 from ic_jax.weights.model_folder import MANIFEST, ModelFolder
 from ic_jax.weights.tensors import OtherWeightsError, Tensor
 
@@ -47,11 +48,13 @@ def _published(folder: Path) -> Iterable[Path]:
 
 def _print_file(path: Path) -> None:
     """Print what a file of weights holds, read from its header."""
+    contents = None
     try:
         contents = read_file(path)
         parts, rest = recognise(path, contents.tensors)
     except OtherWeightsError as error:
-        print(error)
+        kind = None if contents is None else kind_of(contents.tensors)
+        print(f"{path}: is {kind}" if kind else error)
         return
     print(f"{path}: {contents.storage}")
     for part in parts:

@@ -12,6 +12,7 @@ from diffusers.loaders import lora_conversion_utils
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 
+from convert.commands import main
 from ic_jax.config import ClipConfig, T5Config
 from ic_jax.weights.loading import abstract, parameters
 from ic_jax.weights.lora.layouts import CLIP, DIFFUSERS, T5
@@ -229,6 +230,20 @@ def test_what_a_model_lacks_is_passed_over_and_said(tmp_path):
         "embeddings of new words, which no prompt here can say": 1,
         "changes of t5, which this model lacks": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (lambda: FILES["2: kohya"]()[0], "is a LoRA in the layout of kohya\n"),
+        (lambda: GOOD | {"x.y": A}, "is a LoRA in the layout of peft; 1 of its 3 keys are unknown"),
+        (lambda: GOOD | {f"{Q}.dora_scale": B[:, :1]}, "is a DoRA: it also scales rows"),
+        (lambda: {"lora_unet_x.lokr_w1": A}, "is a LyCORIS, DoRA or OFT file"),
+    ],
+)
+def test_inspect_names_the_layout(tmp_path, capsys, file, said):
+    assert main(["inspect", str(write(tmp_path, file()))]) == 0
+    assert said in capsys.readouterr().out
 
 
 def test_the_table_has_every_linear_map_of_the_models():

@@ -1,6 +1,8 @@
 """Meaning of the keys of a LoRA file, by the table of layouts."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -52,6 +54,20 @@ def refusal(key: str) -> tuple[str, str] | None:
 def passed_over(key: str) -> str | None:
     """Return what is passed over with a key; None if the key is not."""
     return next((what for pattern, what in IGNORED if re.fullmatch(pattern, key)), None)
+
+
+def kind_of(keys: Iterable[str]) -> str | None:
+    """Return what a file with these keys is, a LoRA that is read or refused; None if it is none."""
+    keys = list(keys)
+    known = [found for key in keys if (found := meaning(key))]
+    if not known:
+        return None
+    if refused := next((why for key in keys if (why := refusal(key))), None):
+        return ": ".join(refused)
+    layouts = Counter(key.layout for key in known).most_common()
+    unknown = len(keys) - len(known) - sum(passed_over(key) is not None for key in keys)
+    rest = f"; {unknown} of its {len(keys)} keys are unknown" if unknown else ""
+    return f"a LoRA in the layout of {' and '.join(name for name, _ in layouts)}{rest}"
 
 
 @cache
