@@ -11,9 +11,10 @@ from typing import Any
 from convert import sources
 from convert.engine import match, write_components
 from convert.sources import SUBFOLDERS, TOKENIZERS, Source, locate
-from convert.tokenizers import TOKENIZER_FILES, read_tokenizer
+from convert.tokenizers import TOKENIZER_FILES, TOKENIZER_JSON, read_tokenizer
 from ic_jax import cli
 from ic_jax.weights import hub
+from ic_jax.weights.fit import check_fit
 from ic_jax.weights.model_folder import create
 from ic_jax.weights.tensors import FLOATS
 
@@ -66,11 +67,15 @@ def run(args: Namespace) -> None:
         for part in parts.values():
             part.dtype = dtype or part.dtype
         flux = parts["transformer"].config if "transformer" in parts else None
+        folders = find_tokenizers(args, root, parts)
+        tokenizers = {name: read_tokenizer(name, folder) for name, folder in folders}
+        check_fit(
+            {name: part.config for name, part in parts.items()},
+            {name: contents[TOKENIZER_JSON] for name, contents in tokenizers.items()},
+        )
         matched = [match(part, flux) for part in parts.values()]
         for note in (note for m in matched for note in m.notes):
             print(f"note: {note}", file=sys.stderr)
-        folders = find_tokenizers(args, root, parts)
-        tokenizers = {name: read_tokenizer(name, folder) for name, folder in folders}
         _check_room(writer.folder, parts)
         write_components(matched, writer)
         if flux:

@@ -146,6 +146,62 @@ def test_another_kind_of_model_is_named(flux, run, file, values, name):
     assert str(flux / file) in error
 
 
+def test_parts_that_do_not_fit_each_other(flux, run, tmp_path):
+    """Refused before a weight is read, in conversion and at load, with both parts and numbers."""
+    adapter = ("--adapter", TINY / "instantcharacter_ip-adapter.bin")
+    towers = ("--siglip", TINY / "siglip", "--dinov2", TINY / "dinov2")
+    convert = ("from-torch", "--flux", flux, *adapter, *towers)
+    assert run(*convert, out=tmp_path / "good" / "MODEL")[0] == 0
+    model = tmp_path / "good" / "MODEL"
+
+    def change(component, file, **values):
+        """Return the lines with which conversion and loading refuse changed values."""
+        lines = []
+        configs = {flux / file: True, model / component / "config.json": False}
+        for path, converting in configs.items():
+            before = path.read_text()
+            edit_json(path, **values)
+            path.write_text(path.read_text().ljust(len(before)))  # a MODEL knows its files' sizes
+            if converting:
+                lines.append(run(*convert)[1])
+            else:
+                with pytest.raises(WeightsError) as error:
+                    loading.load_model(model, verify=False)
+                lines.append(str(error.value))
+            path.write_text(before)
+        return lines
+
+    for component, file, values, line in (
+        (
+            "t5",
+            "text_encoder_2/config.json",
+            {"d_model": 88},
+            "88 channels come from T5, and FLUX takes",
+        ),
+        (
+            "clip",
+            "text_encoder/config.json",
+            {"hidden_size": 88},
+            "88 channels come from CLIP, and FLUX",
+        ),
+        (
+            "vae",
+            "vae/config.json",
+            {"latent_channels": 5},
+            "20 channels come from the VAE, and FLUX",
+        ),
+        ("t5", "text_encoder_2/config.json", {"vocab_size": 9}, "and T5 knows 9 words; give the"),
+        ("clip", "text_encoder/config.json", {"vocab_size": 9}, "and CLIP knows 9 words; give"),
+    ):
+        assert all(line in refused for refused in change(component, file, **values)), line
+    path = model / "adapter/config.json"
+    size = path.stat().st_size
+    edit_json(path, siglip_layers=[0, 1, 99])
+    path.write_text(path.read_text().ljust(size))
+    with pytest.raises(WeightsError, match="reads layer 99 of SigLIP, which has "):
+        loading.load_model(model, verify=False)
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [

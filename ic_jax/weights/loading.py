@@ -34,6 +34,7 @@ from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.unstacked import published_parameters
 from ic_jax.models.vae import Vae
 from ic_jax.sharding import parameter_sharding, to_global_array
+from ic_jax.weights.fit import ENCODERS, check_fit
 from ic_jax.weights.model_folder import COMPONENT_NAMES, CONFIG, ModelFolder, ModelWriter
 from ic_jax.weights.reading import Use
 from ic_jax.weights.safetensors_io import Spec
@@ -228,6 +229,7 @@ def load_model(
     The other arguments and the errors are those of `load_component`.
     """
     folder = ModelFolder.open(path)
+    check_folder(folder)
     wanted = [component for component in folder.components if component in components]
     modules = [component for component in wanted if component in COMPONENTS]
     if verify:
@@ -246,6 +248,16 @@ def configs(model: Model) -> dict[str, Any]:
 def folder_configs(folder: ModelFolder) -> dict[str, Any]:
     """Return the configs of a folder's components that have parameters."""
     return {name: read_config(folder, name) for name in COMPONENTS if name in folder.components}
+
+
+def check_folder(folder: ModelFolder) -> None:
+    """Raise WeightsError if the parts of a folder do not fit each other, by their configs."""
+    files = {name: folder.path / name / "tokenizer.json" for name in ENCODERS}
+    tokenizers = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    try:
+        check_fit(folder_configs(folder), tokenizers)
+    except WeightsError as error:
+        raise WeightsError(f"{folder.path}: {error}") from None
 
 
 def model_shapes(path: ModelFolder | str | Path, dtype: Any) -> Model:
