@@ -229,11 +229,11 @@ def load_model(
     The other arguments and the errors are those of `load_component`.
     """
     folder = ModelFolder.open(path)
+    if verify:
+        folder.verify(parameters=False)
     check_folder(folder)
     wanted = [component for component in folder.components if component in components]
     modules = [component for component in wanted if component in COMPONENTS]
-    if verify:
-        folder.verify([component for component in wanted if component not in COMPONENTS])
     parts = _load(folder, modules, dtype, verify=verify, mesh=mesh, replicate=replicate)
     return Model(source=folder, **parts, **_others(folder, components))
 
