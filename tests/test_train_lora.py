@@ -32,6 +32,7 @@ from train.commands import main
 from train.export import read_params, recipe_in
 from train.lora import initial, published, targeted, with_lora
 from train.lora_start import continued, read_start
+from train.models import load_models
 from train.objective import Examples, velocity
 from train.recipe import ATTENTION, LoraConfig, Saving, read_recipe
 from train.report import Report
@@ -382,6 +383,11 @@ def test_the_exported_file_is_the_trained_average(world, uninterrupted, capsys):
     for key, change in lora.changes.items():
         np.testing.assert_array_equal(change.a, expected[key].a)
         np.testing.assert_array_equal(change.b * change.scale, 2 * expected[key].b)
+    again = read_recipe(world / "whole.toml", [f"lora.start={out}"])
+    started = published(load_models(again, loading.ModelFolder.open(again.model)).params)
+    for key, change in started.items():
+        product = lora.changes[key].b @ lora.changes[key].a
+        np.testing.assert_allclose(change.scale * change.b @ change.a, product, atol=1e-6)
     flux = loading.load_component(world / "model", "transformer")
     assert {key for _, key in lora.changes} == {
         name.replace("*", "0") for name in initial(flux, LoraConfig(), 0)
