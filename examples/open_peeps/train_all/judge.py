@@ -8,9 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from examples.open_peeps.evaluation import generation, scores
-from examples.open_peeps.evaluation.pairs import held_out_pairs
-from examples.open_peeps.evaluation.pairs import rates as pair_rates
+from examples.open_peeps.evaluation import generation, pairs, scores
 from examples.open_peeps.evaluation.sheet import contact_sheet
 from examples.open_peeps.evaluation.triples import held_out_triples
 from examples.open_peeps.train_all.config import SmallModelConfig
@@ -83,11 +81,11 @@ def evaluate(model: Path, config: SmallModelConfig) -> dict[str, Any]:
         say(f"\n{people}, {len(triples)} people, percent\n{scores.table(figures[people])}")
         sheet = contact_sheet(triples[:SHOWN], rows, cell=192)
         sheet.save(folder / f"{people.replace(' ', '-')}.png")
-    pairs = held_out_pairs(config.triples)
-    pictures = generation.generate(pipe, pairs, config.seeds[0], name="two people")
-    figures["two people"] = pair_rates(pictures, pairs)
+    scenes = pairs.held_out_pairs(config.triples)
+    pictures = generation.generate(pipe, scenes, config.seeds[0], name="two people")
+    figures["two people"] = pairs.rates(pictures, scenes)
     shares = (f"{name} {100 * share:.0f}" for name, share in figures["two people"].items())
-    say(f"\n{len(pairs)} scenes of two people, percent recognised: {', '.join(shares)}")
+    say(f"\n{len(scenes)} scenes of two people, percent recognised: {', '.join(shares)}")
     figures["conditions"] = {"triples": config.triples, **origin("jax", "flax")}
     write_json(folder / "evaluation.json", json.loads(json.dumps(figures)))
     return {"seconds": round(time.monotonic() - start, 1)}
