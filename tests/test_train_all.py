@@ -83,7 +83,7 @@ def test_a_training_by_seconds_stops_when_asked_and_goes_on(tmp_path):
     assert len(fit_state.read_losses(options.checkpoint)) == 1
 
 
-def test_the_sizes_are_those_of_the_issue_and_a_work_folder_keeps_its_settings(tmp_path):
+def test_sizes_and_a_work_folder_that_keeps_its_settings(tmp_path):
     tokens = (LARGE.side // LARGE.vae.downscale // 2) ** 2
     assert (tokens, LARGE.vae.latent_channels) == (144, 16)
     assert TRAINING < 0.9
