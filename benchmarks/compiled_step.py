@@ -4,13 +4,15 @@
     pip install '.[cuda13,tpu]'                       # JAX 0.12
     python -m benchmarks.compiled_step EARLIER        # both, side by side
     python -m benchmarks.compiled_step --growth       # this one, as tokens and batch grow
+    python -m benchmarks.compiled_step EARLIER --training --targets v6e:1x1
 
 A step of FLUX.1-dev with the adapter at 1024 x 1024 is compiled with two double and four single
 blocks for one H200 and one TPU v6e, with and without the adapter. Of 19 and 38 blocks the whole
 step has 9.5 times as much, apart from the first and last projection; `infer plan` compiles it
 whole, in ten minutes for a TPU. Figures are read off the compiled programs: bytes moved and of them
-copies of weights (GPU), and the compiler's estimate of milliseconds outside attention (TPU). Writes
-compiled_step.json and compiled_growth.json beside this script.
+copies of weights (GPU), and the compiler's estimate of milliseconds outside attention (TPU). With
+--training the same of the gradient of the adapter's image-prompt attention, each block recomputed.
+Writes compiled_step.json, compiled_growth.json and compiled_training.json beside this script.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import math
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +37,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("earlier", nargs="?", type=Path, help="checkout of an earlier version")
     parser.add_argument("--growth", action="store_true", help="tokens and batch of this version")
+    parser.add_argument("--training", action="store_true", help="the gradient in place of a step")
     parser.add_argument("--targets", nargs="+", default=TARGETS, help="topologies of one device")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(step_cost(**args.child)))
+        cost = gradient_cost if args.child.pop("training", False) else step_cost
+        print(json.dumps(cost(**args.child)))
     elif args.growth:
         _write("compiled_growth", growth())
     else:
         checkouts = {"now": HERE} | ({"earlier": args.earlier} if args.earlier else {})
+        programs: dict[str, dict[str, Any]] = {
+            "with the adapter": {"adapter": True},
+            "plain FLUX": {"adapter": False},
+        }
+        if args.training:
+            programs = {"gradient": {"training": True}}
         results = {
             target: {
                 name: {
-                    label: _cost(checkout, topology=target, adapter=adapter)
-                    for label, adapter in (("with the adapter", True), ("plain FLUX", False))
+                    label: _cost(checkout, topology=target, **settings)
+                    for label, settings in programs.items()
                 }
                 for name, checkout in checkouts.items()
             }
             for target in args.targets
         }
-        _write("compiled_step", results)
+        _write("compiled_training" if args.training else "compiled_step", results)
 
 
 def growth() -> dict[str, Any]:
@@ -97,23 +108,9 @@ def step_cost(
     topology: str, side: int = 1024, batch: int = 1, *, adapter: bool = True
 ) -> dict[str, Any]:
     """Compile a step of six blocks and return its cost for all blocks."""
-    import jax.numpy as jnp
-
-    from ic_jax import auto_mesh
-    from ic_jax.config import CONFIGS
-    from ic_jax.devices import Chip
-    from ic_jax.planning.compile_plan import compile_report
-    from ic_jax.planning.topologies import topology_devices
-    from ic_jax.sharding import make_mesh, parse
-    from ic_jax.weights.loading import abstract
     from infer.plan_command import programs
 
-    shapes = auto_mesh.published(jnp.bfloat16)
-    flux = dataclasses.replace(CONFIGS["flux-dev"], num_layers=2, num_single_layers=4)  # type: ignore[type-var]
-    for name in ("transformer", "adapter"):
-        module = abstract(name, shapes[name].config if name == "adapter" else flux, flux)
-        shapes[name] = auto_mesh._cast(module, jnp.bfloat16)
-    mesh = make_mesh(parse("data=1"), topology_devices(topology))
+    shapes, mesh = _shapes(), _mesh(topology)
     options = argparse.Namespace(
         height=side, width=side, steps=28, batch=batch, text_length=512, split_prepare=True
     )
@@ -126,8 +123,90 @@ def step_cost(
             None if x is None else label for x, label in zip(arguments, step.labels, strict=True)
         )
         step = dataclasses.replace(step, arguments=arguments, labels=labels)
-    report = compile_report(step)
-    work, chip = report.work, Chip.of(step.device)
+    return _cost_of(step)
+
+
+def gradient_cost(topology: str) -> dict[str, Any]:
+    """Compile the gradient of six blocks by image-prompt attention, and return its cost for all."""
+    import jax
+    import jax.numpy as jnp
+
+    from ic_jax.models.flux import Flux
+    from ic_jax.models.image_prompt import ImagePrompt
+    from ic_jax.models.rope import Rope
+    from ic_jax.planning.compile_plan import (
+        PlannedProgram,
+        batch_shapes,
+        replicated_shapes,
+        sharded_shapes,
+    )
+
+    shapes, mesh = _shapes(), _mesh(topology)
+    models = [shapes["transformer"], shapes["adapter"].ip_adapter]
+    if find_spec("ic_jax.models.unstacked"):  # as training has it; the earlier version had one form
+        from ic_jax.models.unstacked import split_output
+
+        models[0] = jax.eval_shape(split_output, models[0])
+
+    def gradient(attention: Any, flux: Any, arrays: dict[str, Any], rope: Any) -> Any:
+        def loss(attention: Any) -> Any:
+            prompt = ImagePrompt(attention, arrays["tokens"], arrays["t"])
+            names = ("latents", "prompt_embeds", "pooled", "t", "guidance")
+            inputs = (arrays[name] for name in names)
+            velocity = Flux.__call__(flux, *inputs, rope, prompt, remat="blocks")
+            return jnp.square(velocity.astype(jnp.float32)).mean()
+
+        return jax.grad(loss)(attention)
+
+    def shape(*dims: int, dtype: Any = jnp.bfloat16) -> Any:
+        return jax.ShapeDtypeStruct(dims, dtype)
+
+    arrays = {
+        "latents": shape(1, 4096, 64),
+        "prompt_embeds": shape(1, 512, 4096),
+        "pooled": shape(1, 768),
+        "t": shape(1, dtype=jnp.float32),
+        "guidance": shape(1, dtype=jnp.float32),
+        "tokens": shape(1, 1024, 4096),
+    }
+    rope = Rope(shape(4608, 64, dtype=jnp.float32), shape(4608, 64, dtype=jnp.float32))
+    flux, attention = (sharded_shapes(model, mesh) for model in models)
+    arguments = (attention, flux, batch_shapes(arrays, mesh), replicated_shapes(rope, mesh))
+    cost = _cost_of(PlannedProgram("gradient", gradient, arguments, "arguments", mesh, 10))
+    # XLA for TPUs writes products of this program as convolutions over padding, which counts too.
+    del cost["TFLOP"]
+    return cost
+
+
+def _shapes() -> dict[str, Any]:
+    """Return the published shapes, with two double and four single blocks."""
+    import jax.numpy as jnp
+
+    from ic_jax import auto_mesh
+    from ic_jax.config import CONFIGS
+    from ic_jax.weights.loading import abstract
+
+    shapes = auto_mesh.published(jnp.bfloat16)
+    flux = dataclasses.replace(CONFIGS["flux-dev"], num_layers=2, num_single_layers=4)  # type: ignore[type-var]
+    for name in ("transformer", "adapter"):
+        module = abstract(name, shapes[name].config if name == "adapter" else flux, flux)
+        shapes[name] = auto_mesh._cast(module, jnp.bfloat16)
+    return shapes
+
+
+def _mesh(topology: str) -> Any:
+    from ic_jax.planning.topologies import topology_devices
+    from ic_jax.sharding import make_mesh, parse
+
+    return make_mesh(parse("data=1"), topology_devices(topology))
+
+
+def _cost_of(program: Any) -> dict[str, Any]:
+    from ic_jax.devices import Chip
+    from ic_jax.planning.compile_plan import compile_report
+
+    report = compile_report(program)
+    work, chip = report.work, Chip.of(program.device)
     assert work is not None
     assert chip is not None
     cost = {
