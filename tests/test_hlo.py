@@ -39,6 +39,41 @@ def test_the_text_of_a_tpu_program():
     assert (gather.devices, gather.count, gather.bytes) == (8, 28, 2 * 128 * 128)
 
 
+@pytest.mark.parametrize(
+    ("left", "kernel", "out", "attributes", "products"),
+    [
+        # products of heads: within, and over padding, where of 24 places one lies on a value
+        ("24,8,4", "24,4,8", "1,8,8", "window={size=24}, dim_labels=0bf_0io->0bf", 24 * 8 * 4 * 8),
+        (
+            *("1,8,4", "24,4,8", "24,8,8"),
+            "window={size=24 pad=23_23 rhs_reversal=1}, dim_labels=0bf_0io->0bf",
+            24 * 8 * 4 * 8,
+        ),
+        # 3 x 3 with padding: the corners see 4 places, the edges 6
+        (
+            *("1,4,4,2", "3,3,2,5", "1,4,4,5"),
+            "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f",
+            (4 * 4 + 8 * 6 + 4 * 9) * 2 * 5,
+        ),
+        # its gradient by the input of a stride of 2: three of four places lie between values
+        (
+            *("1,2,2,5", "2,2,5,2", "1,4,4,2"),
+            "window={size=2x2 pad=1_1x1_1 lhs_dilate=2x2}, dim_labels=b01f_01io->b01f",
+            4 * 4 * 5 * 2,
+        ),
+    ],
+)
+def test_a_convolution_counts_no_padding(left, kernel, out, attributes, products):
+    text = f"""
+ENTRY %main (x: f32[{left}], w: f32[{kernel}]) -> f32[{out}] {{
+  %x = f32[{left}]{{0}} parameter(0)
+  %w = f32[{kernel}]{{0}} parameter(1)
+  ROOT %y = f32[{out}]{{0}} convolution(%x, %w), {attributes}
+}}
+"""
+    assert work_of(text).flops == pytest.approx(2 * products)
+
+
 # As XLA prints them for GPUs: a loop over stacked weights, which an asynchronous fusion slices and
 # another fusion joins, products by cublasLt and attention by cuDNN.
 GPU = """

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ic_jax.planning.hlo_text import Instruction
 
@@ -43,11 +44,58 @@ def _product(i: Instruction, instructions: Instructions, contracting: str) -> fl
 
 
 def _convolution(i: Instruction, instructions: Instructions) -> float:
-    labels = re.search(r"dim_labels=\w+_(\w+)->", i.rest)
-    kernel = instructions[i.operands[1]].shapes[0].dims
-    each = math.prod(kernel) / (kernel[labels[1].index("o")] if labels else 1)
+    """Count what a convolution multiplies; XLA writes some products as ones over padding."""
+    left, kernel = (instructions[name].shapes[0].dims for name in i.operands[:2])
+    out = i.shapes[0].dims
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)
     groups = re.search(r"batch_group_count=(\d+)", i.rest)
-    return 2.0 * math.prod(i.shapes[0].dims) * each / (int(groups[1]) if groups else 1)
+    each = math.prod(kernel) / (kernel[labels[2].index("o")] if labels else 1)
+    flops = 2.0 * math.prod(out) * each / (int(groups[1]) if groups else 1)
+    if labels:
+        for axis, window in enumerate(_windows(i.rest)):
+            dims = (
+                x[y.index(str(axis))]
+                for x, y in zip((left, out), labels.groups()[::2], strict=True)
+            )
+            flops *= window.share_within(*dims)
+    return flops
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Window of a convolution along one axis."""
+
+    size: int
+    stride: int
+    before: int  # padding
+    dilation: int  # of what it slides over
+    own_dilation: int
+
+    def share_within(self, length: int, steps: int) -> float:
+        """Return the share of its positions, over all steps, that lie on values."""
+        end = (length - 1) * self.dilation
+        within = 0
+        for k in range(self.size):
+            places = range(
+                k * self.own_dilation - self.before,
+                k * self.own_dilation - self.before + steps * self.stride,
+                self.stride,
+            )
+            within += sum(0 <= place <= end and place % self.dilation == 0 for place in places)
+        return within / (self.size * steps)
+
+
+def _windows(text: str) -> list[_Window]:
+    """Return the windows of a convolution, which HLO prints as {size=3x3 pad=1_1x1_1}."""
+    window = re.search(r"window=\{([^}]*)\}", text)
+    if window is None:
+        return []
+    fields = dict(re.findall(r"(\w+)=(\S+)", window[1]))
+    sizes = fields["size"].split("x")
+    none = {"stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
+    values = (fields.get(name, "x".join([value] * len(sizes))) for name, value in none.items())
+    rows = zip(sizes, *(text.split("x") for text in values), strict=True)
+    return [_Window(*(int(value.partition("_")[0]) for value in row)) for row in rows]
 
 
 def _attention(i: Instruction, instructions: Instructions) -> float:
