@@ -7,6 +7,7 @@ from typing import Any
 
 from convert.published import OTHER_CHANNELS, OTHER_CLASSES, PUBLISHED
 from ic_jax.config import AdapterConfig, ConfigError
+from ic_jax.text_files import read_text
 from ic_jax.weights.loading import config_class
 from ic_jax.weights.tensors import WeightsError
 
@@ -106,7 +107,7 @@ def to_published(
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raise WeightsError if the file holds none."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(read_text(path))
     except ValueError:
         values = None
     if not isinstance(values, dict):

@@ -16,6 +16,7 @@ from ic_jax.pipeline import open_model
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import read_rgb
+from ic_jax.text_files import lines_of, read_text
 from ic_jax.version import __version__
 from ic_jax.weights.loading import folder_configs, read_config
 from ic_jax.weights.lora.delta import LoraFile
@@ -154,11 +155,7 @@ def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
     """Return all prompts, those of the file last."""
     if file is None:
         return prompts or []
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: byte {error.start} is not UTF-8") from None
-    written = [line.strip() for line in lines if line.strip()]
+    written = [line.strip() for line in lines_of(read_text(file)) if line.strip()]
     if not written:
         raise ValueError(f"{file} holds no prompt; write one prompt per line")
     return (prompts or []) + written

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from ic_jax.config import ConfigError
 from ic_jax.from_dict import dataclass_from_dict, nearest, parse_change, refuse_unknown
 from ic_jax.models.layers import Remat
+from ic_jax.text_files import read_text
 
 TIMESTEPS = ("logit-normal", "uniform")
 # The attention's projections, which peft changes in FLUX by default.
@@ -229,9 +230,11 @@ def read_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
         ConfigError: names the key, its value and what was expected.
     """
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_text(file))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     try:
         return recipe_of(changed(values, changes))
     except ConfigError as error:

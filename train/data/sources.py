@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ic_jax.text_files import lines_of, read_text
 from train.data.errors import DataError
 from train.data.focus import Box
 
@@ -84,7 +85,7 @@ def _read_folder(root: Path) -> Iterator[Entry | Rejected]:
         file = path.relative_to(root).as_posix()
         caption = path.with_suffix(".txt")
         try:
-            entry = Entry(file, caption.read_text().strip(), _character(path, root))
+            entry = Entry(file, read_text(caption).strip(), _character(path, root))
             yield _checked(entry)
         except FileNotFoundError:
             yield Rejected(file, f"has no caption; write one into {caption.name} beside it")
@@ -101,14 +102,20 @@ def _character(path: Path, root: Path) -> str:
 
 def _read_lines(path: Path, root: Path, character: str) -> Iterator[Entry | Rejected]:
     folder = path.parent.relative_to(root)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield _entry(json.loads(line), folder, character)
-            except ValueError as error:
-                yield Rejected(f"{path.name} line {number}", " ".join(str(error).split()))
+    # What is not UTF-8 in one line does not reject the others.
+    for number, line in enumerate(lines_of(read_text(path, errors="surrogateescape")), 1):
+        if not line.strip():
+            continue
+        try:
+            yield _entry(_json(line), folder, character)
+        except ValueError as error:
+            yield Rejected(f"{path.name} line {number}", " ".join(str(error).split()))
+
+
+def _json(line: str) -> Any:
+    if any("\udc80" <= character <= "\udcff" for character in line):
+        raise ValueError("is not UTF-8; save the file as UTF-8")
+    return json.loads(line)
 
 
 def _entry(fields: Any, folder: Path, character: str) -> Entry:

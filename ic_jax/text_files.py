@@ -1,0 +1,39 @@
+"""Text that users write: prompts, captions, recipes, configs."""
+
+import codecs
+import re
+from pathlib import Path
+
+ENCODINGS = {  # by the byte order mark; the decoders leave it out
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",  # as Windows' Notepad and PowerShell write it
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+LINE_ENDING = re.compile(r"\r\n|\n|\r")
+
+
+def read_text(path: Path, *, errors: str = "strict") -> str:
+    """Read a file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Args:
+        errors: what becomes of bytes that are no text, see `codecs.decode`.
+
+    Raises:
+        ValueError: names the file and the first byte that is no text.
+    """
+    data = path.read_bytes()
+    encoding = next((name for mark, name in ENCODINGS.items() if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding, errors)
+    except UnicodeDecodeError as error:
+        name = encoding.removesuffix("-sig").upper()
+        raise ValueError(f"{path}: byte {error.start} is not {name}; save it as UTF-8") from None
+
+
+def lines_of(text: str) -> list[str]:
+    """Cut text into lines at line endings alone.
+
+    `str.splitlines` cuts at U+2028, U+0085, form feeds and others as well, which prompts contain.
+    """
+    lines = LINE_ENDING.split(text)
+    return lines[:-1] if lines[-1] == "" else lines
