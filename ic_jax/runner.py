@@ -20,7 +20,7 @@ from ic_jax.models.unstacked import compiler_options
 from ic_jax.models.vae import Vae
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.images import Fit, Picture, read_rgb, tiles, to_square
-from ic_jax.preprocessing.tokenizers import PromptTokenizer
+from ic_jax.preprocessing.tokenizers import PromptTokenizer, warn_of_unknown
 from ic_jax.sharding import constrain, mesh_of
 from ic_jax.weights.encoders import Encoders
 from ic_jax.weights.loading import Model
@@ -68,6 +68,7 @@ class Runner:
                 "the model has no text encoders; give prompt_embeds and pooled_prompt_embeds, "
                 "or convert it with --t5 and --clip"
             )
+        warn_of_unknown(self.tokenizer, prompts, prompts_2)
         count = arguments.common_count(prompts=len(prompts), prompts_2=len(prompts_2))
         clip_ids, t5_ids = self.tokenizer(
             prompts * (count // len(prompts)),

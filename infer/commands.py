@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ic_jax import cli
 from ic_jax.cli import Command
-from infer import generate, options, plan_command
+from infer import generate, options, plan_command, words_command
 from infer.bench import bench_command
 
 COMMANDS = (
@@ -15,6 +15,12 @@ COMMANDS = (
         generate.run,
         description="Draw a character from one picture of it in the scene that a prompt describes. "
         "Without --model, the small model that comes with ic_jax draws.",
+    ),
+    Command(
+        "words",
+        "List what can be said to a model whose text encoders know whole words.",
+        words_command.add_arguments,
+        words_command.run,
     ),
     Command(
         "plan",

@@ -7,6 +7,12 @@ PROMPT = (
     "A portrait of a person shrugging with both palms up, in a black V-neck over yellow sleeves, "
     "with a calm smile, on a teal background."
 )
+# Captions as in the training of the small model, which knows whole ones best.
+EXAMPLES = (
+    PROMPT,
+    "A bust of a character keeping still with arms at the sides, wearing a buttoned green shirt "
+    "with a collar, with tears of laughter, on a lavender background.",
+)
 NO_MODEL = (
     "No --model given: using the small model that comes with ic_jax, which knows drawn people only "
     "(docs/small-model.md)."

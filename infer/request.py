@@ -1,6 +1,7 @@
 """Request of `python -m infer draw`: its options, parsed and checked before any weights load."""
 
 import argparse
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,7 +149,20 @@ def _settings(args: argparse.Namespace, model: ModelFolder) -> SamplingArguments
         **{name: getattr(args, name) for name in SAMPLING},
     )
     settings.check_size(read_config(model, "vae").downscale * PATCH)
+    if has_own:
+        _warn_of_another_size(settings, read_config(model, "sampling"))
     return settings
+
+
+def _warn_of_another_size(settings: SamplingArguments, default: SamplingConfig) -> None:
+    """Warn of a size that a model with sampling settings of its own was not trained at."""
+    size, trained = (settings.height, settings.width), (default.height, default.width)
+    if size != trained:
+        warnings.warn(
+            f"this model was trained at {trained[1]} x {trained[0]} pixels; its pictures are worse "
+            f"at {size[1]} x {size[0]}",
+            stacklevel=2,
+        )
 
 
 def _prompts(prompts: list[str] | None, file: Path | None) -> list[str]:

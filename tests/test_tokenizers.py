@@ -15,8 +15,15 @@ import transformers
 
 from convert.tokenizers import MissingPackageError, read_tokenizer
 from ic_jax.config import ConfigError
-from ic_jax.preprocessing.tokenizers import PromptError, PromptTokenizer, load_tokenizer
+from ic_jax.preprocessing.tokenizers import (
+    PromptError,
+    PromptTokenizer,
+    load_tokenizer,
+    warn_of_unknown,
+)
+from ic_jax.weights.model_folder import SMALL_MODEL
 from ic_jax.weights.tensors import WeightsError
+from infer import demo
 from tests.conftest import GOLDENS, TINY
 
 CLIP, T5 = TINY / "flux" / "tokenizer", TINY / "flux" / "tokenizer_2"  # as published
@@ -131,6 +138,31 @@ def test_drawing_never_imports_transformers(tmp_path):
         "assert not {'transformers', 'torch'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=GOLDENS.parent.parent)
+
+
+def test_words_without_a_token_are_named_once():
+    """Of the small model; one warning for all prompts, and none for captions that it knows."""
+    small = PromptTokenizer.from_folders(SMALL_MODEL / "tokenizer", SMALL_MODEL / "tokenizer_2")
+    prompts = ["A girl is playing a guitar in the street", "A smiling girl, riding a bicycle."]
+    with pytest.warns(UserWarning, match="no text encoder knows") as seen:
+        warn_of_unknown(small, prompts, prompts)
+    assert str(seen[0].message) == (
+        "no text encoder knows 'girl', 'guitar', 'street', 'smiling'; "
+        "`python -m infer words` lists what can be said"
+    )
+    with pytest.warns(UserWarning, match="T5 does not know 'girl'; `python"):
+        warn_of_unknown(small, [""], ["girl"])
+    with warnings.catch_warnings(action="error"):
+        warn_of_unknown(small, [*demo.EXAMPLES, ""], [*demo.EXAMPLES, ""])
+    assert {"bicycle", "button-up"} <= set(small.t5.words)
+    assert not {"<pad>", "girl"} & set(small.t5.words)
+
+
+def test_characters_without_a_token(tokenizer):
+    """Of a vocabulary of parts of words; CLIP's has every byte."""
+    with pytest.warns(UserWarning, match="^T5 does not know '犬'$"):
+        warn_of_unknown(tokenizer, ["a 犬 red cat"], ["a 犬 red cat"])
+    assert tokenizer.t5.words is tokenizer.clip.words is None
 
 
 def test_too_long_is_cut_with_one_warning(tokenizer):

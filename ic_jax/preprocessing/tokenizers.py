@@ -46,6 +46,26 @@ class TextTokenizer:
         start, _ = encoding.offsets[length - 1]
         return Encoded([*ids[: length - 1], ids[-1]], prompt[start:])
 
+    def unknown(self, prompt: str) -> list[str]:
+        """Return the parts of a prompt that have no token, in order: words, or characters."""
+        unknown = getattr(self.tokenizer.model, "unk_token", None) or "<unk>"
+        unknown_id, encoding = self.tokenizer.token_to_id(unknown), self.tokenizer.encode(prompt)
+        tokens = zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        parts = (
+            prompt[start:end]
+            for i, special, (start, end) in tokens
+            if i == unknown_id and not special
+        )
+        return [part for part in parts if part.strip()]
+
+    @property
+    def words(self) -> list[str] | None:
+        """All words that have a token, in order; None if words are made of smaller tokens."""
+        if type(self.tokenizer.model).__name__ != "WordLevel":
+            return None
+        words = self.tokenizer.get_vocab(with_added_tokens=False)
+        return sorted(word for word in words if not word.startswith("<"))
+
 
 @dataclass(frozen=True)
 class PromptTokenizer:
@@ -92,6 +112,29 @@ class PromptTokenizer:
             clip_ids.append(clip.ids)
             t5_ids.append(t5.ids)
         return np.array(clip_ids, np.int32), np.array(t5_ids, np.int32)
+
+
+def warn_of_unknown(tokenizer: PromptTokenizer, prompts: list[str], prompts_2: list[str]) -> None:
+    """Warn of what the prompts say that neither encoder has a token for, by encoder."""
+    pairs = (("CLIP", tokenizer.clip, prompts), ("T5", tokenizer.t5, prompts_2))
+    unknown = {
+        name: list(dict.fromkeys(x for text in texts for x in encoder.unknown(check_prompt(text))))
+        for name, encoder, texts in pairs
+    }
+    if unknown["CLIP"] == unknown["T5"]:
+        unknown = {"no text encoder": unknown["T5"]}
+    parts = [
+        f"{name} {'knows' if name.startswith('no') else 'does not know'} {_listed(words)}"
+        for name, words in unknown.items()
+        if words
+    ]
+    if parts:
+        hint = "; `python -m infer words` lists what can be said" if tokenizer.t5.words else ""
+        warnings.warn("; ".join(parts) + hint, stacklevel=3)
+
+
+def _listed(words: list[str]) -> str:
+    return ", ".join(map(repr, words[:10])) + (", ..." if words[10:] else "")
 
 
 def check_prompt(prompt: Any) -> str:
