@@ -31,7 +31,7 @@ MAY_IMPORT_ORACLES = {
 # Parts of ic_jax, files and packages, from the lowest layer up. A part imports from lower layers
 # only.
 LAYERS = (
-    {"devices", "files", "from_dict", "host_memory", "sharding", "version"},
+    {"devices", "files", "from_dict", "host_memory", "sharding", "text_files", "version"},
     {"config", "multihost"},
     {"compilation_cache", "flow", "models", "preprocessing"},
     {"sampler", "weights"},
