@@ -99,13 +99,12 @@ def collect(args: Namespace) -> tuple[Path | None, dict[str, Source]]:
     if args.adapter and not args.flux:
         raise UsageError("--adapter takes its sizes from FLUX; give --flux too")
     parts: dict[str, Source] = {}
-    root, beside = None, set[str]()
+    root = None
     if args.flux:
         path = locate(args.flux, sources.PIPELINE_FILES)
         sources.check_pipeline(path)
         root = path if (path / "model_index.json").is_file() else None
         parts["transformer"] = sources.open_component("transformer", path)
-        beside = sources.components_in(path) if path.is_file() else beside
     if args.adapter:
         path = locate(args.adapter, sources.ADAPTER_FILES)
         config = args.adapter_config and Path(args.adapter_config).expanduser()
@@ -121,7 +120,7 @@ def collect(args: Namespace) -> tuple[Path | None, dict[str, Source]]:
                 *(f"{SUBFOLDERS[component]}/{p}" for p in sources.MODEL_FILES),
             )
             parts[component] = sources.open_component(component, locate(name, where))
-        elif component in beside:
+        elif args.flux and component in parts["transformer"].in_file:
             parts[component] = sources.open_component(component, parts["transformer"].path)
         elif root and (root / SUBFOLDERS[component]).is_dir():
             parts[component] = sources.open_component(component, root / SUBFOLDERS[component])

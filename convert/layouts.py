@@ -1,4 +1,4 @@
-"""Which components a file of weights holds, told by all its tensors' names and by their shapes."""
+"""Components that a file of weights holds, told by all its tensors' names and by their shapes."""
 
 import re
 from collections.abc import Iterable, Mapping

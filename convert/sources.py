@@ -26,6 +26,7 @@ from convert.sizes import config_of
 from ic_jax.config import CONFIGS, SchedulerConfig
 from ic_jax.files import as_json
 from ic_jax.weights import hub
+from ic_jax.weights.fit import ENCODERS
 from ic_jax.weights.tensors import Tensor, WeightsError
 
 # Folder of each component in a pipeline.
@@ -35,7 +36,7 @@ SUBFOLDERS = {
     "clip": "text_encoder",
     "t5": "text_encoder_2",
 }
-TOKENIZERS = {"tokenizer": "clip", "tokenizer_2": "t5"}
+TOKENIZERS = ENCODERS
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "spiece.model")
 PIPELINE_FILES = (
     "model_index.json",
@@ -63,6 +64,7 @@ class Source:
     bfl: bool = False  # whether `tensors` has the names of a BFL single file
     dtype: np.dtype | None = None  # to write; None: as in the file
     notes: list[str] = field(default_factory=list)
+    in_file: frozenset[str] = frozenset()  # components of the single file that it came from
     files: dict[str, bytes] = field(default_factory=dict)  # copied to the MODEL folder as they are
 
 
@@ -158,13 +160,8 @@ def open_file(component: str, path: Path) -> Source:
         config, assumed = _config_of(part, path)
         notes.append(f"{path}: sizes follow from its tensors; as published are {assumed}")
     bfl = part.layout.name == "BFL"
-    return Source(component, path, config, part.tensors, bfl, contents.dtype, notes, files)
-
-
-def components_in(path: Path) -> set[str]:
-    """Return which components a file holds."""
-    parts, _ = recognise(path, read_file(path).tensors)
-    return {part.layout.component for part in parts}
+    in_file = frozenset(part.layout.component for part in parts)
+    return Source(component, path, config, part.tensors, bfl, contents.dtype, notes, in_file, files)
 
 
 def described(parts: Iterable[Part]) -> str:

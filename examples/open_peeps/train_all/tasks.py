@@ -1,4 +1,4 @@
-"""What each stage trains: its initial parameters, its loss, and the data that it reads."""
+"""Tasks of the stages: initial parameters, loss, and the data that each reads."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
