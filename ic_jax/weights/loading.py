@@ -131,7 +131,10 @@ def load_component(
         ShardingError: a parameter cannot be sharded over the mesh; nothing is read.
     """
     options: dict[str, Any] = {"verify": verify, "mesh": mesh, "replicate": replicate}
-    return _load(ModelFolder.open(folder), [component], dtype, **options)[component]
+    opened = ModelFolder.open(folder)
+    if verify:
+        opened.verify([component], parameters=False)
+    return _load(opened, [component], dtype, **options)[component]
 
 
 def _load(
@@ -143,9 +146,10 @@ def _load(
     mesh: Mesh | None,
     replicate: bool,
 ) -> dict[str, Any]:
-    """Return the modules of components; arguments and errors as of `load_component`."""
-    if verify:
-        folder.verify(components, parameters=False)
+    """Return the modules of components, whose settings are verified already.
+
+    Arguments and errors are those of `load_component`.
+    """
     try:
         plans = {name: _plan(folder, name, dtype, mesh, replicate) for name in components}
     except WeightsError:
