@@ -88,3 +88,16 @@ def test_a_chunk_is_the_same_on_any_machine_and_shows_nobody_held_out(tmp_path):
     everyone = {p for job in draw.jobs(tmp_path, 20, 0, 32, 16, 8) for p in job.people}
     assert len(everyone) == 20 * draw.PEOPLE
     assert not everyone & set(held_out())
+
+
+def test_two_people_end_on_one_floor_whether_they_sit_or_stand():
+    kinds = set()
+    for seed in range(8):
+        scene = scenes.pair((FIRST, SECOND), np.random.default_rng(seed))
+        ground = np.frombuffer(bytes.fromhex(GROUND[scene.ground][1:]), np.uint8)
+        for f in scene.figures:
+            kinds.add(render.body_kind(f.view.body))
+            pixels = scenes.picture(scene._replace(figures=(f,)), 100)
+            rows = np.flatnonzero((np.abs(pixels.astype(int) - ground) > 40).any((1, 2)))
+            assert abs(rows[-1] + 1 - 100 * scenes.FLOOR) <= 1
+    assert kinds == {"bust", "sitting", "standing"}

@@ -17,7 +17,7 @@ from PIL import Image
 from examples.open_peeps.base_model import fit_state
 from examples.open_peeps.base_model.fit import FitOptions, Interrupted, fit, learning_rate
 from examples.open_peeps.train_all.config import LARGE, STAGES, TOY, TRAINING
-from examples.open_peeps.train_all.rows import BatchRows, DeviceRows
+from examples.open_peeps.train_all.rows import BatchRows, DeviceRows, Drawing
 from examples.open_peeps.train_all.work import Work
 from ic_jax import InstantCharacterPipeline
 from ic_jax.config import ConfigError
@@ -81,6 +81,15 @@ def test_a_training_by_seconds_stops_when_asked_and_goes_on(tmp_path):
     assert len(fit_state.read_losses(options.checkpoint)) == 1
     run(1e-3)  # its seconds are over: what is saved is the result
     assert len(fit_state.read_losses(options.checkpoint)) == 1
+
+
+def test_a_request_to_stop_is_obeyed_while_data_is_drawn(tmp_path):
+    drawing = Drawing(tmp_path, TOY, {}, workers=1, stop=lambda: True)
+    try:
+        with pytest.raises(Interrupted, match="stopped in the drawing of the data"):
+            drawing.collect(least=TOY.chunks + 1)
+    finally:
+        drawing.close()
 
 
 def test_sizes_and_a_work_folder_that_keeps_its_settings(tmp_path):

@@ -54,6 +54,9 @@ class Interrupted(Exception):
 
     exit_code = 75
 
+    def __init__(self, where: str):
+        super().__init__(f"stopped in {where}; the same command continues from there")
+
 
 class Rows(Protocol):
     """Rows that batches are sampled from; there may be more of them at every step."""
@@ -204,7 +207,7 @@ def fit_rows(
                 save()
                 saved = time.monotonic()
             if stopping:
-                raise Interrupted(f"stopped in {name}; the same command continues from there")
+                raise Interrupted(name)
         save()
     intervals = np.array_split(losses, min(40, len(losses)))
     average = jax.tree.map(jnp.asarray, jax.device_get(state.ema))

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from examples.open_peeps.evaluation import generation, scores
+from examples.open_peeps.evaluation import generation, pairs, scores
 from examples.open_peeps.evaluation.origin import origin
 from examples.open_peeps.evaluation.sheet import contact_sheet
 from examples.open_peeps.evaluation.triples import held_out_triples
@@ -80,6 +80,9 @@ def evaluate(args: argparse.Namespace) -> None:
             people: _evaluate_people(model, args, people, folder)
             for people in WORLDS[args.world].held_out
         }
+        if args.world == "peeps":
+            pipe = InstantCharacterPipeline(model)
+            results["two people"] = {"model": pairs.evaluate(pipe, args.triples, args.seeds)}
         seconds = round(time.perf_counter() - start)
         settings = {name: getattr(args, name) for name in ("model", "world", "triples", "seeds")}
         results["conditions"] = settings | {"seconds": seconds} | origin()

@@ -16,7 +16,7 @@ from ic_jax.models.vae import Vae
 
 
 class Question(Protocol):
-    """What a picture is generated from."""
+    """Prompt and reference picture to generate from."""
 
     @property
     def prompt(self) -> str: ...
@@ -70,12 +70,16 @@ def generate(
 def controls(
     pipe: InstantCharacterPipeline, triples: Sequence[Triple], seed: int
 ) -> dict[str, Pictures]:
-    """Generate without a subject, with another person's reference, and with identity in words."""
+    """Generate pictures for other questions than the triples' own.
+
+    Without a subject; with another person's reference; with the identity in words; and, in a world
+    whose captions have several forms, with the prompt in fragments.
+    """
 
     def another(n: int) -> np.ndarray:
         return triples[(n + 1) % len(triples)].reference
 
-    return {
+    rows = {
         "no subject": generate(pipe, triples, seed, name="no subject", subject=False),
         "another's reference": generate(
             pipe, triples, seed, name="another's reference", reference=another
@@ -89,6 +93,11 @@ def controls(
             subject=False,
         ),
     }
+    if triples[0].fragments:
+        rows["in fragments"] = generate(
+            pipe, triples, seed, name="in fragments", prompt=lambda triple: triple.fragments or ""
+        )
+    return rows
 
 
 def exact(vae: Vae, triples: Sequence[Triple], side: int) -> dict[str, Pictures]:

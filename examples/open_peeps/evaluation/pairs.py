@@ -11,11 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from examples.open_peeps.evaluation import scores
+from examples.open_peeps.evaluation.generation import generate
 from examples.open_peeps.evaluation.measure import blurred, nearest
 from examples.open_peeps.evaluation.triples import CANDIDATES, ORDER, POOL, cut_out
 from examples.open_peeps.world import scene_captions, scenes
 from examples.open_peeps.world.people import held_out_identities, reference_view
 from examples.open_peeps.world.render import HEAD_BOX, Identity
+from ic_jax import InstantCharacterPipeline
+from ic_jax.cli import say
 from train.workers import parallel_map
 
 
@@ -47,6 +51,18 @@ def _pair(everyone: Sequence[Identity], n: int) -> Pair:
         cut_out(first, reference_view(rng)),
         tuple(others[: CANDIDATES - 1]),
     )
+
+
+def evaluate(
+    pipe: InstantCharacterPipeline, count: int, seeds: Sequence[int]
+) -> dict[str, dict[str, object]]:
+    """Generate `count` pairs with every seed, print how often people are recognised, return it."""
+    questions = held_out_pairs(count)
+    figures = scores.spread(
+        [rates(generate(pipe, questions, seed, name="two people"), questions) for seed in seeds]
+    )
+    say(f"\n{count} scenes of two people, percent recognised\n{scores.table({'model': figures})}")
+    return figures
 
 
 def rates(pictures: Float[np.ndarray, "n h h 3"], pairs: Sequence[Pair]) -> dict[str, float]:

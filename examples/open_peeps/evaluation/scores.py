@@ -59,9 +59,9 @@ def spread(runs: Sequence[Rates]) -> dict[str, dict[str, object]]:
 
 
 def table(rows: Mapping[str, Mapping[str, Mapping[str, object]]]) -> str:
-    """Format rows of `spread` as a table of percentages."""
-    names = ("identity", "body", "face", "clothing", "ground", "copied")
-    lines = [" " * 34 + "".join(f"{name:>16}" for name in names)]
+    """Format rows of `spread`, which have the same figures, as a table of percentages."""
+    names = list(next(iter(rows.values())))
+    lines = [" " * 34 + "".join(f"{name:>18}" for name in names)]
     for row, figures in rows.items():
         cells = []
         for name in names:
@@ -69,5 +69,5 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, object]]]) -> str:
             assert isinstance(mean, float)
             deviation = f" ± {100 * std:.1f}" if isinstance(std, float) else ""
             cells.append(f"{100 * mean:.1f}{deviation}")
-        lines.append(f"{row:<34}" + "".join(f"{cell:>16}" for cell in cells))
+        lines.append(f"{row:<34}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)

@@ -23,6 +23,7 @@ class Triple(NamedTuple):
     view: View  # to generate; its body differs from the reference's
     prompt: str  # describes `view` and nothing of the identity
     full_prompt: str  # describes both
+    fragments: str | None  # describes `view` in fragments; None where captions have one form
     reference: UInt8[np.ndarray, "h w 3"]  # cut out onto white, as in training
     others: tuple[Identity, ...]  # with `identity`, the candidates of the identity question
 
@@ -54,12 +55,14 @@ def _triple(world: World, everyone: list[Identity], n: int) -> Triple:
         view = world.view(rng)
     prompt, full_prompt = world.caption(view, None, rng), world.caption(view, identity, rng)
     others = [everyone[k] for k in rng.permutation(len(everyone)) if k != n]
+    fragments = world.fragments(view, rng) if world.fragments else None
     return Triple(
         identity,
         reference_view,
         view,
         prompt,
         full_prompt,
+        fragments,
         cut_out(identity, reference_view),
         tuple(others[: CANDIDATES - 1]),
     )

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from examples.open_peeps.base_model.fit import Interrupted
 from examples.open_peeps.evaluation import generation, pairs, scores
 from examples.open_peeps.evaluation.sheet import contact_sheet
 from examples.open_peeps.evaluation.triples import held_out_triples
@@ -33,24 +34,31 @@ def write_and_evaluate(
     modules: Modules,
     config: SmallModelConfig,
     write: Callable[..., None],
+    stop: Callable[[], bool],
 ) -> None:
-    """Write the MODEL folder `out`, and OUT.evaluation with scores and contact sheets."""
+    """Write the MODEL folder `out`, and OUT.evaluation with scores and contact sheets.
+
+    Raises:
+        Interrupted: `stop` asks for it between two rows of pictures.
+    """
     if not out.exists() or "settings" not in work.done:
         write(out, modules, sampling=config.sampling, overwrite=True)
     if "settings" not in work.done:
-        chosen = choose(out, config)
+        chosen = choose(out, config, stop)
         write(out, modules, sampling=replace(config.sampling, **chosen), overwrite=True)
         work.finish("settings", chosen)
     if "evaluation" not in work.done:
-        work.finish("evaluation", evaluate(out, config))
+        work.finish("evaluation", evaluate(out, config, stop))
 
 
-def choose(model: Path, config: SmallModelConfig) -> dict[str, Any]:
+def choose(model: Path, config: SmallModelConfig, stop: Callable[[], bool]) -> dict[str, Any]:
     """Return the sampling settings that score best on validation people."""
     pipe = InstantCharacterPipeline(loading.load_model(model, config.dtype))
     triples = held_out_triples("peeps", "known parts", config.validation, FIRST_VALIDATION)
     pictures = {}
     for guidance, scale in product(GUIDANCE, SUBJECT_SCALES):
+        if stop():
+            raise Interrupted("the choice of sampling settings")
         pipe.sampling = replace(pipe.sampling, true_cfg_scale=guidance, subject_scale=scale)
         pictures[guidance, scale] = generation.generate(pipe, triples, 0, name="settings")
     rates = scores.score_all({str(k): v for k, v in pictures.items()}, triples)
@@ -64,7 +72,7 @@ def choose(model: Path, config: SmallModelConfig) -> dict[str, Any]:
     return {"true_cfg_scale": guidance, "subject_scale": scale}
 
 
-def evaluate(model: Path, config: SmallModelConfig) -> dict[str, Any]:
+def evaluate(model: Path, config: SmallModelConfig, stop: Callable[[], bool]) -> dict[str, Any]:
     """Score held-out people with the evaluation's own rows; write figures and contact sheets."""
     start = time.monotonic()
     loaded = loading.load_model(model, config.dtype)
@@ -73,6 +81,8 @@ def evaluate(model: Path, config: SmallModelConfig) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     figures: dict[str, Any] = {}
     for people in WORLDS["peeps"].held_out:
+        if stop():
+            raise Interrupted("the evaluation")
         triples = held_out_triples("peeps", people, config.triples)
         rows = {f"seed {seed}": generation.generate(pipe, triples, seed) for seed in config.seeds}
         rows["no subject"] = generation.generate(pipe, triples, config.seeds[0], subject=False)
@@ -81,11 +91,7 @@ def evaluate(model: Path, config: SmallModelConfig) -> dict[str, Any]:
         say(f"\n{people}, {len(triples)} people, percent\n{scores.table(figures[people])}")
         sheet = contact_sheet(triples[:SHOWN], rows, cell=192)
         sheet.save(folder / f"{people.replace(' ', '-')}.png")
-    scenes = pairs.held_out_pairs(config.triples)
-    pictures = generation.generate(pipe, scenes, config.seeds[0], name="two people")
-    figures["two people"] = pairs.rates(pictures, scenes)
-    shares = (f"{name} {100 * share:.0f}" for name, share in figures["two people"].items())
-    say(f"\n{len(scenes)} scenes of two people, percent recognised: {', '.join(shares)}")
+    figures["two people"] = {"model": pairs.evaluate(pipe, config.triples, config.seeds)}
     figures["conditions"] = {"triples": config.triples, **origin("jax", "flax")}
     write_json(folder / "evaluation.json", json.loads(json.dumps(figures)))
     return {"seconds": round(time.monotonic() - start, 1)}

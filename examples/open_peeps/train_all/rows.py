@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from examples.open_peeps.base_model.fit import Interrupted
 from examples.open_peeps.base_model.word_tokenizer import Files, prompt_ids
 from examples.open_peeps.train_all.config import SmallModelConfig
 from examples.open_peeps.world import draw
@@ -29,7 +30,12 @@ class Drawing:
     """
 
     def __init__(
-        self, folder: Path, config: SmallModelConfig, tokenizers: dict[str, Files], workers: int
+        self,
+        folder: Path,
+        config: SmallModelConfig,
+        tokenizers: dict[str, Files],
+        workers: int,
+        stop: Callable[[], bool],
     ):
         folder.mkdir(parents=True, exist_ok=True)
         cell = 2 ** (len(config.vae_widths) - 1)
@@ -37,6 +43,7 @@ class Drawing:
             folder, config.chunks, config.seed, config.side, config.encoder_side, cell
         )
         self.config, self._tokenizers, self._folder = config, tokenizers, folder
+        self._stop = stop
         # Spawned: a fork of a process with JAX's threads may hang.
         self._pool = ProcessPoolExecutor(workers, get_context("spawn"), follow_parent)
         self._futures = [self._pool.submit(draw.draw_chunk, job) for job in self._jobs]
@@ -54,11 +61,17 @@ class Drawing:
                     self._some.notify()
 
     def collect(self, least: int = 0) -> None:
-        """Put the chunks that are finished on the device, and wait until there are `least`."""
+        """Put the chunks that are finished on the device, and wait until there are `least`.
+
+        Raises:
+            Interrupted: a stop is asked for while it waits.
+        """
         while True:
             with self._some:
                 while not self._ready and self.chunks < least:
-                    self._some.wait()
+                    self._some.wait(timeout=1)
+                    if self._stop():
+                        raise Interrupted("the drawing of the data")
                 numbers, self._ready = self._ready[:], []
             for number in numbers:
                 if number < 0:

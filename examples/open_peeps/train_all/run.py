@@ -47,9 +47,8 @@ def train_all(
         files, tasks = prepare(config)
         say(plan(config, minutes, work))
         modules = _train(work, tasks, files, minutes, stop)
-        judge.write_and_evaluate(
-            out, work, modules, config, partial(write_model, files=files, dtype=jnp.bfloat16)
-        )
+        write = partial(write_model, files=files, dtype=jnp.bfloat16)
+        judge.write_and_evaluate(out, work, modules, config, write, stop)
         shutil.rmtree(work.data, ignore_errors=True)
 
 
@@ -89,7 +88,7 @@ def _train(
     if not left:
         return modules
     programs = Programs(tasks, left)
-    drawing = Drawing(work.data, config, files, workers=os.cpu_count() or 1)
+    drawing = Drawing(work.data, config, files, workers=os.cpu_count() or 1, stop=stop)
     try:
         for name in left:
             _collect(drawing, work, name)

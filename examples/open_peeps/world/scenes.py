@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,14 @@ from examples.open_peeps.world.render import (
     figure,
     over,
     rasterize,
+    render,
 )
 
 # Two figures in one picture: side of the square of each, and the most distance between their
 # middles, as shares of the picture's side.
 PLACES = {"bust": (0.64, 0.46), "sitting": (0.8, 0.46), "standing": (0.8, 0.46)}
 LEAST_DISTANCE = 0.6  # of the most
+FLOOR = 0.98  # height at which two figures end, whether they sit or stand
 OVERLAPPING = 0.8  # below this share of the most distance, captions say who is in front
 
 
@@ -67,10 +70,20 @@ def pair(identities: Sequence[Identity], rng: np.random.Generator) -> Scene:
     for identity, view, way in zip(identities, (first, second), sides, strict=True):
         side, most = PLACES[body_kind(view.body)]
         left = 0.5 + way * share * most - side / 2
-        figures.append(Figure(identity, replace(view, ground=first.ground), left, 1 - side, side))
+        top = FLOOR - side * _lowest(view.body)
+        figures.append(Figure(identity, replace(view, ground=first.ground), left, top, side))
     if rng.random() < 0.5:
         figures.reverse()  # who is in front
     return Scene(tuple(figures), first.ground, bool(share < OVERLAPPING))
+
+
+@cache
+def _lowest(body: str) -> float:
+    """Return where a figure ends, as a share of its square's side."""
+    person = Identity("Short", "None", "None", "tan", "black")
+    size = 256
+    rows = render(person, View(body, "Calm", "red", "white"), size)[..., 3].any(1)
+    return float(np.flatnonzero(rows)[-1] + 1) / size
 
 
 def picture(scene: Scene, size: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from examples.open_peeps.world import captions, people, small_world
+from examples.open_peeps.world import captions, people, scene_captions, scenes, small_world
 from examples.open_peeps.world.render import Identity, View
 
 
@@ -23,6 +23,8 @@ class World:
     # A caption that SigLIP learns to match with a reference.
     describe: Callable[[View, Identity, np.random.Generator], str]
     words: Callable[[], list[str]]  # the vocabulary of all captions, sorted
+    # A caption of the view alone in fragments, in free order; None where captions have one form.
+    fragments: Callable[[View, np.random.Generator], str] | None = None
 
 
 def _small_people(seed: int) -> Iterator[Identity]:
@@ -52,6 +54,11 @@ def _caption(view: View, identity: Identity | None, rng: np.random.Generator) ->
     return captions.with_identity(identity, view, rng)
 
 
+def _fragments(view: View, rng: np.random.Generator) -> str:
+    person = next(people.held_out_identities(0))  # its identity is not told
+    return scene_captions.in_full(scenes.alone(person, view), (), rng)
+
+
 WORLDS = {
     "peeps": World(
         _people,
@@ -61,6 +68,7 @@ WORLDS = {
         _caption,
         lambda _, identity, rng: captions.of_person(identity, rng),
         captions.vocabulary,
+        _fragments,
     ),
     "small": World(
         _small_people,
