@@ -32,6 +32,16 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (KeyboardInterrupt, INTERRUPTED),
 )
 
+# Packages that a command may lack, and the extra of pyproject.toml that installs each.
+EXTRAS = {
+    "train": (
+        *("absl", "array_record", "grain", "optax", "orbax", "tensorboardX"),
+        *("tensorflow_datasets", "tqdm"),
+    ),
+    "convert": ("sentencepiece", "transformers"),
+    "peeps": ("resvg_py",),
+}
+
 
 @dataclass(frozen=True)
 class Command:
@@ -235,6 +245,7 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
         _drop_output()
         return multihost.exit_together(141, "nobody reads its output")
     except BaseException as error:
+        error = _missing_package(error) or error
         code, message = _exit_code(error), _message(error)
         if gone := not _out_of_memory(error) and multihost.failed_process(error):
             code, message = multihost.ProcessError.exit_code, gone
@@ -264,6 +275,18 @@ def _exit_code(error: BaseException) -> int | None:
         return 1
     code = getattr(error, "exit_code", None)  # of an application's error class
     return code or next((c for kind, c in EXIT_CODES if isinstance(error, kind)), None)
+
+
+def _missing_package(error: BaseException) -> ValueError | None:
+    """Return an error that names the extra to install; None if no package of an extra is missing.
+
+    Anything else that cannot be imported is a defect, and shows its traceback.
+    """
+    package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+    if extra is None:
+        return None
+    return ValueError(f"{package} is not installed; pip install -e '.[{extra}]' in the checkout")
 
 
 def _message(error: BaseException) -> str:

@@ -41,28 +41,29 @@ def _take_gpu_memory() -> None:
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    from train.data.prepare import PrepareOptions
+    from train.data.options import DEFAULTS
 
-    default = PrepareOptions()
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="folder of pictures, or JSON Lines file")
     add("--out", metavar="DATASET", type=Path, required=True, help="folder to write")
-    usual = " and ".join(map(str, default.resolutions))
+    usual = " and ".join(map(str, DEFAULTS.resolutions))
     pixels = f"resolution that training will use; repeat for several (default: {usual})"
     add("--resolution", type=int, metavar="PIXELS", action="append", help=pixels)
     add("--workers", type=int, metavar="N", help="number of processes (default: one per core)")
-    add("--shard-size", type=int, metavar="N", default=default.shard_size, help="pictures per file")
+    shard = "pictures per file"
+    add("--shard-size", type=int, metavar="N", default=DEFAULTS.shard_size, help=shard)
     share = "stop when more than this fraction of the pictures cannot be used"
-    add("--max-bad", type=float, metavar="FRACTION", default=default.max_bad, help=share)
+    add("--max-bad", type=float, metavar="FRACTION", default=DEFAULTS.max_bad, help=share)
     cli.add_overwrite(parser, "DATASET if it exists")
 
 
 def _prepare(args: argparse.Namespace) -> None:
     from train.data import card
-    from train.data.prepare import PrepareOptions, prepare
+    from train.data.options import DEFAULTS, PrepareOptions
+    from train.data.prepare import prepare
 
     options = PrepareOptions(
-        tuple(args.resolution or PrepareOptions().resolutions), args.shard_size, args.max_bad
+        tuple(args.resolution or DEFAULTS.resolutions), args.shard_size, args.max_bad
     )
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers {args.workers} is not a positive number")

@@ -3,15 +3,14 @@
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ic_jax.files import atomic_folder
 from train.data import card
-from train.data.buckets import buckets
 from train.data.errors import DataError
+from train.data.options import DEFAULTS, PrepareOptions
 from train.data.shards import WORK, Shard, ShardJob, write_shard
 from train.data.sources import PictureSource, Rejected, read_source
 from train.workers import parallel_map
@@ -19,27 +18,10 @@ from train.workers import parallel_map
 BAD = "bad.jsonl"
 
 
-@dataclass(frozen=True)
-class PrepareOptions:
-    """Settings of a data set."""
-
-    resolutions: tuple[int, ...] = (512, 1024)  # of the paper's stages 1 and 2, and of stage 3
-    shard_size: int = 512  # pictures; about 100 MB, as tensorflow-datasets advises
-    max_bad: float = 0.05  # share of pictures that may be rejected
-
-    def __post_init__(self) -> None:
-        for resolution in self.resolutions:
-            buckets(resolution)
-        if self.shard_size < 1:
-            raise ValueError(f"--shard-size {self.shard_size} is not a positive number")
-        if not 0 <= self.max_bad <= 1:
-            raise ValueError(f"--max-bad {self.max_bad:g} is not a share from 0 to 1")
-
-
 def prepare(
     source: Path,
     out: Path,
-    options: PrepareOptions = PrepareOptions(),
+    options: PrepareOptions = DEFAULTS,
     *,
     workers: int | None = None,
     overwrite: bool = False,

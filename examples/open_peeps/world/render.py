@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import resvg_py
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -117,6 +116,8 @@ def render(identity: Identity, view: View, size: int, background: str | None = N
 
 def rasterize(text: str) -> UInt8[np.ndarray, "h w 4"]:
     """Return the pixels of an SVG, the last channel its alpha."""
+    import resvg_py  # an extra; --help works without it
+
     png = resvg_py.svg_to_bytes(svg_string=text, skip_system_fonts=True)
     with Image.open(io.BytesIO(png)) as image:
         return np.asarray(image.convert("RGBA"))
