@@ -4,6 +4,8 @@ import codecs
 import re
 from pathlib import Path
 
+from ic_jax.untrusted_files import read_bytes
+
 ENCODINGS = {  # by the byte order mark; the decoders leave it out
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",  # as Windows' Notepad and PowerShell write it
@@ -19,9 +21,10 @@ def read_text(path: Path, *, errors: str = "strict") -> str:
         errors: what becomes of bytes that are no text, see `codecs.decode`.
 
     Raises:
-        ValueError: names the file and the first byte that is no text.
+        ValueError: names the file and the first byte that is no text, or it is no regular file of
+            limited size (see `ic_jax.untrusted_files`).
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     encoding = next((name for mark, name in ENCODINGS.items() if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding, errors)

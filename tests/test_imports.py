@@ -31,6 +31,7 @@ MAY_IMPORT_ORACLES = {
 # Parts of ic_jax, files and packages, from the lowest layer up. A part imports from lower layers
 # only.
 LAYERS = (
+    {"untrusted_files"},
     {"devices", "files", "from_dict", "host_memory", "sharding", "text_files", "version"},
     {"config", "multihost"},
     {"compilation_cache", "flow", "models", "preprocessing"},
