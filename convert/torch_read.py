@@ -8,6 +8,7 @@ Format: torch/serialization.py, `_save` and `_load`.
 import io
 import math
 import pickle
+import pickletools
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -57,7 +58,9 @@ def read_torch(path: Path, left_out: list[str] | None = None) -> dict[str, Tenso
     try:
         with zipfile.ZipFile(path) as archive:
             entries = _Entries(path, archive)
-            content = _Unpickler(archive.read(entries.pickle), entries).load()
+            data = archive.read(entries.pickle)
+            _refuse_far_memos(path, data)
+            content = _Unpickler(data, entries).load()
     except (WeightsError, OSError):
         raise
     except Exception as error:  # BadZipFile, or any error of an unpickler that reads garbage
@@ -70,6 +73,20 @@ def read_torch(path: Path, left_out: list[str] | None = None) -> dict[str, Tenso
     if left_out is not None:
         left_out += others
     return tensors
+
+
+def _refuse_far_memos(path: Path, data: bytes) -> None:
+    """Raise WeightsError if the pickle numbers an object higher than it has bytes.
+
+    Picklers count from 0; the unpickler makes room for every number up to the highest.
+    """
+    for opcode, number, _ in pickletools.genops(data):
+        is_put = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if is_put and isinstance(number, int) and number >= len(data):
+            raise WeightsError(
+                f"{path}: refused: its pickle of {len(data)} bytes asks for room for {number} "
+                "objects. Get safetensors from a publisher you trust"
+            )
 
 
 def _flat(path: Path, content: Any, others: list[str]) -> dict[str, Tensor]:
@@ -164,6 +181,8 @@ class _Rebuild:
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         if math.prod(shape) and last >= storage.shape[0]:
             raise ValueError("outside its storage")
+        if math.prod(shape) > storage.shape[0]:  # some stride is 0: few bytes, any size
+            raise ValueError("repeats its storage")
         item = storage.dtype.itemsize
 
         def change(x: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import re
+import stat
 import threading
 import warnings
 from contextlib import suppress
@@ -19,6 +20,7 @@ import jax
 
 from ic_jax import multihost
 
+SYSTEM = (0, 65534)  # users that own a system's folders: root, and what containers see for it
 AHEAD = "compiling ahead"  # name of a thread that compiles while weights are read
 _UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
 
@@ -79,13 +81,32 @@ def _private_folder() -> Path:
     except OSError as error:
         raise OSError(error.errno, f"{folder}: {error.strerror}") from None
     if hasattr(os, "getuid"):  # on other systems a home directory is private
-        status = folder.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise PermissionError(
-                errno.EPERM,
-                f"others can write to {folder}; make it yours alone (chmod 700), or remove it",
-            )
+        _refuse_others(folder)
     return folder
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raise PermissionError if another user could have written a program of the folder.
+
+    Others may not exchange a parent, so that it stays the folder that was looked at.
+    """
+    user = os.getuid()
+    inside = [folder, *(Path(entry.path) for entry in os.scandir(folder))]
+    states = [(path, path.lstat()) for path in inside]
+    unsafe = [path for path, s in states if s.st_uid != user or s.st_mode & 0o022]
+    states = [(path, path.lstat()) for path in folder.resolve().parents]
+    # In a folder with the sticky bit, such as /tmp, others cannot exchange what is not theirs.
+    unsafe += [
+        path
+        for path, s in states
+        if s.st_uid not in (user, *SYSTEM) or (s.st_mode & 0o002 and not s.st_mode & stat.S_ISVTX)
+    ]
+    if unsafe:
+        raise PermissionError(
+            errno.EPERM,
+            f"others can write to {unsafe[0]}; make it yours alone, and remove {folder}, whose "
+            "programs may be theirs",
+        )
 
 
 def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -63,9 +63,36 @@ def test_nothing_is_kept_where_others_can_write(no_folder, tmp_path, monkeypatch
     compilation_cache.enable()
     Path(jax.config.values["jax_compilation_cache_dir"]).chmod(0o770)
     jax.config.update("jax_compilation_cache_dir", None)
-    with pytest.warns(UserWarning, match="others can write to .*; make it yours alone"):
+    with pytest.warns(UserWarning, match="others can write to .*; make it yours alone, and remove"):
         compilation_cache.enable()
     assert jax.config.values["jax_compilation_cache_dir"] is None
+
+
+def test_nothing_is_kept_where_others_could_exchange_folder_or_program(
+    no_folder, tmp_path, monkeypatch
+):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
+    compilation_cache.enable()
+    folder = Path(jax.config.values["jax_compilation_cache_dir"])
+    planted = folder / "jit_step-cache"
+    planted.touch(0o666)
+    planted.chmod(0o666)
+
+    def refuses(path):
+        jax.config.update("jax_compilation_cache_dir", None)
+        with pytest.warns(UserWarning, match=f"others can write to {path}; .*remove {folder}"):
+            compilation_cache.enable()
+        assert jax.config.values["jax_compilation_cache_dir"] is None
+
+    refuses(planted)
+    planted.chmod(0o600)
+    shared.chmod(0o777)
+    refuses(shared)
+    shared.chmod(0o1777)  # as /tmp: others cannot exchange what is not theirs
+    compilation_cache.enable()
+    assert jax.config.values["jax_compilation_cache_dir"] == str(folder)
 
 
 @pytest.mark.parametrize("place", ["/proc/cache", "{file}"])
