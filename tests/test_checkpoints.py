@@ -1,5 +1,7 @@
 """Checkpoints: saving and restoring, quarantine of damaged ones, refusal of other runs."""
 
+import json
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from ic_jax.config import ConfigError
-from train.checkpoints import Checkpoints
+from train.checkpoints import CheckpointError, Checkpoints
 from train.recipe import Saving
 from train.step import TrainState
 
@@ -112,6 +114,53 @@ def test_a_step_without_manifest_or_files_is_not_trusted(tmp_path):
     assert step == 5
     saved(tmp_path, 12)  # and training goes on from there
     assert resumed(tmp_path)[0] == 12
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_anew_only_when_told(tmp_path):
+    saved(tmp_path, 5, 10)
+    with pytest.raises(CheckpointError, match="step 10 is whole; leave out --restart"):
+        Checkpoints(tmp_path, Saving(), restart=True)
+    for step in ("5", "10"):
+        flip_a_bit(tmp_path / "checkpoints" / step)
+    for _ in range(2):  # the first refusal changes nothing
+        with pytest.raises(CheckpointError, match=r"none of the checkpoints is whole.*--restart"):
+            Checkpoints(tmp_path, Saving())
+    with pytest.warns(UserWarning, match="moved to"):
+        checkpoints = Checkpoints(tmp_path, Saving(), restart=True)
+    assert checkpoints.latest is None
+    checkpoints.close()
+    saved(tmp_path, 5)
+    assert resumed(tmp_path)[0] == 5
+
+
+def test_a_run_that_was_killed_in_its_first_save_begins_anew_by_itself(tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.warns(UserWarning, match="moved to"):
+        assert resumed(tmp_path) == (None, None)
+
+
+def test_a_step_under_another_number_is_not_taken_with_its_manifest(tmp_path):
+    saved(tmp_path, 5)
+    shutil.copytree(tmp_path / "checkpoints" / "5", tmp_path / "checkpoints" / "900")
+    shutil.copy(tmp_path / "manifests" / "5.json", tmp_path / "manifests" / "900.json")
+    with pytest.warns(UserWarning, match="900.* moved to"):
+        assert resumed(tmp_path)[0] == 5
+
+
+def test_a_manifest_of_digests_alone_is_read(tmp_path):
+    saved(tmp_path, 5)
+    manifest = tmp_path / "manifests" / "5.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text())["files"]))
+    assert resumed(tmp_path)[0] == 5
+
+
+def test_quarantine_keeps_the_last_two(tmp_path):
+    saved(tmp_path, 5)
+    for step in range(6, 10):
+        (tmp_path / "checkpoints" / str(step)).mkdir()
+        with pytest.warns(UserWarning, match="moved to"):
+            assert resumed(tmp_path)[0] == 5
+    assert {path.name for path in (tmp_path / "quarantine").iterdir()} == {"8.0", "9.0"}
 
 
 def test_nothing_saved_is_nothing_to_resume(tmp_path):

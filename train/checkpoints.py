@@ -1,19 +1,21 @@
 """Checkpoints of the training state: saved asynchronously by Orbax, verified by checksum.
 
 Orbax commits a step atomically, but loads flipped bits in silence and takes an empty directory
-for the newest step. So a step is valid only with a manifest, the SHA-256 of every file, which is
-written last. A step without a manifest, or that differs from it, is moved to quarantine, never
-deleted.
+for the newest step. So a step is valid only with a manifest, its number and the SHA-256 of every
+file, which is written last. A step without a manifest, or that differs from it, is moved to
+quarantine, which keeps the last few.
 
     RUN/checkpoints/1500/...     written by Orbax
     RUN/manifests/1500.json      written after the checkpoint
-    RUN/quarantine/              incomplete or damaged checkpoints
+    RUN/quarantine/              the last incomplete or damaged checkpoints
 """
 
 import json
 import re
+import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import orbax.checkpoint as ocp
 from ic_jax import multihost
 from ic_jax.config import ConfigError
 from ic_jax.files import sha256_file, write_json
+from ic_jax.untrusted_files import read_json
 from train.recipe import Saving
 
 # Fields of the state as older checkpoints name them.
@@ -36,19 +39,36 @@ OLD_FIELDS = {
 OLD_METADATA = {"optimizer": "adamw"}
 
 
+QUARANTINED = 2  # incomplete or damaged checkpoints that are kept
+
+
+class CheckpointError(ConfigError):
+    """Raised where a run has no checkpoint that is whole."""
+
+    exit_code = 3
+
+
 class Checkpoints:
-    """Checkpoints of one run.
+    """Checkpoints of one run."""
 
-    `read_only` changes nothing on disk, so that a run in progress can be read.
-    """
+    def __init__(
+        self, run: Path, saving: Saving, *, read_only: bool = False, restart: bool = False
+    ):
+        """Open the folders, and move steps that are not valid to quarantine.
 
-    def __init__(self, run: Path, saving: Saving, *, read_only: bool = False):
+        Args:
+            read_only: change nothing on disk, so that a run in progress can be read.
+            restart: begin again where every checkpoint is damaged.
+
+        Raises:
+            CheckpointError: every checkpoint is damaged, or with `restart` one is whole.
+        """
         self._steps, self._manifests = run / "checkpoints", run / "manifests"
         self._quarantine = run / "quarantine"
         for folder in (self._steps, self._manifests):
             folder.mkdir(parents=True, exist_ok=True)
         if not read_only:
-            multihost.on_first("checkpoints", self._quarantine_invalid)
+            multihost.on_first("checkpoints", partial(self._quarantine_invalid, restart))
         # With the processes named, Orbax waits at barriers of the coordination service; otherwise
         # in collectives on the devices, which a step that has lost a process disturbs.
         processes = set(range(multihost.process_count()))
@@ -165,7 +185,7 @@ class Checkpoints:
         self._manager.wait_until_finished()  # until all processes have written
         if not multihost.is_first():
             return
-        write_json(self._manifest(step), _digests(self._steps / str(step)))
+        write_json(self._manifest(step), {"step": step, "files": _digests(self._steps / str(step))})
         steps = set(self._manager.all_steps())
         for manifest in self._manifests.glob("*.json"):
             if int(manifest.stem) not in steps:
@@ -174,10 +194,25 @@ class Checkpoints:
     def _manifest(self, step: int) -> Path:
         return self._manifests / f"{step}.json"
 
-    def _quarantine_invalid(self) -> None:
-        for folder in sorted(self._steps.iterdir()):
-            if not folder.name.isdecimal() or self._is_valid(folder):
-                continue
+    def _quarantine_invalid(self, restart: bool) -> None:
+        steps = [folder for folder in self._steps.iterdir() if folder.name.isdecimal()]
+        valid = [folder for folder in steps if self._is_valid(folder)]
+        committed = list(self._manifests.glob("*.json"))
+        if committed and not valid:
+            if not restart:
+                raise CheckpointError(
+                    f"{self._steps}: none of the checkpoints is whole; copy one there again with "
+                    "its manifest, or give --restart to begin at step 0"
+                )
+            for manifest in committed:
+                manifest.unlink()
+        elif restart and valid:
+            newest = max(int(folder.name) for folder in valid)
+            raise CheckpointError(
+                f"{self._steps}: the checkpoint of step {newest} is whole; leave out --restart to "
+                "go on from it, or name another out to begin anew"
+            )
+        for folder in sorted(set(steps) - set(valid), key=lambda folder: int(folder.name)):
             self._quarantine.mkdir(exist_ok=True)
             names = (self._quarantine / f"{folder.name}.{n}" for n in range(1000))
             target = next(name for name in names if not name.exists())
@@ -186,13 +221,19 @@ class Checkpoints:
                 f"{folder}: checkpoint is incomplete or damaged; moved to {target}",
                 stacklevel=3,
             )
+        if self._quarantine.exists():
+            by_age = sorted(self._quarantine.iterdir(), key=lambda folder: folder.stat().st_ctime)
+            for folder in by_age[:-QUARANTINED]:
+                shutil.rmtree(folder)
 
     def _is_valid(self, folder: Path) -> bool:
         try:
-            expected = json.loads(self._manifest(int(folder.name)).read_text())
+            manifest = read_json(self._manifest(int(folder.name)))
         except (OSError, ValueError):
             return False
-        return expected == _digests(folder)
+        digests = _digests(folder)
+        # Older manifests are the digests alone.
+        return manifest in ({"step": int(folder.name), "files": digests}, digests)
 
 
 def _digests(folder: Path) -> dict[str, str]:

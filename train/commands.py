@@ -24,6 +24,8 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     _recipe_arguments(parser)
+    restart = "begin again at step 0 in a run whose checkpoints are all damaged"
+    parser.add_argument("--restart", action="store_true", help=restart)
     cli.add_multiprocess(parser)
 
 
@@ -32,7 +34,7 @@ def _run(args: argparse.Namespace) -> None:
     from train.recipe import read_recipe
 
     _take_gpu_memory()
-    train(read_recipe(args.recipe, args.set))
+    train(read_recipe(args.recipe, args.set), restart=args.restart)
 
 
 def _take_gpu_memory() -> None:

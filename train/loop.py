@@ -28,10 +28,14 @@ from train.step_inputs import StepInputs
 from train.step_settings import static_arguments
 
 
-def train(recipe: Recipe) -> None:
+def train(recipe: Recipe, *, restart: bool = False) -> None:
     """Run all stages, resuming at the newest checkpoint.
 
+    Args:
+        restart: begin again where every checkpoint is damaged.
+
     Raises:
+        CheckpointError: every checkpoint is damaged, or with `restart` one is whole.
         Stopped: on SIGTERM or SIGINT, after saving.
         FloatingPointError: too many steps in a row were not finite.
     """
@@ -44,7 +48,9 @@ def train(recipe: Recipe) -> None:
         stop = StopAgreement(request, run.models.mesh)
 
         # Restore the newest checkpoint, or start.
-        checkpoints = stack.enter_context(closing(Checkpoints(recipe.out, recipe.saving)))
+        checkpoints = stack.enter_context(
+            closing(Checkpoints(recipe.out, recipe.saving, restart=restart))
+        )
         state, step, skips = _restore(run, checkpoints)
         report = stack.enter_context(closing(open_report(recipe, step)))
         program = _step_program(run, state)
