@@ -1,6 +1,8 @@
 """Optimisers: against transformers' Adafactor, in bfloat16, on meshes, over a resumed run."""
 
+from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +19,26 @@ from ic_jax.sharding import make_mesh, parse, shardings
 from ic_jax.weights import loading
 from tests import parameters
 from tests.toy import write_data, write_model
+from train.checkpoints import Checkpoints
 from train.commands import main
 from train.export import read_params, recipe_in
-from train.optimizer import adafactor, in_bfloat16, optimizer, rounded_at_random, state_copies
-from train.recipe import Recipe, Stage
+from train.optimizer import (
+    adafactor,
+    estimates,
+    evaluated,
+    in_bfloat16,
+    optimizer,
+    rounded_at_random,
+    state_copies,
+)
+from train.optimizer_settings import OptimizerName
+from train.recipe import Recipe, Saving, Stage
+from train.schedule import learning_rate
 from train.step import TrainState, apply_gradient
 
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 
-NAMES = ("adamw", "adamw-bfloat16", "adafactor")
+NAMES = get_args(OptimizerName)
 SHAPES = {"kernel": (160, 144), "stack": (3, 160, 144), "bias": (144,)}
 
 
@@ -130,8 +143,8 @@ def test_bfloat16_moments_hardly_change_adam():
         for step in range(300):
             noise = random(step + 1, scale=0.3)
             gradient = jax.tree.map(jnp.add, params, noise)
-            updates, state = update(gradient, state, params)
-            params = jax.tree.map(lambda p, u: p - 2e-2 * u, params, updates)
+            updates, state = update(gradient, state, params, learning_rate=2e-2)
+            params = jax.tree.map(jnp.add, params, updates)
         ends.append(optax.tree.norm(params) / optax.tree.norm(start))
     assert ends[0] < 0.2
     assert float(ends[1]) == pytest.approx(float(ends[0]), rel=0.02)
@@ -162,7 +175,8 @@ def trained(adapter, name, mesh, *, steps=3):
         for step in range(steps):
             values = [jnp.asarray(v) for _, v in sorted(random(step + 1).items())]
             gradient = jax.tree.unflatten(jax.tree.structure(adapter), values)
-            value, rate, ema = (jnp.float32(x) for x in (1.0, 1e-2, 0.9))
+            factor = 1e4 if name == "prodigy" else 1e-2  # of its own rate, 1e-6 at first
+            value, rate, ema = (jnp.float32(x) for x in (1.0, factor, 0.9))
             state, _ = update(state, value, gradient, rate, ema)
     return state
 
@@ -196,6 +210,87 @@ def test_a_step_that_is_not_finite_changes_no_state(adapter, name):
         equal(getattr(after, field), getattr(state, field))
 
 
+STEPS = 6
+RATED = Stage(steps=STEPS, warmup=2, learning_rate=0.1, weight_decay=0.01, clip=1e9)
+
+
+def downhill(rule, steps, rate):
+    """Take steps of one gradient; `rate` gives each step's arguments of `update`."""
+    params, gradient, update = random(0), random(1), jax.jit(rule.update)
+    state = rule.init(params)
+    for step in range(steps):
+        updates, state = update(gradient, state, params, **rate(step))
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.parametrize("schedule", ["constant", "wsd"])
+def test_prodigy_is_optaxs_at_the_rates_of_a_stage(schedule):
+    stage = replace(RATED, steps=40, schedule=schedule, learning_rate=1.0)
+    rates = jnp.asarray([learning_rate(stage, step) for step in range(stage.steps)])
+    settings = {"weight_decay": 0.01, "safeguard_warmup": True}
+    theirs = optax.contrib.prodigy(lambda count: rates[count], **settings)
+    expected, _ = downhill(theirs, stage.steps, lambda step: {})
+    rule = optimizer("prodigy", stage)
+    ours, state = downhill(rule, stage.steps, lambda step: {"learning_rate": rates[step]})
+    equal(ours, expected, rtol=1e-6, atol=1e-7)
+    assert estimates(state)["prodigy rate"] > 2e-6  # twice what it starts with
+    assert estimates(optimizer("adamw", stage).init(random(0))) == {}
+
+
+def test_schedule_free_is_evaluated_at_the_average_of_its_steps():
+    rates = jnp.asarray([learning_rate(RATED, step) for step in range(STEPS)])
+    rule, params = optimizer("schedule-free", RATED), random(0)
+    state, average, weights = rule.init(params), params, 0.0
+    equal(evaluated(state, params), params, rtol=1e-6)
+    for step, rate in enumerate(rates):
+        updates, state = rule.update(random(step + 1), state, params, learning_rate=rate)
+        params = optax.apply_updates(params, updates)
+        weight = float(rates[: step + 1].max()) ** 2
+        weights += weight
+        share, last = weight / weights, state[1].z
+        average = jax.tree.map(lambda x, z, c=share: (1 - c) * x + c * z, average, last)
+        equal(evaluated(state, params), average, rtol=1e-4, atol=1e-5)
+        between = jax.tree.map(lambda x, z: 0.9 * x + 0.1 * z, average, last)
+        equal(params, between, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        ("adamw", "linear"),
+        ("adamw-bfloat16", "wsd"),
+        ("adafactor", "cosine"),
+        ("prodigy", "cosine"),
+        ("schedule-free", "constant"),
+    ],
+)
+def test_resumes_in_the_middle_of_a_schedule(name, schedule, adapter, tmp_path):
+    """From a checkpoint after half of the steps, bit for bit as without."""
+    stage = replace(RATED, schedule=schedule)
+    rule = optimizer(name, stage)
+    update = jax.jit(partial(apply_gradient, optimizer=rule))
+
+    def run(state, first, end):
+        for step in range(first, end):
+            values = [jnp.asarray(v) for _, v in sorted(random(step + 1).items())]
+            gradient = jax.tree.unflatten(jax.tree.structure(adapter), values)
+            rate = jnp.float32(learning_rate(stage, step))
+            state, _ = update(state, jnp.float32(1.0), gradient, rate, jnp.float32(0.9))
+        return state
+
+    start = TrainState.start(adapter, rule, ema=name != "schedule-free")
+    half = run(start, 0, STEPS // 2)
+    checkpoints = Checkpoints(tmp_path, Saving())
+    checkpoints.save(STEPS // 2, half, {})
+    checkpoints.wait()
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), half)
+    resumed = run(checkpoints.restore(abstract, {}), STEPS // 2, STEPS)
+    checkpoints.close()
+    equal(resumed, run(half, STEPS // 2, STEPS))
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.999])
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_at_full_size(name, ema):
@@ -223,7 +318,7 @@ text_length = 16
 holdout = 0.6
 {choice}
 [saving]
-every = 2
+every = 1
 [reporting]
 every = 1
 effect_every = 0
@@ -261,23 +356,29 @@ def weights(folder):
     return [read_params(folder, recipe, base, ema=ema)[1] for ema in (False, True)]
 
 
-# Each optimizer once, and once with the adapter and a LoRA; a pair more takes minutes.
+# Three optimizers, the adapter and a LoRA; more takes minutes. In stage 2, each is resumed in the
+# middle of its rates.
+LORA = "\n[lora]\nrank = 2"
 CHOICES = [
-    'optimizer = "adamw-bfloat16"',
-    'optimizer = "adafactor"\n[lora]\nrank = 2',
+    ('optimizer = "adamw-bfloat16"', ["stage2.schedule=linear"]),
+    (f'optimizer = "adafactor"{LORA}', ["stage2.schedule=wsd", "stage2.decay=1"]),
+    (f'optimizer = "schedule-free"{LORA}', ["stage1.ema=0", "stage2.ema=0"]),
 ]
 
 
 @pytest.mark.slow  # each is three runs that compile a step; the tests above cover the rules
-@pytest.mark.parametrize("choice", CHOICES)
-def test_a_run_resumes_bit_for_bit(world, choice, capsys):
+@pytest.mark.parametrize(("choice", "changes"), CHOICES)
+def test_a_run_resumes_bit_for_bit(world, choice, changes, capsys):
     run = f"run{len(list(world.iterdir()))}"
-    assert train(world, run, choice) == 0
+    sets = [word for change in changes for word in ("--set", change)]
+    assert train(world, run, choice, *sets) == 0
     ends = weights(world / run)
+    norms = [float(optax.tree.norm(tree)) for tree in ends]
+    assert norms[0] != norms[1]  # the average, moving or Schedule-Free's, is not the last weights
     for folder, name in (("checkpoints", "4"), ("manifests", "4.json")):
         (world / run / folder / name).rename(world / f"{run}-{name}")
-    assert train(world, run, choice) == 0
+    assert train(world, run, choice, *sets) == 0
     jax.tree.map(np.testing.assert_array_equal, weights(world / run), ends)
-    assert train(world, run, choice, "--set", 'optimizer="adamw"') == 2
+    assert train(world, run, choice, *sets, "--set", 'optimizer="adamw"') == 2
     was = recipe_in(world / run).optimizer
     assert f"optimizer was {was} and is now adamw; continue" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from train.recipe import read_recipe, recipe_of
 RECIPES = Path(__file__).parent.parent / "docs" / "recipes"
 
 HEAD = 'model = "m"\ndata = "d"\nout = "o"\n'
+FREE = "optimizer = 'schedule-free'\n[stage1]\nsteps = 1\n"
 
 
 def read(tmp_path, text, *changes):
@@ -81,6 +82,16 @@ def test_a_recipe_survives_json(tmp_path):
         (
             HEAD + "optimizer = 'adamw8'\n[stage1]\nsteps = 1",
             "must be adamw or adamw-bf",
+        ),
+        (HEAD + "[stage1]\nsteps = 1\nschedule = 'cosin'", "must be constant or linear or cosine"),
+        (HEAD + "[stage1]\nsteps = 1\nfloor = 2", "stage1.floor is 2.0; it must be from 0 to 1"),
+        (HEAD + "optimizer = 'prodigy'\n[stage1]\nsteps = 1", "rate is 0.0001; .* write 1.0"),
+        (HEAD + FREE, "stage1.ema is 0.999; optimizer 'schedule-free' averages"),
+        (HEAD + FREE + "ema = 0\nschedule = 'wsd'", "stage1.schedule is 'wsd'; .* leave it out"),
+        (HEAD + FREE + "ema = 0\nb1 = 0", "stage1.b1 is 0.0; .* the same in all stages, above 0"),
+        (
+            HEAD + FREE + "ema = 0\n[stage2]\nsteps = 1\nema = 0\nb1 = 0.8",
+            "stage2.b1 is 0.8; .* the same in all stages",
         ),
         (HEAD + "holdout = 2\n[stage1]\nsteps = 1", "holdout is 2.0; it must be from 0"),
         (HEAD + "text_length = 0\n[stage1]\nsteps = 1", "text_length is 0; it must be at le"),

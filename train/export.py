@@ -18,7 +18,7 @@ from ic_jax.weights.safetensors_io import Spec
 from train import lora
 from train.checkpoints import Checkpoints
 from train.objective import Trainable
-from train.optimizer import optimizer
+from train.optimizer import evaluated, optimizer
 from train.recipe import Recipe, recipe_of
 from train.step import TrainState
 
@@ -40,7 +40,7 @@ def export(
     Args:
         dtype: of the trained weights, and of the base with `cast_base`.
         step: of the checkpoint; by default the newest.
-        ema: export the moving average of the weights instead of the weights themselves.
+        ema: export the average of the weights instead of the weights themselves.
         cast_base: write the base in `dtype` too.
 
     Raises:
@@ -96,7 +96,7 @@ def read_params(
     """Return step and trained parameters of a checkpoint, by default the newest.
 
     Args:
-        ema: return the moving average of the parameters if the run has one.
+        ema: return the average of the parameters if the run has one.
     """
     checkpoints = Checkpoints(run, recipe.saving, read_only=True)
     try:
@@ -118,7 +118,11 @@ def read_params(
         state = checkpoints.restore(abstract, {}, step)
     finally:
         checkpoints.close()
-    return step, state.ema_params if ema and state.ema_params is not None else state.params
+    if not ema:
+        return step, state.params
+    if state.ema_params is not None:
+        return step, state.ema_params
+    return step, evaluated(state.opt_state, state.params)
 
 
 def _shapes(recipe: Recipe, base: ModelFolder, metadata: dict[str, Any]) -> Trainable:

@@ -17,11 +17,12 @@ from ic_jax.sharding import shardings
 from train.checkpoints import Checkpoints
 from train.data.loader import HostBatch, SkipCounter
 from train.effect import effect_meter
-from train.optimizer import learning_rate, optimizer
+from train.optimizer import estimates, evaluated, optimizer
 from train.preview import Preview
 from train.recipe import Recipe
 from train.report import StepLog, open_report
 from train.run_folder import StopAgreement, Stopped, StopRequest, owned
+from train.schedule import learning_rate
 from train.setup import Setup, setup
 from train.step import TrainState, train_step
 from train.step_inputs import StepInputs
@@ -85,12 +86,13 @@ def train(recipe: Recipe, *, restart: bool = False) -> None:
                 due = partial(_is_due, step=step, last=step == end)
                 if due(recipe.reporting.every):
                     values = log.summary(step, recipe.stop_after_bad)
-                    report.scalars(step, values | {"learning rate": learning_rate(stage, at)})
+                    values |= {"learning rate": learning_rate(stage, at)}
+                    report.scalars(step, values | estimates(state.opt_state))
                     bar.set_postfix(loss=f"{values['loss']:.4f}")
 
                 # Measure the reference effect; draw the previews.
                 if meter and due(recipe.reporting.effect_every):
-                    report.scalars(step, meter.measure(state.params))
+                    report.scalars(step, meter.measure(evaluated(state.opt_state, state.params)))
                 if due(recipe.reporting.preview_every):
                     report.picture(step, "preview", preview.write(state, step))
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,8 @@ from train.encode import Frozen, Ids
 from train.lora_start import continued, read_start
 from train.objective import Trainable
 from train.optimizer import state_copies
-from train.recipe import OptimizerName, Recipe
+from train.optimizer_settings import LEANER
+from train.recipe import Recipe
 
 TEXT = ("t5", "clip", "tokenizer", "tokenizer_2")
 IMAGES = ("siglip", "dinov2")
@@ -97,7 +98,7 @@ def load_models(recipe: Recipe, base: ModelFolder) -> Models:
         copies=state_copies(recipe),
         leaner={
             f'optimizer = "{name}"': state_copies(replace(recipe, optimizer=name))
-            for name in get_args(OptimizerName)
+            for name in LEANER
         }
         | {"ema = 0 in every stage": state_copies(recipe) - recipe.averages},
     )

@@ -1,26 +1,33 @@
-"""Optimisers of the trainable parameters; the learning rate is an argument of the step.
+"""Optimisers of the trainable parameters; the learning rate is an argument of each update.
 
     "adamw"            both of Adam's moments in float32
     "adamw-bfloat16"   both in bfloat16, in half the memory
     "adafactor"        a momentum in bfloat16, and of the second moment rows and columns only
+    "prodigy"          Adam at a rate of its own estimate; the learning rate is a factor of it
+    "schedule-free"    Adam whose momentum is replaced by an average of all steps
 
 All clip the gradient by its global norm first and decay weights apart from the gradient.
 """
 
+from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, BFloat16, Float32
-from optax import GradientTransformation
+from jaxtyping import Array, BFloat16, Float, Float32
+from optax import GradientTransformation, GradientTransformationExtraArgs
+from optax.contrib import ProdigyState, ScheduleFreeState, schedule_free_eval_params
 
-from train.recipe import OptimizerName, Recipe, Stage
+from train.optimizer_settings import OptimizerName
+from train.recipe import Recipe, Stage
+
+Rate = Float[Array, ""]
 
 
-def optimizer(name: OptimizerName, stage: Stage) -> GradientTransformation:
-    """Return a recipe's optimiser with a stage's settings; the step multiplies by -learning rate.
+def optimizer(name: OptimizerName, stage: Stage) -> GradientTransformationExtraArgs:
+    """Return a recipe's optimiser with a stage's settings; `update` takes `learning_rate`.
 
     The state has the same structure for every stage, so moments carry over. Stages of equal
     settings get the same object, so that they share one compiled step.
@@ -31,17 +38,85 @@ def optimizer(name: OptimizerName, stage: Stage) -> GradientTransformation:
 @cache
 def _chain(
     name: OptimizerName, clip: float, b1: float, b2: float, weight_decay: float
-) -> GradientTransformation:
-    assert name in get_args(OptimizerName)
+) -> GradientTransformationExtraArgs:
+    clipped = optax.clip_by_global_norm(clip)
+    if name == "prodigy":
+        return optax.chain(clipped, prodigy(b1, b2, weight_decay))
+    if name == "schedule-free":
+        return optax.chain(clipped, schedule_free(b1, b2, weight_decay))
     adam = optax.scale_by_adam(b1=b1, b2=b2)
     rule = {
         "adamw": adam,
         "adamw-bfloat16": in_bfloat16(adam, "mu", "nu"),
         "adafactor": adafactor(b1, b2),
     }
-    return optax.chain(
-        optax.clip_by_global_norm(clip), rule[name], optax.add_decayed_weights(weight_decay)
-    )
+    decayed = optax.add_decayed_weights(weight_decay)
+    return optax.chain(clipped, rule[name], decayed, _at_rate(optax.scale_by_learning_rate))
+
+
+def _at_rate(rule: Callable[[Any], GradientTransformation]) -> GradientTransformationExtraArgs:
+    """Return the transformation that `rule` makes of a learning rate, given at each update.
+
+    The stages' schedules follow each other, which a schedule over the state's count cannot say.
+    """
+
+    def update(
+        gradient: Any, state: Any, params: Any = None, *, learning_rate: Rate, **_: Any
+    ) -> tuple[Any, Any]:
+        return rule(learning_rate).update(gradient, state, params)
+
+    return GradientTransformationExtraArgs(rule(0.0).init, update)
+
+
+def prodigy(b1: float, b2: float, weight_decay: float) -> GradientTransformationExtraArgs:
+    """Return Prodigy (arXiv 2306.06101), whose rate is the learning rate times its estimate.
+
+    A warm-up does not disturb the estimate (`safeguard_warmup`) [OminiControl].
+    """
+
+    def rule(rate: Any) -> GradientTransformation:
+        settings: Any = {"weight_decay": weight_decay, "safeguard_warmup": True}
+        inner = optax.contrib.prodigy(rate, (b1, b2), **settings)
+        # Its state has the first parameters, which a donated step must not share with the last.
+        return inner._replace(init=lambda params: inner.init(jax.tree.map(jnp.copy, params)))
+
+    return _at_rate(rule)
+
+
+def schedule_free(b1: float, b2: float, weight_decay: float) -> GradientTransformationExtraArgs:
+    """Return Schedule-Free AdamW (arXiv 2405.15682); `evaluated` has the weights to draw with.
+
+    The parameters are where the gradient is taken: `b1` of the way from the steps' last point to
+    their average.
+    """
+
+    def rule(rate: Any) -> GradientTransformation:
+        adam = optax.scale_by_rms(decay=b2, eps=1e-8, eps_in_sqrt=False, bias_correction=True)
+        decayed = optax.add_decayed_weights(weight_decay)
+        step = optax.chain(adam, decayed, optax.scale_by_learning_rate(rate))
+        return optax.contrib.schedule_free(step, rate, b1)
+
+    return _at_rate(rule)
+
+
+def evaluated(opt_state: Any, params: Any) -> Any:
+    """Return the weights to draw with: Schedule-Free's average; of other optimisers `params`."""
+    state = _state(opt_state, ScheduleFreeState)
+    return params if state is None else _average(state, params)
+
+
+_average = jax.jit(schedule_free_eval_params)
+
+
+def estimates(opt_state: Any) -> dict[str, float]:
+    """Return the figures that an optimiser has of its own to report, by name."""
+    state = _state(opt_state, ProdigyState)
+    return {} if state is None else {"prodigy rate": float(state.estim_lr)}
+
+
+def _state(opt_state: Any, kind: type) -> Any:
+    """Return the part of a chain's state that is of a kind, or None."""
+    return next((state for state in opt_state if isinstance(state, kind)), None)
 
 
 def in_bfloat16(rule: GradientTransformation, *names: str) -> GradientTransformation:
@@ -131,11 +206,15 @@ def _named(tree: Any) -> dict[str, Array]:
 
 def state_copies(recipe: Recipe) -> float:
     """Return the size of state and gradient on the devices, over that of the parameters."""
-    moments = {"adamw": 2.0, "adamw-bfloat16": 1.0, "adafactor": 0.5}[recipe.optimizer]
     parameters_and_gradient = 2.0
-    return parameters_and_gradient + recipe.averages + moments
+    return parameters_and_gradient + recipe.averages + _COPIES[recipe.optimizer]
 
 
-def learning_rate(stage: Stage, step_in_stage: int) -> float:
-    """Return the rate of a step: linear warm-up within the stage, then constant [WithAnyone]."""
-    return stage.learning_rate * min(1.0, (step_in_stage + 1) / max(1, stage.warmup))
+# Size of an optimiser's state, over that of the parameters.
+_COPIES: dict[OptimizerName, float] = {
+    "adamw": 2.0,
+    "adamw-bfloat16": 1.0,
+    "adafactor": 0.5,
+    "prodigy": 4.0,  # both moments, a sum of gradients, and the first parameters
+    "schedule-free": 2.0,  # the second moment, and the last point
+}

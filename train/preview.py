@@ -19,6 +19,7 @@ from train.data.pictures import cut_out, decode_pixels
 from train.encoded_cache import Cache
 from train.lora import with_lora
 from train.objective import Trainable
+from train.optimizer import evaluated
 from train.recipe import Recipe
 from train.setup import Setup
 from train.step import TrainState
@@ -46,7 +47,9 @@ class Preview:
 
         Collective: every process must call it; the first one writes.
         """
-        weights = state.params if state.ema_params is None else state.ema_params
+        weights = state.ema_params
+        if weights is None:
+            weights = evaluated(state.opt_state, state.params)
         pipe = InstantCharacterPipeline(self._exported(weights))
         rows = [
             [Image.fromarray(reference), *self._pictures(pipe, subject_image=reference)]

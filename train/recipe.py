@@ -10,12 +10,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from ic_jax.config import ConfigError
 from ic_jax.from_dict import dataclass_from_dict, nearest, parse_change, refuse_unknown
 from ic_jax.models.layers import Remat
 from ic_jax.text_files import read_text
+from train.optimizer_settings import SCHEDULES, OptimizerName, check_optimizer
 
 TIMESTEPS = ("logit-normal", "uniform")
 # The attention's projections, which peft changes in FLUX by default.
@@ -27,7 +28,6 @@ ATTENTION = (
 BASES = ("auto", "replicated", "sharded")
 OLD_BASES = {"whole": "replicated", "pieces": "sharded"}  # names in earlier versions
 DTYPES = ("bfloat16", "float32")
-OptimizerName = Literal["adamw", "adamw-bfloat16", "adafactor"]  # see train/optimizer.py
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Stage:
     paired: float = 0.0  # fraction with another picture as reference [paper: 0, 1, mixed]
     learning_rate: float = 1e-4  # [WithAnyone, OminiControl, EasyControl]
     warmup: int = 100  # steps [WithAnyone]
+    schedule: str = "constant"  # after it; or "linear", "cosine", "wsd" (train/schedule.py) [ours]
+    floor: float = 0.0  # fraction of the learning rate to which a schedule falls [ours]
+    decay: float = 0.2  # fraction of the steps in which "wsd" falls [arXiv 2405.18392]
     b1: float = 0.9  # Adam's [all]
     b2: float = 0.999  # [all]
     weight_decay: float = 0.0  # [WithAnyone]
@@ -63,10 +66,16 @@ class Stage:
         _check(divides, "accumulate", self.accumulate, f"a divisor of batch {self.batch}")
         _check(self.resolution % 16 == 0, "resolution", self.resolution, "a multiple of 16")
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        for name, choices in (("timesteps", TIMESTEPS), ("remat", get_args(Remat))):
+        for name, choices in (
+            ("timesteps", TIMESTEPS),
+            ("schedule", SCHEDULES),
+            ("remat", get_args(Remat)),
+        ):
             value = getattr(self, name)
             _check(value in choices, name, value, " or ".join(choices))
         for name in (
+            "floor",
+            "decay",
             "paired",
             "text_dropout",
             "early_text_dropout",
@@ -154,7 +163,7 @@ class Recipe:
     mesh: str = "auto"  # devices to spread over, such as "data=2,fsdp=4" (docs/sharding.md)
     base: str = "auto"  # weights of the frozen base over the mesh: "replicated" or "sharded"
     dtype: str = "bfloat16"  # of the base and of the computation; masters are float32
-    optimizer: OptimizerName = "adamw"  # [all]
+    optimizer: OptimizerName = "adamw"  # see train/optimizer.py [all]
     holdout: float = 0.02  # fraction of the characters held out of training, for measuring [ours]
     stop_after_bad: int = 10  # steps in a row whose loss or gradient is not finite [ours]
     saving: Saving = field(default_factory=Saving)
@@ -276,6 +285,7 @@ def recipe_of(values: dict[str, Any]) -> Recipe:
     if "lora" in rest:
         rest.setdefault("holdout", 0.0)  # a LoRA is measured on no held-out characters
     recipe = dataclass_from_dict(Recipe, rest)
+    check_optimizer(recipe.optimizer, recipe.stages)
     if recipe.lora:
         _check_lora(recipe)
     return recipe

@@ -63,7 +63,7 @@ def train_step(
     scalars: StepScalars,
     seed: Int[Array, ""],
     *,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     timesteps: str,
     accumulate: int,
     remat: Remat,
@@ -136,7 +136,7 @@ def apply_gradient(
     learning_rate: Float[Array, ""],
     ema: Float[Array, ""],
     *,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """Return the state after one update, and the gradient's norm before clipping.
 
@@ -144,8 +144,10 @@ def apply_gradient(
     """
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+    updates, opt_state = optimizer.update(
+        gradient, state.opt_state, state.params, learning_rate=learning_rate
+    )
+    params = jax.tree.map(jnp.add, state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
         ema_params = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, ema_params, params)

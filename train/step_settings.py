@@ -5,8 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from train.optimizer import learning_rate, optimizer
-from train.recipe import OptimizerName, Stage
+from train.optimizer import optimizer
+from train.optimizer_settings import OptimizerName
+from train.recipe import Stage
+from train.schedule import learning_rate
 
 
 def static_arguments(stage: Stage, name: OptimizerName, dtype: str) -> dict[str, Any]:
