@@ -1,7 +1,5 @@
 """`python -m convert from-torch`: convert published weights to a MODEL folder."""
 
-import errno
-import shutil
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from convert.engine import match, write_components
 from convert.sources import SUBFOLDERS, TOKENIZERS, Source, locate
 from convert.tokenizers import TOKENIZER_FILES, TOKENIZER_JSON, read_tokenizer
 from ic_jax import cli
+from ic_jax.files import check_room
 from ic_jax.weights import hub
 from ic_jax.weights.fit import check_fit
 from ic_jax.weights.model_folder import create
@@ -176,10 +175,4 @@ def _check_room(folder: Path, parts: dict[str, Source]) -> None:
         for part in parts.values()
         for t in part.tensors.values()
     )
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"{need / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free",
-            str(folder.parent),
-        )
+    check_room(folder.parent, need)

@@ -1,5 +1,6 @@
 """Atomic writes of files and folders, SHA-256 of files, and locks between processes."""
 
+import errno
 import hashlib
 import json
 import os
@@ -40,7 +41,8 @@ def atomic_folder(
         for part in partial.rglob(".*.part"):  # of a killed process
             part.unlink()
         try:
-            yield partial
+            with named_in_errors(partial):
+                yield partial
             for folder, _, _ in os.walk(partial):
                 _sync_folder(Path(folder))
             _replace(partial, out, old)
@@ -59,10 +61,11 @@ def atomic_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """
     part = (folder or path.parent) / f".{path.name}.{os.getpid()}.part"
     try:
-        yield part
-        with part.open("rb+") as file:
-            sync(file)
-        part.replace(path)
+        with named_in_errors(path):
+            yield part
+            with part.open("rb+") as file:
+                sync(file)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -71,6 +74,29 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write a file that is at `path` whole or not at all."""
     with atomic_file(path) as part:
         part.write_bytes(data)
+
+
+@contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Name `path` in errors of the system that name no file, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def check_room(folder: Path, need: int) -> None:
+    """Raise OSError if the disk of an existing folder has less than `need` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        reason = f"{_size(need)} needed, {_size(free)} free; make room or name another folder"
+        raise OSError(errno.ENOSPC, reason, str(folder))
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def as_json(values: Any) -> bytes:

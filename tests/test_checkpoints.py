@@ -1,7 +1,10 @@
 """Checkpoints: saving and restoring, quarantine of damaged ones, refusal of other runs."""
 
+import errno
 import json
+import resource
 import shutil
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
@@ -161,6 +164,32 @@ def test_quarantine_keeps_the_last_two(tmp_path):
         with pytest.warns(UserWarning, match="moved to"):
             assert resumed(tmp_path)[0] == 5
     assert {path.name for path in (tmp_path / "quarantine").iterdir()} == {"8.0", "9.0"}
+
+
+def test_a_save_that_does_not_fit_is_an_error_of_the_system_that_names_the_folder(tmp_path, caplog):
+    saved(tmp_path, 5)
+    large = {"w": np.random.default_rng(0).standard_normal(200_000, np.float32)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        checkpoints = Checkpoints(tmp_path, Saving())
+        with pytest.raises(OSError, match="checkpoints") as caught, closing(checkpoints):
+            checkpoints.save(10, large, FACTS)
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert "Traceback" not in caplog.text
+    assert resumed(tmp_path)[0] == 5
+
+
+def test_room_for_a_checkpoint_is_asked_for(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, Saving())
+    checkpoints.check_room(state(1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 3e6))
+    with pytest.raises(OSError, match=r"12.0 MB needed, 3.0 MB free; make room"):
+        checkpoints.check_room({"w": np.zeros(3_000_000, np.float32)})
+    checkpoints.close()
 
 
 def test_nothing_saved_is_nothing_to_resume(tmp_path):

@@ -11,10 +11,14 @@ quarantine, which keeps the last few.
 """
 
 import json
+import logging
+import os
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,7 @@ import orbax.checkpoint as ocp
 
 from ic_jax import multihost
 from ic_jax.config import ConfigError
-from ic_jax.files import sha256_file, write_json
+from ic_jax.files import check_room, sha256_file, write_json
 from ic_jax.untrusted_files import read_json
 from train.recipe import Saving
 
@@ -90,6 +94,11 @@ class Checkpoints:
         """The newest valid step."""
         return max(self.steps, default=None)
 
+    def check_room(self, state: Any) -> None:
+        """Raise OSError if the disk has no room for one checkpoint of the state."""
+        if multihost.is_first():
+            check_room(self._steps, sum(x.nbytes for x in jax.tree.leaves(state)))
+
     def save(self, step: int, state: Any, run_metadata: dict[str, Any]) -> None:
         """Start saving; the arrays are copied before this returns.
 
@@ -102,14 +111,15 @@ class Checkpoints:
             OSError: the save before this one failed.
         """
         self.wait()
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_flat(state)),
-                facts=ocp.args.JsonSave(run_metadata | {"arrays": _arrays(state)}),
-            ),
-            force=True,
-        )
+        with _system_errors(self._steps):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_flat(state)),
+                    facts=ocp.args.JsonSave(run_metadata | {"arrays": _arrays(state)}),
+                ),
+                force=True,
+            )
         self._pending = self._committer.submit(self._commit, step)
 
     def wait(self) -> None:
@@ -179,10 +189,12 @@ class Checkpoints:
             self.wait()
         finally:
             self._committer.shutdown()
-            self._manager.close()
+            with _system_errors(self._steps):
+                self._manager.close()
 
     def _commit(self, step: int) -> None:
-        self._manager.wait_until_finished()  # until all processes have written
+        with _system_errors(self._steps):
+            self._manager.wait_until_finished()  # until all processes have written
         if not multihost.is_first():
             return
         write_json(self._manifest(step), {"step": step, "files": _digests(self._steps / str(step))})
@@ -234,6 +246,29 @@ class Checkpoints:
         digests = _digests(folder)
         # Older manifests are the digests alone.
         return manifest in ({"step": int(folder.name), "files": digests}, digests)
+
+
+@contextmanager
+def _system_errors(folder: Path) -> Iterator[None]:
+    """Raise errors of the system, which Orbax wraps in others, as OSError that names the folder."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(folder)) from None
+
+
+class _RaisedAnyway(logging.Filter):
+    """Filter of what Orbax logs with a traceback: it raises the same error afterwards."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.exc_info
+
+
+logging.getLogger("absl").addFilter(_RaisedAnyway())
 
 
 def _digests(folder: Path) -> dict[str, str]:

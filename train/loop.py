@@ -53,6 +53,7 @@ def train(recipe: Recipe, *, restart: bool = False) -> None:
             closing(Checkpoints(recipe.out, recipe.saving, restart=restart))
         )
         state, step, skips = _restore(run, checkpoints)
+        checkpoints.check_room(state)
         report = stack.enter_context(closing(open_report(recipe, step)))
         program = _step_program(run, state)
         stack.enter_context(jax.set_mesh(run.models.mesh))
