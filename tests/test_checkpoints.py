@@ -4,7 +4,6 @@ import errno
 import json
 import resource
 import shutil
-from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
@@ -173,9 +172,9 @@ def test_a_save_that_does_not_fit_is_an_error_of_the_system_that_names_the_folde
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         checkpoints = Checkpoints(tmp_path, Saving())
-        with pytest.raises(OSError, match="checkpoints") as caught, closing(checkpoints):
-            checkpoints.save(10, large, FACTS)
-            checkpoints.wait()
+        checkpoints.save(10, large, FACTS)
+        with pytest.raises(OSError, match="checkpoints") as caught:
+            checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG

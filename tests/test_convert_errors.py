@@ -513,7 +513,7 @@ def test_a_full_disk(tmp_path, run, monkeypatch):
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1000))
     status, error = run("from-torch", "--flux", TINY / "flux")
-    assert (status, "GB needed, 0.0 GB free" in error) == (74, True)
+    assert (status, "MB needed, 0.0 MB free; make room" in error) == (74, True)
 
     def full(file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
