@@ -49,7 +49,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--clip", metavar="PATH", help="transformers model, or a file")
     parser.add_argument("--tokenizer", metavar="DIR", help="CLIP's tokenizer, if not beside CLIP")
     parser.add_argument("--tokenizer-2", metavar="DIR", help="T5's tokenizer, if not beside T5")
-    parser.add_argument("--out", metavar="MODEL", required=True, help="folder to write")
+    parser.add_argument(
+        "--out", metavar="MODEL", type=cli.path, required=True, help="folder to write"
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,

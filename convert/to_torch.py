@@ -43,8 +43,10 @@ ANY = "PreTrainedTokenizerFast"  # transformers' class for any tokenizer.json
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of `to-torch`."""
-    parser.add_argument("model", metavar="MODEL", help="folder to convert")
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    parser.add_argument("model", metavar="MODEL", type=cli.path, help="folder to convert")
+    parser.add_argument(
+        "--out", metavar="DIR", type=cli.path, required=True, help="folder to write"
+    )
     parser.add_argument(
         "--bfl", action="store_true", help="write transformer and VAE as BFL single files"
     )
@@ -60,9 +62,8 @@ def run(args: Namespace) -> None:
     total = sum(t.nbytes for tensors in published.values() for t in tensors.values())
     if "adapter" in published:  # as .safetensors and as .bin
         total += sum(t.nbytes for t in published["adapter"].values())
-    out = Path(args.out)
     with (
-        atomic_folder(out, overwrite=args.overwrite, owns=OWNED.__contains__) as folder,
+        atomic_folder(args.out, overwrite=args.overwrite, owns=OWNED.__contains__) as folder,
         progress(total) as advance,
     ):
         for component, tensors in published.items():

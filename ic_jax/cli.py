@@ -16,10 +16,20 @@ from typing import Any, NoReturn
 import jax
 
 from ic_jax import compilation_cache, multihost
+from ic_jax.cli_options import Arguments as Arguments
+from ic_jax.cli_options import Help
+from ic_jax.cli_options import Parser as Parser
+from ic_jax.cli_options import add_compile_cache as add_compile_cache
+from ic_jax.cli_options import add_multiprocess as add_multiprocess
+from ic_jax.cli_options import add_overwrite as add_overwrite
+from ic_jax.cli_options import add_renamed as add_renamed
+from ic_jax.cli_options import add_set as add_set
+from ic_jax.cli_options import count as count
+from ic_jax.cli_options import path as path
+from ic_jax.cli_options import positive as positive
 from ic_jax.weights.tensors import WeightsError
 
 INTERRUPTED = 130
-Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 # The first kind that fits an exception decides; the rest are defects and show their traceback.
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (WeightsError, 3),
@@ -84,7 +94,7 @@ def main(
             command.name,
             help=command.help + (" (the default)" if command.name == default else ""),
             description=command.description or command.help,
-            formatter_class=_Help,
+            formatter_class=Help,
         )
         if command.name == (default if asks_help else arguments and arguments[0]):
             command.add_arguments(sub)
@@ -146,87 +156,6 @@ def _start(args: argparse.Namespace) -> None:
     if "no_compile_cache" in args and not args.no_compile_cache:
         compilation_cache.enable()
     args.command.run(args)
-
-
-class Parser(argparse.ArgumentParser):
-    """Parser that reports a mistake in one line and accepts no abbreviated flag."""
-
-    def __init__(self, **settings: Any):
-        # With abbreviations, a new flag could make a command line ambiguous that worked before.
-        super().__init__(allow_abbrev=False, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help formatter that adds the default to the help of an option that has one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help or ""
-        silent = action.default is None or isinstance(action.default, bool | list)
-        return text if silent or "(default: " in text else super()._get_help_string(action)
-
-
-class _Renamed(argparse.Action):
-    """Action that refuses a flag of earlier versions."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        parser.error(f"{self.option_strings[0]} is now {self.metavar}")
-
-
-def add_renamed(parser: Arguments, **names: str) -> None:
-    """Refuse flags of earlier versions, each in one line that says what to write instead.
-
-    The flags are given as argparse's destinations: `host="--process-id"` is for `--host`.
-    """
-    for old, new in names.items():
-        parser.add_argument(
-            "--" + old.replace("_", "-"),
-            action=_Renamed,
-            nargs="?",
-            metavar=new,
-            dest=argparse.SUPPRESS,
-            help=argparse.SUPPRESS,
-        )
-
-
-def add_overwrite(parser: Arguments, what: str) -> None:
-    """Add `--overwrite`; `what` says what it replaces."""
-    parser.add_argument("--overwrite", action="store_true", help=f"replace {what}")
-
-
-def add_set(parser: argparse.ArgumentParser, example: str) -> None:
-    """Add `--set KEY=VALUE`, repeatable; `example` is shown in the help."""
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help=f"change a setting, such as {example}; repeat for several",
-    )
-
-
-def add_compile_cache(parser: Arguments) -> None:
-    """Add `--no-compile-cache`, for a command that keeps its compiled programs by default."""
-    parser.add_argument(
-        "--no-compile-cache",
-        action="store_true",
-        help="compile everything anew; by default compiled programs are kept in ~/.cache/ic_jax",
-    )
-
-
-def add_multiprocess(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a command that runs on several processes."""
-    group = parser.add_argument_group(
-        "several processes",
-        "every process runs the same command; a TPU pod, SLURM, Open MPI and Kubernetes need no "
-        "flags (docs/multihost.md)",
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="an open port of process 0")
-    group.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
-    group.add_argument("--process-id", type=int, metavar="I", help="index of this process, from 0")
-    add_renamed(group, hosts="--num-processes", host="--process-id")
 
 
 def run(command: Callable[[], Any], *, debug: bool = False) -> int:

@@ -51,10 +51,12 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], prefix: str = "")
             raise ConfigError(f"unknown key {prefix}{name}{nearest(name, known)}")
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """Return the end of an error message: the known name nearest to `name`, or all of them."""
+def nearest(name: str, known: list[str], *, listed: bool = True) -> str:
+    """Return the end of an error message: the known name nearest to `name`, or all if `listed`."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known are {', '.join(known)}" if listed else ""
 
 
 def parse_change(change: str, example: str) -> tuple[str, Any]:
@@ -85,7 +87,7 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
             raise ConfigError(f"{name} is {value!r}; it must be a list of {ITEMS[item]}")
         return tuple(item(x) for x in value)
     if kind is Path and isinstance(value, str):
-        return Path(value)
+        return Path(value).expanduser()
     if kind in (int, float, str, bool):
         if not _is(kind, value):
             raise ConfigError(f"{name} is {value!r}; it must be of type {kind.__name__}")

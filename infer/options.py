@@ -1,7 +1,6 @@
 """Command-line options of `python -m infer draw`."""
 
 import argparse
-from pathlib import Path
 from typing import get_args
 
 from ic_jax import cli
@@ -23,10 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_what(group: cli.Arguments) -> None:
     add = group.add_argument
     bundled = "the small model that comes with ic_jax"
-    add("--model", type=Path, help=f"MODEL folder, or Hub id org/name of one (default: {bundled})")
-    add("--subject", metavar="PICTURE", help="reference picture of the character")
+    add(
+        "--model",
+        type=cli.path,
+        help=f"MODEL folder, or Hub id org/name of one (default: {bundled})",
+    )
+    add("--subject", type=cli.path, metavar="PICTURE", help="reference picture of the character")
     add("--prompt", action="append", help="the scene; repeat for several")
-    add("--prompts-file", type=Path, metavar="FILE", help="text file with one prompt per line")
+    add("--prompts-file", type=cli.path, metavar="FILE", help="text file with one prompt per line")
     add("--prompt-2", metavar="PROMPT", help="separate prompt for T5")
     add("--negative-prompt", metavar="PROMPT", help="what --true-cfg-scale steers away from")
     add("--negative-prompt-2", metavar="PROMPT", help="separate negative prompt for T5")
@@ -73,7 +76,7 @@ def _add_how(group: cli.Arguments) -> None:
 def _add_running(group: cli.Arguments) -> None:
     add = group.add_argument
     out = "PNG file, or folder for several pictures (default: out.png, replaced if it exists)"
-    add("--out", type=Path, help=out)
+    add("--out", type=cli.path, help=out)
     cli.add_overwrite(group, "pictures; otherwise those made with the same settings are kept")
     dtype = "dtype of weights and computation (default: bfloat16; float32 on a CPU)"
     add("--dtype", choices=DTYPES, help=dtype)

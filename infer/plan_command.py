@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,19 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--topology", help=TOPOLOGY_HELP)
     add("--mesh", metavar="AXES", default="auto", help="mesh axes, such as data=2,tensor=4")
-    add("--model", type=Path, help="MODEL folder (default: the published sizes)")
-    add("--height", type=int, default=1024, metavar="PIXELS", help="height of a picture")
-    add("--width", type=int, default=1024, metavar="PIXELS", help="width of a picture")
-    add("--steps", type=int, default=28, metavar="N", help="number of denoising steps")
-    add("--batch", type=int, default=1, metavar="N", help="pictures that are drawn together")
-    add("--text-length", type=int, default=512, metavar="N", help="length of prompts in T5 tokens")
+    add("--model", type=cli.path, help="MODEL folder (default: the published sizes)")
+    add("--height", type=cli.count, default=1024, metavar="PIXELS", help="height of a picture")
+    add("--width", type=cli.count, default=1024, metavar="PIXELS", help="width of a picture")
+    add("--steps", type=cli.count, default=28, metavar="N", help="number of denoising steps")
+    add("--batch", type=cli.count, default=1, metavar="N", help="pictures that are drawn together")
+    length = "length of prompts in T5 tokens"
+    add("--text-length", type=cli.count, default=512, metavar="N", help=length)
     add(
         "--split-prepare",
         action="store_true",
         help="compile what does not depend on the noise as a separate program, as if its weights "
         "and the encoders could be freed before sampling",
     )
-    add("--json", type=Path, metavar="FILE", help="also write the figures to a file")
+    add("--json", type=cli.path, metavar="FILE", help="also write the figures to a file")
     cli.add_renamed(parser, phases="--split-prepare")
 
 

@@ -59,7 +59,7 @@ class GenerateRequest:
 
     jobs: tuple[Job, ...]
     model: ModelFolder
-    subject: str | None  # file of the reference picture
+    subject: Path | None  # file of the reference picture
     prompt_2: str | None
     negative_prompt: str | None
     negative_prompt_2: str | None
@@ -82,7 +82,7 @@ class GenerateRequest:
             "prompt": job.prompt,
             "seed": job.seed,
             "model": str(self.model.path),
-            "subject": self.subject,
+            "subject": None if self.subject is None else str(self.subject),
             "prompt_2": self.prompt_2,
             "negative_prompt": self.negative_prompt,
             "negative_prompt_2": self.negative_prompt_2,
@@ -108,7 +108,7 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     if args.model is None:
         say(demo.NO_MODEL)
         if subject is None and not prompts:
-            subject, prompts = str(demo.SUBJECT), [demo.PROMPT]
+            subject, prompts = demo.SUBJECT, [demo.PROMPT]
             say(demo.NO_PROMPT)
     loras = _lora_options(args.lora or [], args.trigger or [])
     seeds = _seeds(args.seed, args.num_images_per_prompt)

@@ -55,6 +55,7 @@ def test_every_option_has_a_sentence_of_help(main, command, capsys):
     parser = cli.Parser()
     command.add_arguments(parser)
     assert all(action.help for action in parser._actions)
+    assert Path not in {action.type for action in parser._actions}  # cli.path expands ~
 
 
 @pytest.mark.parametrize(
@@ -65,8 +66,20 @@ def test_every_option_has_a_sentence_of_help(main, command, capsys):
         ("convert", [], "required: COMMAND; see python -m convert --help"),
         ("convert", ["inspct", "x"], "there is no command 'inspct'; give one of from-torch"),
         ("train", [], "required: RECIPE; see python -m train run --help"),
-        ("infer", ["--promt", "a girl"], "unrecognized arguments: --promt"),
-        ("infer", ["--heigh", "64"], "unrecognized arguments: --heigh 64"),
+        ("infer", ["--promt", "a girl"], "--promt a girl; did you mean --prompt?"),
+        ("infer", ["--heigh", "64"], "unrecognized arguments: --heigh 64; did you mean --height?"),
+        ("infer", ["--zzz"], "unrecognized arguments: --zzz; see python -m infer draw --help"),
+        ("infer", ["--subject", "a.png", "--subject=b.png"], "--subject is given twice; give it"),
+        ("infer", ["--steps", "4", "--num-inference-steps", "8"], "is given twice; give it once"),
+        ("infer", ["--seed", "1", "--seed", "2"], "give it once with all its values"),
+        ("infer", ["--out", ""], "argument --out: '' is no path"),
+        ("infer", ["plan", "--json=~no-such-user/x"], "~no-such-user/x: there is no such user"),
+        ("infer", ["plan", "--steps=-3"], "argument --steps: -3 is no whole number of at least 1"),
+        ("infer", ["plan", "--batch=0"], "argument --batch: 0 is no whole number of at least 1"),
+        ("infer", ["plan", "--text-length=1_0"], "1_0 is no whole number of at least 1"),
+        ("infer", ["bench", "--samples=0"], "argument --samples: 0 is no whole number"),
+        ("infer", ["bench", "--budget=nan"], "argument --budget: nan is no number above 0"),
+        ("train", ["x.toml", "--sett", "a=1"], "--sett a=1; did you mean --set?"),
         ("infer", ["--hosts", "2"], "--hosts is now --num-processes"),
         ("train", ["x.toml", "--host", "2"], "--host is now --process-id"),
         ("train", ["export", "x", "--out", "y", "--last"], "--last is now --no-ema"),
@@ -85,6 +98,21 @@ def test_a_mistake_is_one_line(name, arguments, message, capsys):
 def test_a_recipe_needs_no_command(tmp_path, capsys):
     assert train.commands.main([str(tmp_path / "first.toml")]) == 2
     assert "first.toml: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", [["--all"], ["--only", "step"]])
+def test_bench_refuses_an_option_that_another_leaves_without_effect(other, capsys):
+    assert infer.commands.main(["bench", "--vs", "torch", *other]) == 2
+    assert f"{other[0]} does nothing beside --vs" in capsys.readouterr().err
+
+
+def test_a_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ana")
+    parser = cli.Parser()
+    infer.commands.COMMANDS[0].add_arguments(parser)
+    args = parser.parse_args(["--subject=~/ana.png", "--model=~/models/ic", "--prompts-file=~/x"])
+    paths = [str(args.subject), str(args.model), str(args.prompts_file)]
+    assert paths == ["/home/ana/ana.png", "/home/ana/models/ic", "/home/ana/x"]
 
 
 @pytest.mark.parametrize("name", [*MAINS, *EXAMPLE])

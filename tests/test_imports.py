@@ -33,7 +33,7 @@ MAY_IMPORT_ORACLES = {
 LAYERS = (
     {"untrusted_files"},
     {"devices", "files", "from_dict", "host_memory", "sharding", "text_files", "version"},
-    {"config", "multihost"},
+    {"cli_options", "config", "multihost"},
     {"compilation_cache", "flow", "models", "preprocessing"},
     {"sampler", "weights"},
     {"auto_mesh", "cli"},

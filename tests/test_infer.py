@@ -38,8 +38,10 @@ def infer(tiny_model, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, model=tiny_model):
-        named = [] if model is None else ["--model", str(model)]
-        code = main([*named, *SMALL, "--no-compile-cache", *map(str, arguments)])
+        options = [*SMALL, *([] if model is None else [f"--model={model}"])]
+        given = {str(argument).partition("=")[0] for argument in arguments}
+        options = [option for option in options if option.partition("=")[0] not in given]
+        code = main([*options, "--no-compile-cache", *map(str, arguments)])
         return code, *capfd.readouterr()
 
     return run

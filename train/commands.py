@@ -3,7 +3,6 @@
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 from ic_jax import cli
@@ -17,7 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="TOML file (docs/training.md)")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", type=cli.path, help="TOML file (docs/training.md)"
+    )
     cli.add_set(parser, "stage1.steps=2000")
     cli.add_compile_cache(parser)
 
@@ -46,8 +47,8 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     from train.data.options import DEFAULTS
 
     add = parser.add_argument
-    add("source", metavar="SOURCE", type=Path, help="folder of pictures, or JSON Lines file")
-    add("--out", metavar="DATASET", type=Path, required=True, help="folder to write")
+    add("source", metavar="SOURCE", type=cli.path, help="folder of pictures, or JSON Lines file")
+    add("--out", metavar="DATASET", type=cli.path, required=True, help="folder to write")
     usual = " and ".join(map(str, DEFAULTS.resolutions))
     pixels = f"resolution that training will use; repeat for several (default: {usual})"
     add("--resolution", type=int, metavar="PIXELS", action="append", help=pixels)
@@ -75,7 +76,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     folder = "folder of a data set or of a cache"
-    parser.add_argument("folder", metavar="DATASET", type=Path, help=folder)
+    parser.add_argument("folder", metavar="DATASET", type=cli.path, help=folder)
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -106,7 +107,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe",
         metavar="RECIPE",
         nargs="?",
-        type=Path,
+        type=cli.path,
         help="TOML file whose stages are planned (default: one stage of the options below)",
     )
     cli.add_set(parser, "optimizer=adafactor")
@@ -120,7 +121,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     remat = "what the backward pass recomputes instead of storing (default: blocks)"
     add("--remat", choices=get_args(Remat), help=remat)
     add("--text-length", type=int, metavar="N", help="captions' T5 tokens (default: 512)")
-    add("--json", type=Path, metavar="FILE", help="also write the figures to a file")
+    add("--json", type=cli.path, metavar="FILE", help="also write the figures to a file")
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -134,7 +135,7 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument
     first = "TOML file whose first stage is measured, on random weights (default: as published)"
-    add("recipe", metavar="RECIPE", nargs="?", type=Path, help=first)
+    add("recipe", metavar="RECIPE", nargs="?", type=cli.path, help=first)
     cli.add_set(parser, "stage1.remat=dots")
     add("--size", choices=NAMES, default="flux-dev", help="size of the models")
     several = "samples of a step, over all devices; several are measured one after the other"
@@ -143,7 +144,7 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     budget = "skip what the time that is left is too short for"
     add("--budget", type=float, metavar="SECONDS", help=budget)
     file = "write the results to a file after every number of samples"
-    add("--json", type=Path, metavar="FILE", help=file)
+    add("--json", type=cli.path, metavar="FILE", help=file)
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -169,9 +170,9 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="folder of a training run")
+    add("run", type=cli.path, metavar="RUN", help="folder of a training run")
     out = "MODEL folder to write, or FILE.safetensors for a LoRA"
-    add("--out", type=Path, required=True, metavar="OUT", help=out)
+    add("--out", type=cli.path, required=True, metavar="OUT", help=out)
     dtype = "dtype of the trained weights"
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help=dtype)
     add("--cast-base", action="store_true", help="cast the base to --dtype as well")

@@ -205,7 +205,7 @@ class Recipe:
         """The folder of the cache; ConfigError if the recipe names none."""
         if not self.cache:
             raise ConfigError('cache is missing; write cache = "FOLDER"')
-        return Path(self.cache)
+        return Path(self.cache).expanduser()
 
     @property
     def trigger(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from ic_jax import cli
 from ic_jax.devices import platform
 from ic_jax.measuring.origin import origin
 from ic_jax.measuring.parts import Budget, Results, measure
@@ -25,15 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--size", choices=NAMES, default="flux-dev", help="size of the model")
     by_size = "(default: set by the size)"
-    add("--height", type=int, metavar="PIXELS", help=f"height of a picture {by_size}")
-    add("--width", type=int, metavar="PIXELS", help=f"width of a picture {by_size}")
-    add("--steps", type=int, metavar="N", help=f"number of denoising steps {by_size}")
-    add("--text-length", type=int, metavar="N", help=f"length of prompts in T5 tokens {by_size}")
-    add("--batch", type=int, metavar="N", default=1, help="pictures that are drawn together")
+    add("--height", type=cli.count, metavar="PIXELS", help=f"height of a picture {by_size}")
+    add("--width", type=cli.count, metavar="PIXELS", help=f"width of a picture {by_size}")
+    add("--steps", type=cli.count, metavar="N", help=f"number of denoising steps {by_size}")
+    add(
+        "--text-length",
+        type=cli.count,
+        metavar="N",
+        help=f"length of prompts in T5 tokens {by_size}",
+    )
+    add("--batch", type=cli.count, metavar="N", default=1, help="pictures that are drawn together")
     dtype = "dtype of weights and computation (default: bfloat16; float32 on a CPU)"
     add("--dtype", choices=DTYPES, help=dtype)
     add("--no-adapter", action="store_true", help="draw with FLUX alone, without a subject")
-    add("--samples", type=int, metavar="N", default=7, help="samples of every time")
+    add("--samples", type=cli.count, metavar="N", default=7, help="samples of every time")
     group = parser.add_argument_group("what to measure")
     every = "measure all that the device can tell, training included where there is memory for it"
     group.add_argument("--all", action="store_true", help=every)
@@ -42,15 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     only = f"measure these parts alone: {', '.join(EVERY)}"
     group.add_argument("--only", nargs="+", choices=EVERY, metavar="PART", help=only)
     budget = "skip what the time that is left is too short for"
-    group.add_argument("--budget", type=float, metavar="SECONDS", help=budget)
+    group.add_argument("--budget", type=cli.positive, metavar="SECONDS", help=budget)
     file = (
         "write the results to a file after every part (default with --all: benchmarks/bench.json)"
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help=file)
+    group.add_argument("--json", type=cli.path, metavar="FILE", help=file)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure the parts that the options name."""
+    for option, value in {"--all": args.all, "--only": args.only}.items():
+        if args.vs and value:
+            raise ValueError(f"{option} does nothing beside --vs; leave one of them out")
     # Of a GPU's memory; read when JAX starts. PyTorch needs the same again.
     share = "0.45" if args.vs else "0.93"
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", share)

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from examples.open_peeps.base_model import continue_training
 from examples.open_peeps.base_model.config import PEEPS, SMALL, change
@@ -23,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="MODEL", type=Path, help="MODEL folder to write")
+    parser.add_argument("out", metavar="MODEL", type=cli.path, help="MODEL folder to write")
     parser.add_argument(
         "--world",
         choices=CONFIGS,

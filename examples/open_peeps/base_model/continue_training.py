@@ -7,7 +7,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from examples.open_peeps.base_model import word_tokenizer
@@ -36,8 +35,8 @@ TrainedPart = tuple[tuple, dict[str, Any]]  # modules, figures
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `run`."""
     parser.add_argument("part", choices=PARTS, help="what to train")
-    parser.add_argument("model", metavar="MODEL", type=Path, help="MODEL folder to start from")
-    parser.add_argument("out", metavar="OUT", type=Path, help="MODEL folder to write")
+    parser.add_argument("model", metavar="MODEL", type=cli.path, help="MODEL folder to start from")
+    parser.add_argument("out", metavar="OUT", type=cli.path, help="MODEL folder to write")
     parser.add_argument("--steps", metavar="N", type=int, required=True, help="training steps")
     parser.add_argument("--rate", type=float, help="learning rate (default: that of `train`)")
     parser.add_argument(

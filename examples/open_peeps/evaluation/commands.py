@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     model = "MODEL folder (default: the small model that comes with ic_jax)"
-    parser.add_argument("--model", type=Path, default=SMALL_MODEL, help=model)
+    parser.add_argument("--model", type=cli.path, default=SMALL_MODEL, help=model)
     parser.add_argument("--world", choices=WORLDS, default="peeps", help="people and prompts")
     parser.add_argument(
         "--triples",
@@ -53,7 +53,7 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="seeds of the noise (default: 0 1 2)",
     )
     parser.add_argument(
-        "--out", metavar="FOLDER", type=Path, default=Path("evaluation"), help="folder to write"
+        "--out", metavar="FOLDER", type=cli.path, default=Path("evaluation"), help="folder to write"
     )
     cli.add_overwrite(parser, "an existing FOLDER that this command wrote")
     cli.add_compile_cache(parser)
@@ -61,7 +61,7 @@ def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_front_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", metavar="FILE.png", type=Path, required=True, help="picture to write"
+        "--out", metavar="FILE.png", type=cli.path, required=True, help="picture to write"
     )
     cli.add_compile_cache(parser)
 

@@ -41,7 +41,7 @@ SHORT = ("steps=300", "batch=16", "b2=0.999")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `run`."""
-    parser.add_argument("work", metavar="WORK", type=Path, help="folder for data set and runs")
+    parser.add_argument("work", metavar="WORK", type=cli.path, help="folder for data set and runs")
     parser.add_argument(
         "--triples", metavar="N", type=int, default=300, help="held-out people of each kind"
     )

@@ -35,7 +35,7 @@ BLINDED = ("cross-layer stack", "cross-scale stack", "both stacks", "SigLIP", "D
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `run`."""
-    parser.add_argument("model", metavar="MODEL", type=Path, help="MODEL folder")
+    parser.add_argument("model", metavar="MODEL", type=cli.path, help="MODEL folder")
     parser.add_argument(
         "--triples", metavar="N", type=int, default=100, help="held-out people of each kind"
     )

@@ -31,8 +31,10 @@ SHOWN = 8  # triples in the picture
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `run`."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="RUN folder of `python -m train`")
-    parser.add_argument("work", metavar="WORK", type=Path, help="folder for a MODEL of each stage")
+    parser.add_argument("run", metavar="RUN", type=cli.path, help="RUN folder of `python -m train`")
+    parser.add_argument(
+        "work", metavar="WORK", type=cli.path, help="folder for a MODEL of each stage"
+    )
     parser.add_argument(
         "--triples", metavar="N", type=int, default=100, help="held-out people of each kind"
     )

@@ -42,9 +42,12 @@ SHOWN = 8  # triples in the picture
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `run`."""
     parser.add_argument(
-        "model", metavar="MODEL", type=Path, help="base model of `base_model train --world small`"
+        "model",
+        metavar="MODEL",
+        type=cli.path,
+        help="base model of `base_model train --world small`",
     )
-    parser.add_argument("work", metavar="WORK", type=Path, help="folder for data set and runs")
+    parser.add_argument("work", metavar="WORK", type=cli.path, help="folder for data set and runs")
     parser.add_argument(
         "--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2], help="seeds of training"
     )

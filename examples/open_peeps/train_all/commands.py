@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
@@ -30,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT", type=Path, help="MODEL folder to write")
+    parser.add_argument("out", metavar="OUT", type=cli.path, help="MODEL folder to write")
     parser.add_argument("--minutes", type=float, default=12.0, help="of all stages together")
     parser.add_argument(
         "--devices", choices=("cpu", "gpu", "tpu"), help="platform (default: JAX's choice)"
@@ -56,7 +55,7 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", metavar="M", type=float, nargs="+", default=[6.0, 12.0], help="to plan for"
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
+    parser.add_argument("--json", metavar="FILE", type=cli.path, help="also write the figures here")
     parser.add_argument("--toy", action="store_true", help="the toy sizes")
 
 

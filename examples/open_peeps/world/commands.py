@@ -3,7 +3,6 @@
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from examples.open_peeps.world.dataset import Characters, write_data_set, write_pictures
 from examples.open_peeps.world.files import WITH_IDENTITY, WITHOUT_IDENTITY
@@ -23,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Characters()
-    parser.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=cli.path, required=True, help="folder to write"
+    )
     parser.add_argument(
         "--characters", metavar="N", type=int, default=default.count, help="number of characters"
     )
