@@ -112,7 +112,13 @@ def step_cost(
 
     shapes, mesh = _shapes(), _mesh(topology)
     options = argparse.Namespace(
-        height=side, width=side, steps=28, batch=batch, text_length=512, split_prepare=True
+        height=side,
+        width=side,
+        steps=28,
+        batch=batch,
+        text_length=512,
+        reference=False,
+        split_prepare=True,
     )
     _, step = programs(options, shapes, mesh)
     if not adapter:

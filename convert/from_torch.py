@@ -11,10 +11,10 @@ from convert.engine import match, write_components
 from convert.sources import SUBFOLDERS, TOKENIZERS, Source, locate
 from convert.tokenizers import TOKENIZER_FILES, TOKENIZER_JSON, read_tokenizer
 from ic_jax import cli
-from ic_jax.files import check_room
+from ic_jax.files import as_json, check_room
 from ic_jax.weights import hub
 from ic_jax.weights.fit import check_fit
-from ic_jax.weights.model_folder import create
+from ic_jax.weights.model_folder import KONTEXT, PIPELINE_FILE, create
 from ic_jax.weights.tensors import FLOATS
 
 DTYPES = {"bfloat16": FLOATS["BF16"], "float16": FLOATS["F16"], "float32": FLOATS["F32"]}
@@ -35,6 +35,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--flux", metavar="PATH", help="diffusers model, or a file of any layout, GGUF too"
     )
+    kontext = "the file of --flux is FLUX.1 Kontext's, whose tensors look like FLUX.1-dev's"
+    parser.add_argument("--kontext", action="store_true", help=kontext)
     parser.add_argument("--siglip", metavar="PATH", help="transformers model, or a file")
     parser.add_argument("--dinov2", metavar="PATH", help="transformers model, or a file")
     parser.add_argument("--adapter", metavar="FILE", help=".bin or .safetensors file")
@@ -80,6 +82,8 @@ def run(args: Namespace) -> None:
         _check_room(writer.folder, parts)
         write_components(matched, writer)
         if flux:
+            if args.kontext or (root and sources.pipeline_class(root) == KONTEXT):
+                writer.add_file("transformer", PIPELINE_FILE, as_json({"_class_name": KONTEXT}))
             schedule, files = sources.read_scheduler(root, flux.guidance_embeds)
             writer.add_config("scheduler", schedule.to_dict())
             for file, content in files.items():
@@ -93,17 +97,19 @@ def collect(args: Namespace) -> tuple[Path | None, dict[str, Source]]:
     """Return the pipeline folder, if `--flux` names one, and the named components.
 
     Raises:
-        UsageError: the arguments name nothing, or an adapter without FLUX.
+        UsageError: the arguments name nothing, or an adapter or --kontext without FLUX.
     """
     if not any((args.flux, args.siglip, args.dinov2, args.vae, args.t5, args.clip, args.adapter)):
         raise UsageError("nothing to convert; give --flux, --siglip, --dinov2, --adapter, ...")
     if args.adapter and not args.flux:
         raise UsageError("--adapter takes its sizes from FLUX; give --flux too")
+    if args.kontext and not args.flux:
+        raise UsageError("--kontext says what --flux is; give --flux too")
     parts: dict[str, Source] = {}
     root = None
     if args.flux:
         path = locate(args.flux, sources.PIPELINE_FILES)
-        sources.check_pipeline(path)
+        sources.pipeline_class(path)  # refuses other models
         root = path if (path / "model_index.json").is_file() else None
         parts["transformer"] = sources.open_component("transformer", path)
     if args.adapter:

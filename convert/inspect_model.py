@@ -76,6 +76,8 @@ def _print_model(model: ModelFolder, *, verify: bool) -> None:
         line = f"{component:<12} {len(files):>5} {size:>15,}"
         if component in COMPONENTS:
             line += _summary(model.tensors(component))
+        if component == "transformer" and model.is_kontext:
+            line += "  FLUX.1 Kontext"
         print(line)
     if verify:
         print("every file matches its checksum")

@@ -157,7 +157,6 @@ OTHER_CLASSES = {
     "StableDiffusion3Pipeline": "Stable Diffusion 3",
     "FluxFillPipeline": "FLUX.1 Fill",
     "FluxControlPipeline": "FLUX.1 Depth or Canny",
-    "FluxKontextPipeline": "FLUX.1 Kontext",
     "FluxPriorReduxPipeline": "FLUX.1 Redux",
     "Flux2Transformer2DModel": "FLUX.2",
     "Flux2Pipeline": "FLUX.2",

@@ -229,12 +229,17 @@ def open_adapter(path: Path, config: Path | None) -> Source:
     return Source("adapter", path, sizes, parts[0].tensors, dtype=contents.dtype, notes=notes)
 
 
-def check_pipeline(folder: Path) -> None:
-    """Refuse the pipeline of another model, even if its transformer has FLUX's config."""
+def pipeline_class(folder: Path) -> str | None:
+    """Return the class of a pipeline's folder; None for another folder or file.
+
+    Raises:
+        WeightsError: the pipeline of another model, even if its transformer has FLUX's config.
+    """
     index = folder / "model_index.json"
     name = read_json(index).get("_class_name") if index.is_file() else None
     if name in OTHER_CLASSES:
         raise refuse(index, OTHER_CLASSES[name])
+    return name
 
 
 def read_scheduler(folder: Path | None, guidance: bool) -> tuple[Any, dict[str, bytes]]:

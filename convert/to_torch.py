@@ -17,16 +17,17 @@ from convert.torch_write import write_torch
 from ic_jax import cli
 from ic_jax.files import as_json, atomic_folder
 from ic_jax.weights.loading import COMPONENTS, read_config
-from ic_jax.weights.model_folder import CONFIG, UNUSED, ModelFolder
+from ic_jax.weights.model_folder import CONFIG, PIPELINE_FILE, UNUSED, ModelFolder
 from ic_jax.weights.safetensors_io import Spec, write_tensors
 from ic_jax.weights.tensors import Mismatch, Tensor, WeightsError
 
 ADAPTER = "instantcharacter_ip-adapter"
-BFL_STEMS = {"transformer": "flux1-dev", "vae": "ae"}
+FLUX_STEMS = ("flux1-dev", "flux1-schnell", "flux1-kontext-dev")
+BFL_COMPONENTS = ("transformer", "vae")
 OWNED = {
     *("flux", "siglip", "dinov2"),
     *(f"{ADAPTER}.{suffix}" for suffix in ("bin", "safetensors", "json")),
-    *(f"{n}.{s}" for n in ("flux1-dev", "flux1-schnell", "ae") for s in ("safetensors", "json")),
+    *(f"{n}.{s}" for n in (*FLUX_STEMS, "ae") for s in ("safetensors", "json")),
 }
 # Entries of model_index.json: a component's name in the pipeline, its library and class.
 PIPELINE = {
@@ -62,6 +63,7 @@ def run(args: Namespace) -> None:
     total = sum(t.nbytes for tensors in published.values() for t in tensors.values())
     if "adapter" in published:  # as .safetensors and as .bin
         total += sum(t.nbytes for t in published["adapter"].values())
+    single = BFL_COMPONENTS if args.bfl else ()
     with (
         atomic_folder(args.out, overwrite=args.overwrite, owns=OWNED.__contains__) as folder,
         progress(total) as advance,
@@ -69,14 +71,14 @@ def run(args: Namespace) -> None:
         for component, tensors in published.items():
             if component == "adapter":
                 _write_adapter(folder, read_config(model, component), tensors, advance)
-            elif args.bfl and component in BFL_STEMS:
+            elif component in single:
                 _write_bfl(folder, model, component, tensors, advance)
             else:
                 target = folder / _place(component)
                 config = _published_config(model, component, tensors)
                 _write_folder(target, component, config, tensors, advance)
                 _copy(model, component, target)
-        _write_rest(folder, model, [k for k in components if not (args.bfl and k in BFL_STEMS)])
+        _write_rest(folder, model, [k for k in components if k not in single])
 
 
 def read_published(model: ModelFolder, component: str) -> dict[str, Tensor]:
@@ -147,9 +149,10 @@ def _write_bfl(
     folder: Path, model: ModelFolder, component: str, tensors: dict[str, Tensor], advance: Advance
 ) -> None:
     """Write a BFL single file and, beside it, the config for `from-torch` to read."""
-    stem, config = BFL_STEMS[component], read_config(model, component)
-    if component == "transformer" and not config.guidance_embeds:
-        stem = "flux1-schnell"
+    stem, config = "ae", read_config(model, component)
+    if component == "transformer":
+        dev, schnell, kontext = FLUX_STEMS
+        stem = kontext if model.is_kontext else dev if config.guidance_embeds else schnell
     parts = bfl.layout(component, published_shapes(slots(component, config)))
     fused = {name: part.join(tensors) for name, part in parts.items()}
     total = sum(t.nbytes for t in fused.values())
@@ -177,8 +180,9 @@ def _write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], advanc
 def _copy(model: ModelFolder, component: str, target: Path) -> None:
     """Copy the files that conversion left as they are."""
     target.mkdir(parents=True, exist_ok=True)
+    ours = (CONFIG, ORIGINAL, PIPELINE_FILE, UNUSED)
     for name in model.components[component]:
-        if name not in (CONFIG, ORIGINAL, UNUSED) and not name.endswith(".safetensors"):
+        if name not in ours and not name.endswith(".safetensors"):
             (target / name).write_bytes((model.path / component / name).read_bytes())
 
 
@@ -200,7 +204,7 @@ def _write_rest(folder: Path, model: ModelFolder, written: list[str]) -> None:
         target.mkdir(parents=True)
         config = _published_config(model, "scheduler", {})
         (target / "scheduler_config.json").write_bytes(as_json(config))
-    index: dict[str, Any] = {"_class_name": "FluxPipeline"}
+    index: dict[str, Any] = {"_class_name": model.pipeline_class}
     for component, (name, *where) in PIPELINE.items():
         if component in written or component in model.components.keys() - COMPONENTS.keys():
             index[name] = ("transformers", ANY) if _is_generic(model, component) else where

@@ -2,7 +2,7 @@
 
 - Pipeline: InstantCharacterPipeline, PipelineResult
 - Sampling: sample, prepare, step, SamplingRequest, TextEmbeddings, Subject, SubjectFeatures,
-  TrueCfg, Conditioning, noise, rope_table
+  ReferenceLatents, TrueCfg, Conditioning, noise, rope_table
 - Models: Flux, Adapter, Vae, T5Encoder, ClipText, SiglipVision, Dinov2
 - Configs: FluxConfig, AdapterConfig, VaeConfig, T5Config, ClipConfig, SiglipConfig, Dinov2Config,
   SchedulerConfig, SamplingConfig, CONFIGS
@@ -40,6 +40,7 @@ from ic_jax.models.vae import Vae
 from ic_jax.pipeline import InstantCharacterPipeline, PipelineResult
 from ic_jax.preprocessing.images import ImageError
 from ic_jax.preprocessing.tokenizers import PromptError
+from ic_jax.runner import ReferenceLatents
 from ic_jax.sampler import (
     Conditioning,
     SamplingRequest,
@@ -81,6 +82,7 @@ __all__ = [
     "NotEnoughMemoryError",
     "PipelineResult",
     "PromptError",
+    "ReferenceLatents",
     "SamplingConfig",
     "SamplingRequest",
     "SchedulerConfig",

@@ -60,11 +60,25 @@ def unpack(tokens: Float[Array, "b n p"], height: int, width: int) -> Float[Arra
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, height, width, -1)
 
 
-def position_ids(text_tokens: int, height: int, width: int) -> np.ndarray:
-    """Return position ids (0, row, column), int [text_tokens + height * width, 3], text first.
+def position_ids(
+    text_tokens: int, height: int, width: int, reference: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Return position ids, int [n, 3], of text tokens, then the picture's, then a reference's.
 
-    `height` and `width` are in tokens. All text tokens are at (0, 0, 0).
+    All text tokens are at (0, 0, 0), and the picture's at (0, row, column). Those of a reference
+    are at (1, row, column), rows and columns of its own (FLUX.1 Kontext).
+
+    Args:
+        text_tokens: number of text tokens.
+        height: of the picture, in tokens; likewise `width`.
+        width: see `height`.
+        reference: height and width of the reference, in tokens.
     """
-    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    image = np.stack([np.zeros_like(rows), rows, columns], axis=-1).reshape(-1, 3)
-    return np.concatenate([np.zeros((text_tokens, 3), image.dtype), image])
+
+    def grid(index: int, height: int, width: int) -> np.ndarray:
+        rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+        return np.stack([np.full_like(rows, index), rows, columns], axis=-1).reshape(-1, 3)
+
+    image = grid(0, height, width)
+    parts = [np.zeros((text_tokens, 3), image.dtype), image]
+    return np.concatenate(parts if reference is None else [*parts, grid(1, *reference)])

@@ -36,13 +36,15 @@ from ic_jax.preprocessing.images import Fit, Picture
 from ic_jax.preprocessing.tokenizers import TextTokenizer
 from ic_jax.request import (
     Prompts,
+    ReferenceImage,
     SubjectImage,
     build_request,
+    encode_references,
     encode_subjects,
     encode_texts,
     text_embeddings,
 )
-from ic_jax.runner import Runner, ShapesRunner
+from ic_jax.runner import ReferenceLatents, Runner, ShapesRunner
 from ic_jax.sharding import describe
 from ic_jax.weights import loading
 from ic_jax.weights.encoders import LARGE_ENCODERS, Encoders, EncodersOnDemand
@@ -52,6 +54,7 @@ from ic_jax.weights.lora.reading import read_lora
 from ic_jax.weights.lora.source import find_lora
 from ic_jax.weights.lora.targets import targets_of
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder, create
+from ic_jax.weights.model_source import open_model
 
 OutputType = Literal["pil", "np", "latent"]
 StepCallback = Callable[[Any, int, float, dict[str, Array]], Mapping[str, Array] | None]
@@ -243,6 +246,7 @@ class InstantCharacterPipeline:
         subject_scale: float | None = None,
         negative_subject_scale: float | None = None,
         subject_fit: Fit = "pad",
+        reference_image: ReferenceImage | None = None,
         max_sequence_length: int | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
@@ -285,6 +289,10 @@ class InstantCharacterPipeline:
                 without a negative prompt it steers away from the empty one.
             subject_fit: how to make the picture square: "pad" with white, or "stretch" as the
                 published pipeline does.
+            reference_image: picture that the prompt changes or takes things from, for FLUX.1
+                Kontext; a list that pairs up with the prompts; or the result of
+                `encode_reference`. It is resized to the nearest of the sizes that Kontext was
+                trained with, about 1024 x 1024, and does not decide `height` and `width`.
             max_sequence_length: T5 tokens, at most 512 [512].
             output_type: "pil", "np" (float32 in 0..1) or "latent".
             callback_on_step_end: called after each step as in diffusers, with (pipeline, step,
@@ -331,6 +339,7 @@ class InstantCharacterPipeline:
             texts=prompts,
             negative=negative,
             subjects=encode_subjects(runner, subject_image, subject_fit),
+            references=encode_references(runner, reference_image),
             seed=seed,
             latents=latents,
         )
@@ -381,6 +390,22 @@ class InstantCharacterPipeline:
         """
         arguments.check_choice("fit", fit, ("pad", "stretch"))
         return self._runner.encode_pictures(arguments.as_list("subject_image", image), fit)
+
+    def encode_reference(
+        self, image: Picture | Sequence[Picture], *, resize: bool = True
+    ) -> ReferenceLatents:
+        """Encode one picture or a list; the result serves as `reference_image` in any call.
+
+        Args:
+            image: pictures as `__call__` takes them. All get the size of the first.
+            resize: whether to the nearest of Kontext's sizes; otherwise the first keeps its sides,
+                rounded down to multiples of 16. Fewer pixels take less time at every step.
+
+        Raises:
+            ImageError: a picture that cannot be read or is too small.
+        """
+        pictures = arguments.as_list("reference_image", image)
+        return self._runner.encode_references(pictures, resize=resize)
 
     def load_lora_weights(
         self,
@@ -624,27 +649,3 @@ def _compiling_ahead(
     thread.start()
     yield
     thread.join()
-
-
-def open_model(name_or_path: ModelFolder | Path | str, revision: str | None = None) -> ModelFolder:
-    """Open the MODEL folder of a path or Hub id, downloading what is not there.
-
-    An opened folder is returned as it is.
-
-    Raises:
-        FileNotFoundError: no such folder or Hub repository, or no access to it.
-        ValueError: a revision of a local folder.
-        WeightsError: no MODEL folder, or an incomplete one.
-    """
-    if isinstance(name_or_path, ModelFolder):
-        return name_or_path
-    path = Path(name_or_path).expanduser()
-    if path.exists():
-        if revision is not None:
-            raise ValueError(f"{path}: a local folder has no revision; leave revision out")
-        return ModelFolder.open(path)
-    from ic_jax.weights import hub  # takes a third of a second, for downloads only
-
-    if hub.REPO_ID.fullmatch(str(name_or_path)):
-        return ModelFolder.open(hub.fetch_model(str(name_or_path), revision))
-    raise FileNotFoundError(f"{name_or_path}: no such folder, and not a Hub id (org/name)")

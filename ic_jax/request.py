@@ -15,10 +15,11 @@ from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import Fit, Picture
 from ic_jax.preprocessing.tokenizers import check_prompt
-from ic_jax.runner import Runner
+from ic_jax.runner import ReferenceLatents, Runner
 
 Prompts = str | Sequence[str]
 SubjectImage = Picture | SubjectFeatures
+ReferenceImage = Picture | Sequence[Picture] | ReferenceLatents
 
 
 def build_request(
@@ -29,6 +30,7 @@ def build_request(
     texts: sampler.TextEmbeddings,
     negative: sampler.TextEmbeddings | None,
     subjects: SubjectFeatures | None,
+    references: ReferenceLatents | None,
     seed: Any,
     latents: Any,
 ) -> tuple[sampler.SamplingRequest, list[int] | None]:
@@ -37,6 +39,7 @@ def build_request(
         prompts=len(texts.embeds),
         negatives=None if negative is None else len(negative.embeds),
         subjects=None if subjects is None else len(subjects.low_res_deep),
+        references=None if references is None else len(references.latents),
     )
     total = count * args.num_images_per_prompt
 
@@ -46,7 +49,7 @@ def build_request(
     def full(value: float) -> Any:  # NumPy: jnp.full would compile a program
         return np.full(total, value, np.float32)
 
-    subject = true_cfg = None
+    subject = true_cfg = reference = reference_grid = None
     if subjects is not None:
         subject = sampler.Subject(subjects, full(args.subject_scale))
     if negative is not None:
@@ -54,9 +57,12 @@ def build_request(
         true_cfg = sampler.TrueCfg(
             per_picture(negative), full(args.true_cfg_scale), full(args.negative_subject_scale)
         )
+    if references is not None:
+        rows, reference_grid = references
+        reference = runner.repeat_rows(rows, total // len(rows))
     seeds, noise = _seeds_and_noise(runner, args, total, seed, latents)
     height, width = runner.grid(args.height, args.width)
-    ids = flow.position_ids(texts.embeds.shape[1], height, width)
+    ids = flow.position_ids(texts.embeds.shape[1], height, width, reference_grid)
     sigmas: Any = flow.schedule(args.sigmas or args.num_inference_steps, height * width, scheduler)
     request = sampler.SamplingRequest(
         latents=noise,
@@ -66,6 +72,7 @@ def build_request(
         rope=rope_table(ids, runner.transformer.config),
         subject=subject,
         true_cfg=true_cfg,
+        reference=reference,
     )
     return request, seeds
 
@@ -157,3 +164,15 @@ def encode_subjects(
     if len(parts) == 1:
         return parts[0]
     return SubjectFeatures(*(jnp.concatenate(field) for field in zip(*parts, strict=True)))
+
+
+def encode_references(runner: Runner, references: ReferenceImage | None) -> ReferenceLatents | None:
+    """Return the latents of references, encoding those that are pictures."""
+    if references is None:
+        return None
+    if not isinstance(references, ReferenceLatents):
+        return runner.encode_references(arguments.as_list("reference_image", references))
+    rows, (height, width) = references
+    shape = (None, height * width, runner.transformer.config.in_channels)
+    arguments.check_shape("reference_image's latents", rows, shape)
+    return references

@@ -1,15 +1,16 @@
 """A model's parts, each run as one compiled program per shape, with weights as arguments."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from ic_jax import flow, sampler
 from ic_jax.models.clip import ClipText
@@ -20,12 +21,25 @@ from ic_jax.models.unstacked import compiler_options
 from ic_jax.models.vae import Vae
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.images import Fit, Picture, read_rgb, tiles, to_square
+from ic_jax.preprocessing.references import to_references
 from ic_jax.preprocessing.tokenizers import PromptTokenizer, warn_of_unknown
 from ic_jax.sharding import constrain, mesh_of
 from ic_jax.weights.encoders import Encoders
 from ic_jax.weights.loading import Model
 
+NOT_KONTEXT = (
+    "this model is not known as FLUX.1 Kontext, and no other FLUX was trained to follow a "
+    "reference picture; if it is Kontext, convert it with --kontext"
+)
 Grid = tuple[int, int]  # height and width of a picture in tokens
+Rows = TypeVar("Rows")  # array, or arrays, with a leading axis over rows
+
+
+class ReferenceLatents(NamedTuple):
+    """Latents of reference pictures of one size, for `reference_image`."""
+
+    latents: Float[Array, "r m c"]  # packed
+    grid: Grid
 
 
 class Runner:
@@ -105,12 +119,23 @@ class Runner:
             arguments.check_shape(f"subject_image's {name}", getattr(features, name), shape)
         return SubjectFeatures(*(jnp.asarray(field, self.dtype) for field in features))
 
-    def repeat_rows(self, prompt: sampler.TextEmbeddings, times: int) -> sampler.TextEmbeddings:
-        """Repeat each row `times` times; the copies of a row are neighbours."""
-        if times == 1:
-            return prompt
+    def encode_references(
+        self, pictures: Sequence[Picture], *, resize: bool = True
+    ) -> ReferenceLatents:
+        """Encode reference pictures, `resize` as for `to_references`; warn if not with Kontext."""
+        pixels = to_references(pictures, self.pixels_per_token, resize=resize)
+        if self.model.source is None or not self.model.source.is_kontext:
+            warnings.warn(NOT_KONTEXT, stacklevel=3)
         with self._on_mesh():
-            return self._run(_repeat_rows, prompt, times=times)
+            latents = self._run(_encode_references, self.vae, pixels, dtype=self.dtype)
+        return ReferenceLatents(latents, self.grid(*pixels.shape[1:3]))
+
+    def repeat_rows(self, rows: Rows, times: int) -> Rows:
+        """Repeat each row of some arrays `times` times; the copies of a row are neighbours."""
+        if times == 1:
+            return rows
+        with self._on_mesh():
+            return self._run(_repeat_rows, rows, times=times)
 
     def noise(self, seeds: Sequence[int], grid: Grid) -> Float[Array, "b n c"]:
         """Return the packed noise of each seed, float32."""
@@ -201,9 +226,18 @@ def _noise(
     return flow.pack(sampler.noise(seeds, height, width, channels))
 
 
+@partial(jax.jit, static_argnames=("dtype",))
+def _encode_references(
+    vae: Vae, pixels: UInt8[Array, "r h w 3"], dtype: DTypeLike
+) -> Float[Array, "r m c"]:
+    mean, _ = vae.encode((pixels.astype(jnp.float32) / 127.5 - 1).astype(dtype))
+    latents = flow.pack(vae.to_latents(mean.astype(jnp.float32))).astype(dtype)
+    return constrain(latents, None, None, None)  # replicated, as what the other encoders return
+
+
 @partial(jax.jit, static_argnames=("times",))
-def _repeat_rows(prompt: sampler.TextEmbeddings, times: int) -> sampler.TextEmbeddings:
-    return sampler.TextEmbeddings(*(jnp.repeat(x, times, axis=0) for x in prompt))
+def _repeat_rows(rows: Rows, times: int) -> Rows:
+    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), rows)
 
 
 # A separate program: fused with the code that uses the result, XLA on a CPU would not round.

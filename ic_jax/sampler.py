@@ -53,6 +53,7 @@ class SamplingRequest(NamedTuple):
     rope: Rope  # of flow.position_ids, see rope_table
     subject: Subject | None = None
     true_cfg: TrueCfg | None = None
+    reference: Float[Array, "b m c"] | None = None  # packed latents; `rope` has their ids, last
 
 
 class Steps(NamedTuple):
@@ -75,16 +76,19 @@ class Conditioning(NamedTuple):
     rope: Rope
     subject_scale: Float[Array, "rows"]
     true_cfg_scale: Float[Array, "b"] | None
+    reference: Float[Array, "rows m c"] | None
 
 
 def prepare(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Conditioning:
     """Compute what does not depend on the noise, once for all steps."""
     prompt, guidance, subject = request.prompt, request.guidance_scale, request.subject
+    reference = request.reference
     scale = jnp.zeros_like(guidance) if subject is None else subject.scale
     if (true_cfg := request.true_cfg) is not None:
         prompt = jax.tree.map(_interleave, true_cfg.negative, prompt)
         guidance = jnp.repeat(guidance, 2)
         scale = _interleave(scale if subject is None else true_cfg.subject_scale, scale)
+        reference = None if reference is None else jnp.repeat(reference, 2, axis=0)
     times = request.sigmas[:-1]
     return Conditioning(
         text=flux.embed_text(prompt.embeds),
@@ -97,6 +101,7 @@ def prepare(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Co
         rope=request.rope,
         subject_scale=scale,
         true_cfg_scale=None if true_cfg is None else true_cfg.scale,
+        reference=None if reference is None else reference.astype(prompt.embeds.dtype),
     )
 
 
@@ -147,14 +152,20 @@ def step(
     latents: Float[Array, "b n c"],
     index: Int[Array, ""],
 ) -> Float[Array, "b n c"]:
-    """Take Euler step `index` in float32: latents + (next_sigma - sigma) * velocity."""
+    """Take Euler step `index` in float32: latents + (next_sigma - sigma) * velocity.
+
+    A reference's tokens follow those of the picture through all blocks, and no velocity is read
+    from them.
+    """
     c, at = conditioning, jax.tree.map(lambda x: x[index], conditioning.steps)
     prompt = None
     if adapter is not None and at.subject_tokens is not None:
         prompt = ImagePrompt(adapter.ip_adapter, at.subject_tokens, c.subject_scale)
     x = latents.astype(c.text.dtype)
     x = x if c.true_cfg_scale is None else jnp.repeat(x, 2, axis=0)
-    velocity = flux.denoise(x, c.text, at.modulation, c.rope, prompt).astype(jnp.float32)
+    x = x if c.reference is None else jnp.concatenate([x, c.reference], axis=1)
+    velocity = flux.denoise(x, c.text, at.modulation, c.rope, prompt)
+    velocity = velocity[:, : latents.shape[1]].astype(jnp.float32)
     if c.true_cfg_scale is not None:
         pairs = velocity.reshape(-1, 2, *velocity.shape[1:])
         negative, positive = pairs[:, 0], pairs[:, 1]

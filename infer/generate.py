@@ -16,6 +16,7 @@ from ic_jax import InstantCharacterPipeline, multihost
 from ic_jax.cli import say
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.pipeline import StepCallback
+from ic_jax.runner import ReferenceLatents
 from infer import output
 from infer.output import Job
 from infer.request import GenerateRequest, read_request
@@ -45,7 +46,8 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> None:
         if request.subject is not None:
             features = pipe.encode_subject(request.subject, request.sampling["subject_fit"])
         callback = _ignore_step if _shows_bar(request) else None
-        _draw(pipe, request, _padded(jobs[:size], size), features, None, callback)
+        reference = _encode_reference(pipe, request)
+        _draw(pipe, request, _padded(jobs[:size], size), features, reference, None, callback)
 
     watch = Stopwatch()
     pipe = InstantCharacterPipeline.from_pretrained(
@@ -63,11 +65,14 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> None:
         fit = request.sampling["subject_fit"]
         subject = jax.block_until_ready(pipe.encode_subject(request.subject, fit))
         say(f"encoded {request.subject}: {watch.lap()}")
+    if reference := jax.block_until_ready(_encode_reference(pipe, request)):
+        say(f"encoded {request.reference}: {watch.lap()}")
     encoded = _encode_prompts(pipe, request, jobs) if request.offload_encoders else None
     for first in range(0, len(jobs), size):
         batch = jobs[first : first + size]
         with _progress(request, batch[0].prompt) as callback:
-            images = _draw(pipe, request, _padded(batch, size), subject, encoded, callback)
+            inputs = (subject, reference, encoded)
+            images = _draw(pipe, request, _padded(batch, size), *inputs, callback)
         if _spans_processes(request) and not multihost.is_first():
             continue
         for job, image in zip(batch, images[: len(batch)], strict=True):
@@ -78,6 +83,12 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> None:
 def _load_loras(pipe: InstantCharacterPipeline, request: GenerateRequest) -> None:
     for option in request.loras:
         pipe.load_lora_weights(option.lora)
+
+
+def _encode_reference(
+    pipe: InstantCharacterPipeline, request: GenerateRequest
+) -> ReferenceLatents | None:
+    return None if request.reference is None else pipe.encode_reference(request.reference)
 
 
 def _padded(batch: list[Job], size: int) -> list[Job]:
@@ -154,11 +165,13 @@ def _draw(
     request: GenerateRequest,
     jobs: list[Job],
     subject: SubjectFeatures | None,
+    reference: ReferenceLatents | None,
     encoded: Embeddings | None,
     callback: StepCallback | None,
 ) -> list[Image.Image]:
     result = pipe(
         subject_image=subject,
+        reference_image=reference,
         seed=[job.seed for job in jobs],
         callback_on_step_end=callback,
         **_prompt_arguments(request, jobs, encoded),

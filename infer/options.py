@@ -28,6 +28,8 @@ def _add_what(group: cli.Arguments) -> None:
         help=f"MODEL folder, or Hub id org/name of one (default: {bundled})",
     )
     add("--subject", type=cli.path, metavar="PICTURE", help="reference picture of the character")
+    edited = "picture that the prompt changes or takes things from; for FLUX.1 Kontext"
+    add("--reference", type=cli.path, metavar="PICTURE", help=edited)
     add("--prompt", action="append", help="the scene; repeat for several")
     add("--prompts-file", type=cli.path, metavar="FILE", help="text file with one prompt per line")
     add("--prompt-2", metavar="PROMPT", help="separate prompt for T5")

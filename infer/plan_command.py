@@ -21,7 +21,8 @@ from ic_jax.planning.topologies import TOPOLOGY_HELP, topology_devices
 from ic_jax.sharding import ShardingError, describe, make_mesh, parse, stored_bytes
 
 COMPUTED = ("transformer", "adapter")  # components that take part in sampling
-SETTINGS = ("height", "width", "steps", "batch", "text_length")
+SETTINGS = ("height", "width", "steps", "batch", "text_length", "reference")
+REFERENCE_SIDE = 1024  # pixels; Kontext's other sizes have about as many tokens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=cli.count, default=1, metavar="N", help="pictures that are drawn together")
     length = "length of prompts in T5 tokens"
     add("--text-length", type=cli.count, default=512, metavar="N", help=length)
+    reference = "with a reference picture of FLUX.1 Kontext, of 1024 x 1024 pixels"
+    add("--reference", action="store_true", help=reference)
     add(
         "--split-prepare",
         action="store_true",
@@ -116,7 +119,8 @@ def request_shapes(args: argparse.Namespace, shapes: Any, mesh: Mesh) -> sampler
     side = 2 * vae.downscale
     tokens, b = args.height // side * (args.width // side), args.batch
     patches = (siglip.image_size // siglip.patch_size) ** 2
-    rope = tokens + args.text_length, flux.attention_head_dim // 2
+    reference_tokens = (REFERENCE_SIDE // side) ** 2 if args.reference else 0
+    rope = tokens + reference_tokens + args.text_length, flux.attention_head_dim // 2
 
     def bfloat16(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
@@ -132,8 +136,10 @@ def request_shapes(args: argparse.Namespace, shapes: Any, mesh: Mesh) -> sampler
     )
     later: Any = None  # replaced below
     latents = float32(b, tokens, flux.in_channels)
+    reference: Any = bfloat16(b, reference_tokens, flux.in_channels) if args.reference else None
     return compile_plan.batch_shapes(
-        sampler.SamplingRequest(latents, prompt, float32(b), later, later), mesh
+        sampler.SamplingRequest(latents, prompt, float32(b), later, later, reference=reference),
+        mesh,
     )._replace(
         sigmas=_replicated(mesh, (args.steps + 1,)),
         rope=Rope(_replicated(mesh, rope), _replicated(mesh, rope)),

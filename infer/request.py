@@ -13,10 +13,10 @@ from ic_jax import auto_mesh
 from ic_jax.cli import say
 from ic_jax.config import SamplingConfig
 from ic_jax.flow import PATCH
-from ic_jax.pipeline import open_model
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import read_rgb
+from ic_jax.preprocessing.references import to_references
 from ic_jax.text_files import lines_of, read_text
 from ic_jax.version import __version__
 from ic_jax.weights.loading import folder_configs, read_config
@@ -26,6 +26,7 @@ from ic_jax.weights.lora.source import find_lora
 from ic_jax.weights.lora.targets import Targets, targets_of
 from ic_jax.weights.lora.writing import TRIGGER
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
+from ic_jax.weights.model_source import open_model
 from ic_jax.weights.safetensors_io import read_metadata
 from infer import demo, output
 from infer.output import Job
@@ -59,7 +60,8 @@ class GenerateRequest:
 
     jobs: tuple[Job, ...]
     model: ModelFolder
-    subject: Path | None  # file of the reference picture
+    subject: Path | None  # file of the character's picture
+    reference: Path | None  # file of the picture to edit
     prompt_2: str | None
     negative_prompt: str | None
     negative_prompt_2: str | None
@@ -83,6 +85,7 @@ class GenerateRequest:
             "seed": job.seed,
             "model": str(self.model.path),
             "subject": None if self.subject is None else str(self.subject),
+            "reference": None if self.reference is None else str(self.reference),
             "prompt_2": self.prompt_2,
             "negative_prompt": self.negative_prompt,
             "negative_prompt_2": self.negative_prompt_2,
@@ -114,16 +117,20 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     seeds = _seeds(args.seed, args.num_images_per_prompt)
     jobs = output.jobs(args.out or DEFAULT_OUT, prompts or [""], seeds)
     model = open_model(args.model or SMALL_MODEL)
-    settings = _settings(args, model)
+    multiple = read_config(model, "vae").downscale * PATCH
+    settings = _settings(args, model, multiple)
     targets = targets_of(folder_configs(model))
     if subject is not None:
         read_rgb(subject)
+    if args.reference is not None:
+        to_references([args.reference], multiple)
     # XLA widens every bfloat16 weight on a CPU, at every step.
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     return GenerateRequest(
         jobs=tuple(jobs),
         model=model,
         subject=subject,
+        reference=args.reference,
         prompt_2=args.prompt_2,
         negative_prompt=args.negative_prompt,
         negative_prompt_2=args.negative_prompt_2,
@@ -138,7 +145,7 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     )
 
 
-def _settings(args: argparse.Namespace, model: ModelFolder) -> SamplingArguments:
+def _settings(args: argparse.Namespace, model: ModelFolder, multiple: int) -> SamplingArguments:
     """Return the sampling settings: the options, and the model's defaults where none is set."""
     has_own = "sampling" in model.components
     settings = arguments.sampling_arguments(
@@ -148,7 +155,7 @@ def _settings(args: argparse.Namespace, model: ModelFolder) -> SamplingArguments
         output_type="pil",
         **{name: getattr(args, name) for name in SAMPLING},
     )
-    settings.check_size(read_config(model, "vae").downscale * PATCH)
+    settings.check_size(multiple)
     if has_own:
         _warn_of_another_size(settings, read_config(model, "sampling"))
     return settings

@@ -3,9 +3,9 @@
 import argparse
 import textwrap
 
-from ic_jax.pipeline import open_model
 from ic_jax.preprocessing.tokenizers import load_tokenizer
 from ic_jax.weights.model_folder import SMALL_MODEL
+from ic_jax.weights.model_source import open_model
 from infer import demo
 
 

@@ -122,7 +122,6 @@ def test_integers_are_no_weights(flux, run):
 @pytest.mark.parametrize(
     ("file", "values", "name"),
     [
-        ("model_index.json", {"_class_name": "FluxKontextPipeline"}, "FLUX.1 Kontext"),
         ("model_index.json", {"_class_name": "FluxFillPipeline"}, "FLUX.1 Fill"),
         ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "Stable Diffusion 3"),
         ("transformer/config.json", {"_class_name": "SD3Transformer2DModel"}, "Diffusion 3"),

@@ -198,7 +198,7 @@ def _check_size(width: int, height: int, name: str) -> None:
 def _too_large(name: str, what: str) -> ImageError:
     return ImageError(
         f"{name} has {what}, more than {MAX_SIDE} a side; make it smaller "
-        "(the model sees no more than 768 x 768 of it)"
+        "(the models see about a megapixel of it at most)"
     )
 
 

@@ -4,6 +4,7 @@
     transformer/config.json    a config of ic_jax.config
     transformer/*.safetensors  parameters by path, in the layout of the modules
     transformer/published.json the published config, for the way back to PyTorch
+    transformer/pipeline.json  the published pipeline's class, if it is another than FluxPipeline
     adapter/, siglip/, dinov2/, t5/, clip/, vae/: the same
     siglip/unused.safetensors  published tensors that no module has, for the way back
     scheduler/config.json      noise schedule
@@ -38,6 +39,7 @@ PARAMETERS = "model"  # what the names of their files begin with
 FORMAT = 1
 SHARD_BYTES = 2_000_000_000  # of a file of parameters, so that many threads have one to read
 READING_SHARE = 0.25  # of the free memory, for what threads read and have not used yet
+PIPELINE_FILE, KONTEXT = "pipeline.json", "FluxKontextPipeline"
 SMALL_MODEL = Path(__file__).parent.parent / "small_model"  # bundled with the library
 HUB_IDS = {  # options of `convert from-torch` -> Hub ids of the published weights
     "flux": "black-forest-labs/FLUX.1-dev",
@@ -90,6 +92,18 @@ class ModelFolder:
                     f"{file}: {size} bytes, expected {entry.size}; convert or copy the model again"
                 )
         return folder
+
+    @property
+    def pipeline_class(self) -> str:
+        """Class of the published pipeline in diffusers, as far as is known."""
+        if PIPELINE_FILE not in self.components.get("transformer", {}):
+            return "FluxPipeline"
+        return self.json("transformer", PIPELINE_FILE)["_class_name"]
+
+    @property
+    def is_kontext(self) -> bool:
+        """Whether the model is known as FLUX.1 Kontext, whose tensors are those of FLUX.1-dev."""
+        return self.pipeline_class == KONTEXT
 
     def files(
         self, components: Iterable[str] | None = None
