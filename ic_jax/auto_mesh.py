@@ -125,7 +125,7 @@ def for_training(
 def base_fits_whole(
     base: Mapping[str, Any],
     adapter: Any,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     memory: float,
     copies: float = ADAMW_COPIES,
 ) -> bool:

@@ -112,7 +112,7 @@ def check_inference(
         "bfloat16 and offloaded encoders": partial(size, half, mesh, offload_encoders=True),
     }
     more = {
-        f"a mesh of tensor={n}": partial(size, modules, _mesh({"tensor": n}))
+        f"a mesh of tensor={n}": partial(size, modules, abstract_mesh({"tensor": n}))
         for n in range(2, heads + 1)
         if heads % n == 0 and not room.is_machine
     }
@@ -160,7 +160,7 @@ def check_training(
         )
     more = {
         f"{n} devices with fsdp={n}": partial(
-            size, _mesh({"fsdp": n}), replicate=False, copies=copies
+            size, abstract_mesh({"fsdp": n}), replicate=False, copies=copies
         )
         for n in DEVICE_COUNTS
         if n >= mesh.size and not room.is_machine
@@ -175,7 +175,7 @@ def weight_bytes(
     modules: Modules, mesh: Mesh | AbstractMesh | None, *, offload_encoders: bool
 ) -> int:
     """Return the most bytes that a model's weights take on each device at a time."""
-    places = _mesh({}) if mesh is None else mesh
+    places = abstract_mesh({}) if mesh is None else mesh
     sizes = {name: stored_bytes(module, places) for name, module in modules.items()}
     if not offload_encoders:
         return sum(sizes.values())
@@ -197,7 +197,7 @@ def _check_transfer(folder: ModelFolder, modules: Modules, room: Room) -> None:
         Room("this machine", free).check(f"{folder.path}: its largest tensor", largest)
 
 
-def _mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
     """Return the shape of a mesh."""
     full = dict.fromkeys(AXES, 1) | dict(sizes)
     return AbstractMesh(tuple(full.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))

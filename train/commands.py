@@ -74,6 +74,25 @@ def _prepare(args: argparse.Namespace) -> None:
     print(card.summary(args.out))
 
 
+def _new_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("data", metavar="DATASET", type=cli.path, help="folder that `train prepare` wrote")
+    model = "MODEL folder to train on (default: the small model that comes with ic_jax)"
+    add("--model", metavar="MODEL", type=cli.path, help=model)
+    add("--lora", action="store_true", help="train a style LoRA instead of the adapter")
+    fresh = "start a new adapter instead of training the model's further"
+    add("--new-adapter", action="store_true", help=fresh)
+    out = "file to write, which must not exist (default: standard output)"
+    add("--out", metavar="RECIPE", type=cli.path, help=out)
+
+
+def _new(args: argparse.Namespace) -> None:
+    from train.new import command
+
+    _take_gpu_memory()
+    command.run(args)
+
+
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     folder = "folder of a data set or of a cache"
     parser.add_argument("folder", metavar="DATASET", type=cli.path, help=folder)
@@ -212,6 +231,14 @@ COMMANDS = (
         _prepare,
         description="Convert a folder of captioned pictures, or a JSON Lines file that lists them, "
         "to a data set (docs/training.md). The same command resumes after an interruption.",
+    ),
+    Command(
+        "new",
+        "Write a commented recipe for a data set, a model and these devices.",
+        _new_arguments,
+        _new,
+        description="Write a recipe with every key, its default and where that comes from, sized "
+        "for a data set, a model and the devices of this machine. It runs as it is.",
     ),
     Command(
         "verify",

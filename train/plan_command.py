@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -84,7 +84,7 @@ def _layout(recipe: Recipe, shapes: dict[str, Any], devices: Sequence[Any]) -> t
     """Return `layout` of a recipe; its error also says with which settings there would be one."""
 
     def of(recipe: Recipe) -> tuple[Mesh, bool]:
-        return layout(recipe, _base(recipe, shapes), _trained(recipe, shapes), devices)
+        return layout(recipe, base_of(recipe, shapes), trained_of(recipe, shapes), devices)
 
     try:
         return of(recipe)
@@ -125,13 +125,13 @@ def recipe_to_plan(args: argparse.Namespace) -> Recipe:
     return read_recipe(args.recipe, args.set)
 
 
-def _base(recipe: Recipe, shapes: dict[str, Any]) -> dict[str, Any]:
+def base_of(recipe: Recipe, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the components that a recipe's steps compute with, besides what is trained."""
     used = components_of(recipe, previews=False)
     return {name: shapes[name] for name in Frozen._fields if name in used}
 
 
-def _trained(recipe: Recipe, shapes: dict[str, Any]) -> Trainable:
+def trained_of(recipe: Recipe, shapes: Mapping[str, Any]) -> Trainable:
     """Return the trainable parameters as shapes: a LoRA, a new adapter or the model's."""
     flux = shapes["transformer"]
     if settings := recipe.lora:
@@ -172,10 +172,10 @@ def program(
     stage = recipe.stages[name]
     rule = optimizer(recipe.optimizer, stage)
     start = partial(TrainState.start, optimizer=rule, ema=recipe.averages)
-    arrays = jax.eval_shape(start, _trained(recipe, shapes))
+    arrays = jax.eval_shape(start, trained_of(recipe, shapes))
     state = sharded_shapes(arrays, mesh)
     configs = {component: module.config for component, module in shapes.items()}
-    parts: Any = dict.fromkeys(Frozen._fields) | _base(recipe, shapes)
+    parts: Any = dict.fromkeys(Frozen._fields) | base_of(recipe, shapes)
     parts["transformer"] = jax.eval_shape(split_output, parts["transformer"])
     frozen = sharded_shapes(Frozen(**parts), mesh, replicate=replicate)
     return PlannedProgram(
@@ -191,7 +191,7 @@ def program(
 
 
 def _model_flops(recipe: Recipe, stage: Stage, shapes: dict[str, Any]) -> float:
-    trained = _trained(recipe, shapes)
+    trained = trained_of(recipe, shapes)
     config = trained.config if isinstance(trained, Adapter) else None
     siglip, flux, vae = (shapes[name].config for name in ("siglip", "transformer", "vae"))
     tokens = (stage.resolution // (flow.PATCH * vae.downscale)) ** 2

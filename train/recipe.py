@@ -2,7 +2,8 @@
 
 Sources of defaults: [paper] InstantCharacter, arXiv 2504.12395, section on training; [WithAnyone]
 the most similar open project, an image-prompt adapter on FLUX; [UNO], [EasyControl], [x-flux] the
-code of other open adapters; [flux] black-forest-labs/flux; [ours] a choice of this project.
+code of other open adapters; [flux] black-forest-labs/flux; [small model] measured on the small
+model, examples/open_peeps/NOTES.md; [ours] a choice of this project.
 """
 
 import re
@@ -47,13 +48,13 @@ class Stage:
     b2: float = 0.999  # [all]
     weight_decay: float = 0.0  # [WithAnyone]
     clip: float = 1.0  # global gradient norm [WithAnyone, UNO, x-flux]
-    accumulate: int = 1  # parts in which a batch is computed
+    accumulate: int = 1  # parts in which a batch is computed [ours]
     timesteps: str = "logit-normal"  # or "uniform" [flux; OminiControl]
     shifted: bool = True  # noise levels, as FLUX's schedule for the size [WithAnyone, UNO]
     guidance: float = 1.0  # scale for FLUX's distilled guidance embedding [all]
     text_dropout: float = 0.1  # probability of the empty prompt [WithAnyone, UNO, OminiControl]
     early_text_dropout: float = 0.0  # at first [WithAnyone: 1.0 for 20 000]
-    early_steps: int = 0  # steps with early_text_dropout in place of text_dropout
+    early_steps: int = 0  # steps with early_text_dropout in place of text_dropout [ours]
     subject_dropout: float = 0.05  # probability of subject scale 0 [x-flux]
     focus: float = 0.0  # fraction of the loss within the data's focus boxes, such as faces [ours]
     ema: float = 0.999  # decay of the averaged parameters; 0 is off [ours]
@@ -98,8 +99,8 @@ class LoraConfig:
     rank: int = 16  # [ai-toolkit]
     alpha: float = 0.0  # its scale is alpha / rank; 0 takes the rank [ours]
     targets: tuple[str, ...] = ATTENTION  # suffixes of published module names, as in peft [ours]
-    trigger: str = ""  # put before every caption, as `--trigger` before every prompt
-    start: str = ""  # LoRA to go on with: a file, a folder or a Hub id
+    trigger: str = ""  # precedes every caption, as `--trigger` every prompt [ours]
+    start: str = ""  # LoRA to go on with: a file, a folder or a Hub id [ours]
 
     def __post_init__(self) -> None:
         _check(self.rank >= 1, "rank", self.rank, "at least 1")
@@ -134,10 +135,10 @@ class Reporting:
     effect_every: int = 250  # steps between measurements of the effect; 0 is none [ours]
     effect_batches: int = 4  # held-out batches in each [ours]
     preview_every: int = 500  # steps between contact sheets; 0 is none [ours]
-    preview_prompts: tuple[str, ...] = ("",)
+    preview_prompts: tuple[str, ...] = ("",)  # columns of the contact sheet [ours]
     preview_references: int = 4  # held-out characters on the sheet [ours]
     preview_steps: int = 28  # sampling steps [flux]
-    wandb: str = ""  # project name; empty is off
+    wandb: str = ""  # project name; empty is off [ours]
 
     def __post_init__(self) -> None:
         for name in ("every", "effect_batches", "preview_steps"):
@@ -155,14 +156,14 @@ class Recipe:
     data: Path  # DATASET folder
     out: Path  # RUN folder
     stages: Mapping[str, Stage]
-    seed: int = 0
-    adapter: str | Mapping[str, Any] = ""  # sizes of a new adapter; empty continues the model's
-    lora: LoraConfig | None = None  # trained instead of the adapter
-    cache: str = ""  # folder of `python -m train cache`; empty encodes within the step
+    seed: int = 0  # of the first weights, the order of the data and the noise [ours]
+    adapter: str | Mapping[str, Any] = ""  # sizes of a new one; empty continues the model's [ours]
+    lora: LoraConfig | None = None  # trained instead of the adapter [ours]
+    cache: str = ""  # folder of `python -m train cache`; empty encodes within the step [ours]
     text_length: int = 512  # T5 tokens [flux]
-    mesh: str = "auto"  # devices to spread over, such as "data=2,fsdp=4" (docs/sharding.md)
-    base: str = "auto"  # weights of the frozen base over the mesh: "replicated" or "sharded"
-    dtype: str = "bfloat16"  # of the base and of the computation; masters are float32
+    mesh: str = "auto"  # devices, such as "data=2,fsdp=4" (docs/sharding.md) [ours]
+    base: str = "auto"  # the frozen base over the mesh: "replicated" or "sharded" [ours]
+    dtype: str = "bfloat16"  # of the base and of the computation; masters are float32 [flux]
     optimizer: OptimizerName = "adamw"  # see train/optimizer.py [all]
     holdout: float = 0.02  # fraction of the characters held out of training, for measuring [ours]
     stop_after_bad: int = 10  # steps in a row whose loss or gradient is not finite [ours]
