@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ic_jax.config import ConfigError
+from tests.data_source import contents
 from train.checkpoints import CheckpointError, Checkpoints
 from train.recipe import Saving
 from train.step import TrainState
@@ -49,6 +50,19 @@ def test_the_newest_comes_back_bit_for_bit(tmp_path):
     step, values = resumed(tmp_path)
     assert step == 10
     jax.tree.map(np.testing.assert_array_equal, values, state(10))
+
+
+def test_reading_leaves_everything_as_it_is_and_says_nothing(tmp_path, caplog):
+    saved(tmp_path, 5, 10, keep_every=5)
+    (tmp_path / "checkpoints" / "15.orbax-checkpoint-tmp-1").mkdir()  # a save in progress
+    before = contents(tmp_path)
+    caplog.clear()
+    checkpoints = Checkpoints(tmp_path, Saving(keep=1), read_only=True)
+    values = checkpoints.restore(abstract(), FACTS, 5)
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, values, state(5))
+    assert contents(tmp_path) == before
+    assert not [x.message for x in caplog.records if x.levelname == "WARNING"]
 
 
 def test_kept_by_count_and_by_interval(tmp_path):

@@ -94,7 +94,7 @@ def first_examples(run, dropout):
     inputs, stage = StepInputs(run), run.recipe.stages["stage1"]
     rows = inputs.local_rows(stage.batch)
     host = next(run.training_batches("stage1", 0, rows, SkipCounter()))
-    scalars = inputs.scalars(stage, 0, host).replace(text_dropout=jnp.float32(dropout))
+    scalars = inputs.scalars("stage1", 0, host).replace(text_dropout=jnp.float32(dropout))
     batch = inputs.batch(host)
     keys = row_keys(jnp.int32(0), jnp.int32(0), batch)
     arguments = (inputs.frozen, batch, keys, inputs.empty, scalars, run.models.adapter)

@@ -375,7 +375,10 @@ def test_stopped_and_resumed_it_ends_bit_equal(world, uninterrupted, monkeypatch
 def test_the_exported_file_is_the_trained_average(world, uninterrupted, capsys):
     out = world / "style.safetensors"
     assert main(["export", str(world / "whole"), "--out", str(out)]) == 0
-    assert "draw with --trigger 'discs'" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "draw with --trigger 'discs'" in said.out
+    assert "an average over 3 steps, changed by" in said.out
+    assert said.err == ""
     _, average = trained(world / "whole", ema=True)
     lora = read_lora(out)
     expected = published(average)

@@ -81,8 +81,7 @@ class Checkpoints:
             keep_period=saving.keep_every or None,
             enable_async_checkpointing=True,
             cleanup_tmp_directories=not read_only,
-            create=False,
-            read_only=read_only,
+            create=False,  # Orbax's own read_only says in three warnings that it saves nothing
             multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=processes),
         )
         self._manager = ocp.CheckpointManager(self._steps.absolute(), options=options)

@@ -80,7 +80,7 @@ class ReferenceEffectMeter:
         self._batches: list[tuple] = []
         for i, host in enumerate(run.measuring_batches(name)):
             rows = inputs.replicate((other_characters(host.character), np.int32(i)))
-            scalars = self._without_dropout(inputs.scalars(stage, 0, host), stage)
+            scalars = self._without_dropout(inputs.scalars(name, 0, host), stage)
             self._batches.append((inputs.batch(host), inputs.rope(host), scalars, *rows))
 
     def measure(self, adapter: Trainable) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """`python -m train export`: the trained adapter as a MODEL folder, or the LoRA as a file."""
 
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from ic_jax.weights import loading, model_folder
 from ic_jax.weights.lora.writing import Training, write_lora
 from ic_jax.weights.model_folder import ModelFolder, ModelWriter
 from ic_jax.weights.safetensors_io import Spec
-from train import lora
+from train import averages, lora
 from train.checkpoints import Checkpoints
+from train.models import params_before
 from train.objective import Trainable
 from train.optimizer import evaluated, optimizer
 from train.recipe import Recipe, recipe_of
@@ -49,7 +51,8 @@ def export(
     """
     recipe = recipe_in(run)
     base = ModelFolder.open(recipe.model)
-    step, params = read_params(run, recipe, base, step=step, ema=ema)
+    step, state = read_state(run, recipe, base, step=step)
+    params = chosen(state, ema=ema)
     if isinstance(params, Adapter):
         with model_folder.create(out, overwrite=overwrite) as writer:
             for component in base.components:
@@ -67,6 +70,9 @@ def export(
     what = "the adapter" if isinstance(params, Adapter) else "the LoRA"
     trigger = f"; draw with --trigger {recipe.trigger!r}" if recipe.trigger else ""
     print(f"{out}: {what} after step {step} of {recipe.total_steps}{trigger}")
+    if ema and state.ema_params is not None:
+        ways = averages.ways(params_before(recipe, base), state.ema_params, state.params)
+        print(_average_in_words(recipe, step, ways))
 
 
 def _write_cast(writer: ModelWriter, base: ModelFolder, component: str, dtype: np.dtype) -> None:
@@ -90,6 +96,27 @@ def recipe_in(run: Path) -> Recipe:
         raise ConfigError(f"{run / 'recipe.json'}: {error}") from None
 
 
+def _average_in_words(recipe: Recipe, step: int, ways: averages.Ways) -> str:
+    """Say what the average goes over and how far it went, and warn where it fell behind."""
+    if ways.far:
+        warnings.warn(
+            f"the average is far from the last weights: it {ways}; they are {ways.apart:.4g} "
+            "apart; train longer, or export the last ones, --no-ema",
+            stacklevel=2,
+        )
+    steps = averages.effective_steps(recipe, step)
+    return f"these are an average over {steps:.0f} steps, {ways} (--no-ema)"
+
+
+def chosen(state: TrainState, *, ema: bool) -> Trainable:
+    """Return the trained parameters of a state, or their average if it has one."""
+    if not ema:
+        return state.params
+    if state.ema_params is not None:
+        return state.ema_params
+    return evaluated(state.opt_state, state.params)
+
+
 def read_params(
     run: Path, recipe: Recipe, base: ModelFolder, *, step: int | None = None, ema: bool = True
 ) -> tuple[int, Trainable]:
@@ -98,6 +125,14 @@ def read_params(
     Args:
         ema: return the average of the parameters if the run has one.
     """
+    step, state = read_state(run, recipe, base, step=step)
+    return step, chosen(state, ema=ema)
+
+
+def read_state(
+    run: Path, recipe: Recipe, base: ModelFolder, *, step: int | None = None
+) -> tuple[int, TrainState]:
+    """Return step and training state of a checkpoint, by default the newest."""
     checkpoints = Checkpoints(run, recipe.saving, read_only=True)
     try:
         if checkpoints.latest is None:
@@ -118,11 +153,7 @@ def read_params(
         state = checkpoints.restore(abstract, {}, step)
     finally:
         checkpoints.close()
-    if not ema:
-        return step, state.params
-    if state.ema_params is not None:
-        return step, state.ema_params
-    return step, evaluated(state.opt_state, state.params)
+    return step, state
 
 
 def _shapes(recipe: Recipe, base: ModelFolder, metadata: dict[str, Any]) -> Trainable:

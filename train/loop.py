@@ -73,7 +73,7 @@ def train(recipe: Recipe, *, restart: bool = False) -> None:
             for host_batch in bar:
                 # Feed: the rows of this process become part of a global batch on the devices.
                 at = step - first
-                arguments = (stop.asked(), *inputs.arguments(stage, at, host_batch))
+                arguments = (stop.asked(), *inputs.arguments(name, at, host_batch))
 
                 # Step: nothing else is transferred, and at most two steps are queued, so that a
                 # signal need not wait for more.

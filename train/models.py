@@ -23,7 +23,7 @@ from ic_jax.config import (
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.unstacked import split_output
 from ic_jax.preprocessing.tokenizers import PromptTokenizer
-from ic_jax.sharding import replicate_to_mesh, shardings
+from ic_jax.sharding import make_mesh, parse, replicate_to_mesh, shardings
 from ic_jax.weights import loading
 from ic_jax.weights.lora.delta import LoraFile
 from ic_jax.weights.model_folder import ModelFolder
@@ -185,6 +185,16 @@ def tokenizers(recipe: Recipe, model: loading.Model) -> Tokenizers:
     assert model.tokenizer_2 is not None
     tokenizer = PromptTokenizer.from_folders(model.tokenizer, model.tokenizer_2)
     return Tokenizers(tokenizer, recipe.text_length)
+
+
+def params_before(recipe: Recipe, base: ModelFolder) -> Trainable:
+    """Return the trainable parameters from before training on one device, float32."""
+    modules = auto_mesh.shapes_of(base, recipe.dtype)
+    shapes: dict[str, Any] = {name: modules.get(name) for name in Frozen._fields}
+    frozen = Frozen(**shapes)
+    start = read_start(recipe.lora, modules["transformer"].config) if recipe.lora else None
+    mesh = make_mesh(parse("data=1"), jax.devices()[:1])
+    return _initial_params(recipe, base, frozen, mesh, start)
 
 
 def _initial_params(

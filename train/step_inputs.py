@@ -11,10 +11,9 @@ from jax.sharding import PartitionSpec as P
 from ic_jax import flow
 from ic_jax.models.rope import Rope, rope_table
 from ic_jax.sharding import RULES, global_from_local_rows, local_rows, replicate_to_mesh
-from train import flops
+from train import averages, flops
 from train.data.loader import HostBatch
 from train.encode import Ids, Reference, StepBatch, StepScalars
-from train.recipe import Stage
 from train.setup import Setup
 from train.step_settings import numbers
 
@@ -30,6 +29,7 @@ class StepInputs:
         self.frozen, self.empty = run.models.frozen, self.replicate(empty)
         self._seed = self.replicate(np.int32(run.recipe.seed))
         self._rope_of = cache(self._rope)
+        self._averaged = averages.steps_before(run.recipe)
 
     def replicate(self, tree: Any) -> Any:
         """Copy arrays to every device."""
@@ -39,9 +39,9 @@ class StepInputs:
         """Return the rows of a global batch that lie on this process's devices."""
         return local_rows(self._rows, batch)
 
-    def arguments(self, stage: Stage, step_in_stage: int, host: HostBatch) -> tuple[Any, ...]:
-        """Return the arguments of `train.step.train_step` after its state."""
-        scalars = self.scalars(stage, step_in_stage, host)
+    def arguments(self, name: str, step_in_stage: int, host: HostBatch) -> tuple[Any, ...]:
+        """Return the arguments of `train.step.train_step` after its state, in the stage `name`."""
+        scalars = self.scalars(name, step_in_stage, host)
         return self.frozen, self.batch(host), self.empty, self.rope(host), scalars, self._seed
 
     def batch(self, host: HostBatch) -> StepBatch:
@@ -60,10 +60,11 @@ class StepInputs:
         """Return the rotary table for the batch's size of pictures."""
         return self._rope_of(*host.size)
 
-    def scalars(self, stage: Stage, step_in_stage: int, host: HostBatch) -> StepScalars:
-        """Return the numbers of a step of a stage."""
+    def scalars(self, name: str, step_in_stage: int, host: HostBatch) -> StepScalars:
+        """Return the numbers of a step of the stage `name`."""
         shift = flow.shift(self._image_tokens(host), self._models.scheduler)
-        values = numbers(stage, step_in_stage, shift)
+        stage, averaged = self._recipe.stages[name], self._averaged[name]
+        values = numbers(stage, step_in_stage, shift, averaged)
         return StepScalars(**self.replicate(values))
 
     def sample_flops(self, host: HostBatch) -> float:
