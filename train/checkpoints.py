@@ -80,6 +80,9 @@ class Checkpoints:
             max_to_keep=saving.keep,
             keep_period=saving.keep_every or None,
             enable_async_checkpointing=True,
+            # Made in the background, on a busy machine a folder was once written to before it was
+            # there (orbax 0.12.8).
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             cleanup_tmp_directories=not read_only,
             create=False,  # Orbax's own read_only says in three warnings that it saves nothing
             multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=processes),
