@@ -56,10 +56,9 @@ def atomic_folder(
 def atomic_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """Yield a path to write to, whose file replaces `path` at the end.
 
-    It is called ".NAME.PROCESS.part" and lies beside `path`, or in a `folder` on the same disk.
-    An exception removes it.
+    It is `part_path`'s, and an exception removes it.
     """
-    part = (folder or path.parent) / f".{path.name}.{os.getpid()}.part"
+    part = part_path(path, folder)
     try:
         with named_in_errors(path):
             yield part
@@ -68,6 +67,11 @@ def atomic_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_path(path: Path, folder: Path | None = None) -> Path:
+    """Return where `atomic_file` writes: beside `path`, or in a `folder` on the same disk."""
+    return (folder or path.parent) / f".{path.name}.{os.getpid()}.part"
 
 
 def atomic_write(path: Path, data: bytes) -> None:

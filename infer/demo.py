@@ -13,6 +13,7 @@ EXAMPLES = (
     "A bust of a character keeping still with arms at the sides, wearing a buttoned green shirt "
     "with a collar, with tears of laughter, on a lavender background.",
 )
+MODEL_NAME = "small model of ic_jax"  # in the metadata of its pictures
 NO_MODEL = (
     "No --model given: using the small model that comes with ic_jax, which knows drawn people only "
     "(docs/small-model.md)."

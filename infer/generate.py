@@ -76,8 +76,8 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> None:
         if _spans_processes(request) and not multihost.is_first():
             continue
         for job, image in zip(batch, images[: len(batch)], strict=True):
-            output.save(image, job.file, request.metadata(job))
-            say(f"drew {job.file}: {watch.lap()}")
+            file = output.save(image, job.file, request.metadata(job), keep=request.keep)
+            say(f"drew {file}: seed {job.seed}, {watch.lap()}")
 
 
 def _load_loras(pipe: InstantCharacterPipeline, request: GenerateRequest) -> None:
@@ -109,7 +109,7 @@ def _missing_jobs(request: GenerateRequest) -> list[Job]:
     def missing() -> list[int]:
         if not jobs:
             return []
-        output.prepare(jobs)
+        output.prepare(jobs, request.metadata)
         if request.overwrite:
             return list(range(len(jobs)))
         indices = output.missing(jobs, request.metadata)

@@ -6,8 +6,8 @@ from typing import get_args
 from ic_jax import cli
 from ic_jax.config import SamplingConfig
 from ic_jax.preprocessing.images import Fit
-
-DTYPES = ("bfloat16", "float32")
+from infer import output
+from infer.from_picture import DTYPES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +31,17 @@ def _add_what(group: cli.Arguments) -> None:
     edited = "picture that the prompt changes or takes things from; for FLUX.1 Kontext"
     add("--reference", type=cli.path, metavar="PICTURE", help=edited)
     add("--prompt", action="append", help="the scene; repeat for several")
+    again = (
+        "draw a picture of this command again, from the arguments that it tells; other options "
+        "replace them"
+    )
+    add("--from", dest="from_picture", type=cli.path, metavar="PICTURE", help=again)
     add("--prompts-file", type=cli.path, metavar="FILE", help="text file with one prompt per line")
     add("--prompt-2", metavar="PROMPT", help="separate prompt for T5")
     add("--negative-prompt", metavar="PROMPT", help="what --true-cfg-scale steers away from")
     add("--negative-prompt-2", metavar="PROMPT", help="separate negative prompt for T5")
     seeds = "every prompt is drawn with each of these seeds (default: 0)"
-    add("--seed", type=int, nargs="+", default=[0], help=seeds)
+    add("--seed", type=int, nargs="+", help=seeds)
     counted = "pictures for every prompt and seed, with seeds that count up from --seed"
     add("--num-images-per-prompt", type=int, metavar="N", default=1, help=counted)
 
@@ -63,8 +68,8 @@ def _add_how(group: cli.Arguments) -> None:
         help="strength of the reference picture in the prediction that --true-cfg-scale steers "
         "away from; 0 steers towards the character as well (default: --subject-scale)",
     )
-    fit = "how to make the reference picture square: pad with white, or stretch"
-    add("--subject-fit", choices=get_args(Fit), default="pad", help=fit)
+    fit = "how to make the reference picture square: pad with white, or stretch (default: pad)"
+    add("--subject-fit", choices=get_args(Fit), help=fit)
     length = _help("max_sequence_length", "length of prompts in T5 tokens")
     add("--max-sequence-length", type=int, metavar="N", help=length)
     lora = (
@@ -77,8 +82,11 @@ def _add_how(group: cli.Arguments) -> None:
 
 def _add_running(group: cli.Arguments) -> None:
     add = group.add_argument
-    out = "PNG file, or folder for several pictures (default: out.png, replaced if it exists)"
-    add("--out", type=cli.path, help=out)
+    out = (
+        "picture to write, a .png, .jpg, .webp or .avif, or a folder for several "
+        "(default: out.png, or out-2.png, ... where that exists)"
+    )
+    add("--out", type=output.destination, help=out)
     cli.add_overwrite(group, "pictures; otherwise those made with the same settings are kept")
     dtype = "dtype of weights and computation (default: bfloat16; float32 on a CPU)"
     add("--dtype", choices=DTYPES, help=dtype)

@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from ic_jax import auto_mesh
+from ic_jax import auto_mesh, multihost
 from ic_jax.cli import say
 from ic_jax.config import SamplingConfig
+from ic_jax.files import sha256_file
 from ic_jax.flow import PATCH
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import read_rgb
 from ic_jax.preprocessing.references import to_references
+from ic_jax.preprocessing.tokenizers import check_prompt
 from ic_jax.text_files import lines_of, read_text
 from ic_jax.version import __version__
 from ic_jax.weights.loading import folder_configs, read_config
@@ -29,9 +31,9 @@ from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 from ic_jax.weights.model_source import open_model
 from ic_jax.weights.safetensors_io import read_metadata
 from infer import demo, output
-from infer.output import Job
+from infer.from_picture import with_picture
+from infer.output import Destination, Job
 
-DEFAULT_OUT = Path("out.png")
 # Settings that the pipeline takes under the same name.
 SAMPLING = (
     "true_cfg_scale",
@@ -45,6 +47,7 @@ SAMPLING = (
     "subject_fit",
     "max_sequence_length",
 )
+OF_SUBJECTS = ("subject_scale", "negative_subject_scale", "subject_fit")
 
 
 class LoraOption(NamedTuple):
@@ -60,8 +63,10 @@ class GenerateRequest:
 
     jobs: tuple[Job, ...]
     model: ModelFolder
+    model_name: str  # as the user names it
     subject: Path | None  # file of the character's picture
     reference: Path | None  # file of the picture to edit
+    digests: dict[str, str | None]  # SHA-256 of these files
     prompt_2: str | None
     negative_prompt: str | None
     negative_prompt_2: str | None
@@ -73,19 +78,21 @@ class GenerateRequest:
     verify: bool  # the checksums of the model
     progress: bool
     overwrite: bool
+    keep: bool  # what came up under a picture's name while it was drawn
 
     def metadata(self, job: Job) -> dict[str, Any]:
-        """Return what a picture's PNG tells about how it was made, as JSON values."""
-        loras = [(f"{x.source}={x.lora.weight:g}", x.lora.trigger) for x in self.loras]
+        """Return what a picture's file tells about how it was made, as JSON values."""
+        loras = [(f"{x.source}={x.lora.weight!r}", x.lora.trigger or "") for x in self.loras]
         return {
             "ic_jax": __version__,
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
             "prompt": job.prompt,
             "seed": job.seed,
-            "model": str(self.model.path),
+            "model": self.model_name,
             "subject": None if self.subject is None else str(self.subject),
             "reference": None if self.reference is None else str(self.reference),
+            **self.digests,
             "prompt_2": self.prompt_2,
             "negative_prompt": self.negative_prompt,
             "negative_prompt_2": self.negative_prompt_2,
@@ -107,19 +114,21 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
         WeightsError: the model is no MODEL folder, or incomplete.
         ShardingError: the model cannot be laid out on the mesh.
     """
-    subject, prompts = args.subject, _prompts(args.prompt, args.prompts_file)
-    if args.model is None:
-        say(demo.NO_MODEL)
-        if subject is None and not prompts:
-            subject, prompts = demo.SUBJECT, [demo.PROMPT]
-            say(demo.NO_PROMPT)
+    command_line = args
+    if args.from_picture is not None:
+        args = with_picture(args)
+    subject, prompts = _subject_and_prompts(args)
+    _refuse_without_effect(command_line, subject)
     loras = _lora_options(args.lora or [], args.trigger or [])
-    seeds = _seeds(args.seed, args.num_images_per_prompt)
-    jobs = output.jobs(args.out or DEFAULT_OUT, prompts or [""], seeds)
+    seeds = _seeds([0] if args.seed is None else args.seed, args.num_images_per_prompt)
+    keep = args.out is None and not args.overwrite
+    jobs = _jobs(args.out or output.DEFAULT, prompts, seeds, keep=keep)
     model = open_model(args.model or SMALL_MODEL)
     multiple = read_config(model, "vae").downscale * PATCH
     settings = _settings(args, model, multiple)
-    targets = targets_of(folder_configs(model))
+    configs = folder_configs(model)
+    if command_line.guidance_scale is not None and not configs["transformer"].guidance_embeds:
+        raise ValueError("--guidance-scale does nothing: this model has no guidance embedding")
     if subject is not None:
         read_rgb(subject)
     if args.reference is not None:
@@ -129,31 +138,80 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     return GenerateRequest(
         jobs=tuple(jobs),
         model=model,
+        model_name=demo.MODEL_NAME if args.model is None else str(args.model),
         subject=subject,
         reference=args.reference,
+        digests={
+            f"{name}_sha256": None if picture is None else sha256_file(picture)
+            for name, picture in (("subject", subject), ("reference", args.reference))
+        },
         prompt_2=args.prompt_2,
         negative_prompt=args.negative_prompt,
         negative_prompt_2=args.negative_prompt_2,
         sampling={name: value for name, value in asdict(settings).items() if name in SAMPLING},
-        loras=tuple(_read_lora(*option, targets) for option in loras),
+        loras=tuple(_read_lora(*option, targets_of(configs)) for option in loras),
         dtype=dtype,
         mesh=auto_mesh.for_inference(args.mesh, model, dtype),
         offload_encoders=args.offload_encoders,
         verify=not args.no_verify,
         progress=not args.no_progress,
-        overwrite=args.overwrite or args.out is None,
+        overwrite=args.overwrite,
+        keep=keep,
     )
+
+
+def _subject_and_prompts(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
+    """Return the reference picture and every prompt once; those of the demo where none is named."""
+    subject, prompts = args.subject, _prompts(args.prompt, args.prompts_file)
+    if args.model is None:
+        say(demo.NO_MODEL)
+        if subject is None and args.reference is None and not prompts:
+            subject, prompts = demo.SUBJECT, [demo.PROMPT]
+            say(demo.NO_PROMPT)
+    if not prompts:
+        raise ValueError('there is no scene to draw; give --prompt (--prompt "" leaves it open)')
+    for text in (*prompts, args.prompt_2, args.negative_prompt, args.negative_prompt_2):
+        check_prompt(text or "")
+    unique = list(dict.fromkeys(prompts))
+    if len(unique) < len(prompts):
+        repeated = len(prompts) - len(unique)
+        say(f"{repeated} of {len(prompts)} prompts repeat another; equal prompts are drawn once")
+    return subject, unique
+
+
+def _refuse_without_effect(args: argparse.Namespace, subject: Path | None) -> None:
+    """Raise ValueError for an option of the command line that others leave without effect."""
+    if args.sigmas is not None and args.num_inference_steps is not None:
+        raise ValueError("--sigmas and --num-inference-steps exclude each other; give one")
+    for name in OF_SUBJECTS if subject is None else ():
+        if getattr(args, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} does nothing without a subject; give --subject PICTURE")
+
+
+def _jobs(out: Destination, prompts: list[str], seeds: list[int], *, keep: bool) -> list[Job]:
+    """Return the pictures to draw, the same in every process; `keep` takes names that are free."""
+    if not keep:
+        return output.jobs(out, prompts, seeds)
+
+    def free_stem() -> str | None:
+        return output.free_stem(out, prompts, seeds)
+
+    stem = multihost.broadcast_json("stem", free_stem)
+    if stem != out.stem:
+        say(f"{out.file} exists; the pictures of this run are called {stem}")
+    return output.jobs(out._replace(stem=stem), prompts, seeds)
 
 
 def _settings(args: argparse.Namespace, model: ModelFolder, multiple: int) -> SamplingArguments:
     """Return the sampling settings: the options, and the model's defaults where none is set."""
-    has_own = "sampling" in model.components
+    has_own, fit = "sampling" in model.components, args.subject_fit or "pad"
     settings = arguments.sampling_arguments(
         read_config(model, "sampling") if has_own else SamplingConfig(),
         has_negative=args.negative_prompt is not None or args.negative_prompt_2 is not None,
         num_images_per_prompt=1,
         output_type="pil",
-        **{name: getattr(args, name) for name in SAMPLING},
+        **{name: getattr(args, name) for name in SAMPLING} | {"subject_fit": fit},
     )
     settings.check_size(multiple)
     if has_own:
@@ -200,7 +258,7 @@ def _lora_options(specs: list[str], triggers: list[str]) -> list[tuple[str, floa
 def _weighted(spec: str) -> tuple[str, float]:
     source, _, weight = spec.rpartition("=") if "=" in spec else (spec, "", "1")
     try:
-        return source, float(weight)
+        return source, arguments.check_finite(f"the weight of --lora {source}", float(weight))
     except ValueError:
         raise ValueError(f"--lora {spec}: {weight!r} is no number; write FILE=0.8") from None
 

@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 
 from ic_jax import InstantCharacterPipeline, LoraDelta, cli, write_lora
-from ic_jax.config import SamplingConfig
+from ic_jax.config import CONFIGS, SamplingConfig
 from ic_jax.weights.lora.writing import Training
 from ic_jax.weights.model_folder import ModelFolder, create
 from ic_jax.weights.tensors import WeightsError
 from infer.commands import main
+from infer.picture_file import read_metadata
 from tests.conftest import GOLDENS, from_torch
 
 ROOT = Path(__file__).parent.parent
@@ -60,21 +61,25 @@ def test_draws_a_picture_that_tells_how_it_was_made(infer, tmp_path):
     assert metadata["num_inference_steps"] == 2
     assert metadata["subject"] == REFERENCE
     assert metadata["ic_jax"]
-    for word in ("loaded", "encoded", "drew girl.png"):
+    for word in ("loaded", "encoded", "drew girl.png: seed 3, "):
         assert word in out
+    first, *_, last = picture.text["parameters"].splitlines()
+    assert first == "a girl"
+    assert last.startswith("Steps: 2, Sampler: Euler, CFG scale: 1, Distilled CFG Scale: 3.5, Seed")
     assert [p.name for p in tmp_path.iterdir()] == ["girl.png"]
 
 
 def test_prompts_from_a_file_with_several_seeds(infer, tmp_path):
-    (tmp_path / "prompts.txt").write_text("a girl in the rain\n\na boy: 1/2\n")
-    code, _, _ = infer("--prompts-file", "prompts.txt", "--seed", 1, 2, "--out", "drawn")
+    (tmp_path / "prompts.txt").write_text("a girl in the rain\n\na boy: 1/2\na girl in the rain\n")
+    code, out, _ = infer("--prompts-file", "prompts.txt", "--seed", 1, 2, "--out", "drawn")
     assert code == 0
+    assert "1 of 3 prompts repeat another; equal prompts are drawn once" in out
     names = sorted(p.name for p in (tmp_path / "drawn").iterdir())
     assert names == [
-        "a-boy-1-2-001-seed1.png",
-        "a-boy-1-2-001-seed2.png",
-        "a-girl-in-the-rain-000-seed1.png",
-        "a-girl-in-the-rain-000-seed2.png",
+        "a-boy-1-2-3fd117e9-seed1.png",
+        "a-boy-1-2-3fd117e9-seed2.png",
+        "a-girl-in-the-rain-9d63d48c-seed1.png",
+        "a-girl-in-the-rain-9d63d48c-seed2.png",
     ]
     pictures = [np.asarray(Image.open(tmp_path / "drawn" / name)) for name in names]
     assert all((a != b).any() for a, b in pairwise(pictures))
@@ -158,14 +163,27 @@ def test_without_a_model_the_small_one_draws_and_says_so(tmp_path, capfd, monkey
         (["--model", "nowhere"], 2, "nowhere"),
         (["--model", "."], 3, "is not an ic_jax model"),
         (["--out", "there.png"], 2, "there.png exists"),
-        (["--out", "there.jpg"], 2, "pictures are written as PNG"),
+        (["--subject", REFERENCE, "--subject-scale", "-1"], 2, "subject_scale is -1"),
+        (["--out", "x" * 248 + ".png"], 2, "a name of 252 bytes is too long"),
+        (["--lora", "style=nan"], 2, "'nan' is no number"),
+        (["--sigmas", "1", "0.5"], 2, "--sigmas and --num-inference-steps exclude each other"),
+        (["--from", "nobody.png"], 2, "nobody.png: there is no such picture"),
+        (["--from", REFERENCE], 2, "does not tell how it was drawn"),
         (["--out", "there.png/x.png"], 2, "there.png"),
         (["--out", "/proc/x.png"], 74, "/proc: cannot be written to"),
         (["--negative-prompt", "dark"], 2, "a negative prompt does nothing"),
         (
-            ["--negative-subject-scale", "0"],
+            ["--subject", REFERENCE, "--negative-subject-scale", "0"],
             2,
             "negative_subject_scale does nothing",
+        ),
+        *(
+            ([f"--{name}", value], 2, f"--{name} does nothing without a subject")
+            for name, value in (
+                ("subject-scale", "1"),
+                ("negative-subject-scale", "0"),
+                ("subject-fit", "pad"),
+            )
         ),
         (["--seed", "-1"], 2, "seed -1 is not"),
         (["--num-images-per-prompt", "0"], 2, "num_images_per_prompt is 0"),
@@ -191,6 +209,13 @@ def test_a_prompts_file_that_is_not_utf8_is_named(infer, tmp_path):
     assert json.loads(Image.open(tmp_path / "girl.png").text["ic_jax"])["prompt"] == "a girl"
 
 
+def test_guidance_is_refused_where_the_model_takes_none(infer, monkeypatch):
+    without = {"transformer": CONFIGS["flux-schnell"]}
+    monkeypatch.setattr("infer.request.folder_configs", lambda _: without)
+    code, _, err = infer("--prompt", "a girl", "--guidance-scale", 2)
+    assert (code, "--guidance-scale does nothing: this model" in err) == (2, True)
+
+
 def test_wrong_settings_are_found_before_the_model_is_loaded(infer, monkeypatch):
     def load(*_, **__):
         raise AssertionError("loaded")
@@ -198,6 +223,40 @@ def test_wrong_settings_are_found_before_the_model_is_loaded(infer, monkeypatch)
     monkeypatch.setattr(InstantCharacterPipeline, "from_pretrained", load)
     for wrong in (["--steps", "0"], ["--height", "100"], ["--subject", "x.png"], ["--seed", "-1"]):
         assert infer("--prompt", "a girl", *wrong)[0] == 2
+
+
+@pytest.mark.parametrize("options", [(), ("--subject", REFERENCE), ("--negative-prompt", "dark")])
+def test_a_scene_must_be_said(infer, options):
+    code, _, err = infer(*options)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "there is no scene to draw; give --prompt" in err
+
+
+def test_a_picture_is_drawn_again_from_any_format(infer, tmp_path):
+    """From PNG to AVIF to WebP to JPEG to PNG: the last is the first, pixel for pixel."""
+    options = ("--subject", REFERENCE, "--lora", f"{STYLE}=0.123456789", "--trigger", "ink")
+    options += ("--prompt", "ein Mädchen, 女孩", "--seed", 7, "--out", "1.png")
+    assert infer(*options)[0] == 0
+    names = ["1.png", "2.avif", "3.webp", "4.jpg", "5.png"]
+    for source, name in pairwise(names):
+        code = main(["--from", source, "--out", name, "--no-compile-cache"])
+        assert code == 0
+    metadata = [read_metadata(tmp_path / name) for name in names]
+    assert all(x == metadata[0] for x in metadata)
+    first, last = (np.asarray(Image.open(tmp_path / name)) for name in ("1.png", "5.png"))
+    np.testing.assert_array_equal(first, last)
+
+
+def test_nothing_is_replaced_without_out(infer, tmp_path):
+    (tmp_path / "out.png").write_bytes(b"precious")
+    code, out, _ = infer("--prompt", "a girl", "--steps", 1)
+    assert code == 0
+    assert "out.png exists; the pictures of this run are called out-2" in out
+    assert "drew out-2.png" in out
+    assert (tmp_path / "out.png").read_bytes() == b"precious"
+    assert infer("--prompt", "a girl", "--steps", 1, "--overwrite")[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out-2.png", "out.png"]
+    assert read_metadata(tmp_path / "out.png")["prompt"] == "a girl"
 
 
 def command(*arguments, **options):
@@ -241,6 +300,7 @@ COUNTED = """
 import collections, json, sys
 import jax
 from infer.commands import main
+from infer.picture_file import read_metadata
 
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.split("/")[-1]]))

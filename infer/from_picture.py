@@ -1,0 +1,151 @@
+"""`--from PICTURE`: options that a picture's own metadata tells, which is untrusted text."""
+
+import argparse
+import unicodedata
+import warnings
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ic_jax.cli import say
+from ic_jax.files import sha256_file
+from ic_jax.from_dict import ConfigError, dataclass_from_dict
+from ic_jax.preprocessing.arguments import check_choice, check_count
+from ic_jax.version import __version__
+from infer import demo
+from infer.picture_file import read_metadata
+
+MAX_STEPS = 1000
+PICTURES = ("subject", "reference")
+DTYPES = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class PictureArguments:
+    """Arguments that a picture tells; the fields are those of `GenerateRequest.metadata`.
+
+    An unknown one is refused: without it the picture would be another.
+    """
+
+    prompt: str
+    seed: int
+    model: str
+    dtype: str
+    ic_jax: str = ""
+    jax: str = ""
+    device: str = ""
+    subject: str | None = None
+    subject_sha256: str | None = None
+    reference: str | None = None
+    reference_sha256: str | None = None
+    prompt_2: str | None = None
+    negative_prompt: str | None = None
+    negative_prompt_2: str | None = None
+    true_cfg_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int | None = None
+    sigmas: tuple[float, ...] | None = None
+    guidance_scale: float | None = None
+    subject_scale: float | None = None
+    negative_subject_scale: float | None = None
+    subject_fit: str | None = None
+    max_sequence_length: int | None = None
+    lora: tuple[str, ...] = ()
+    trigger: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what no other code bounds."""
+        steps = (self.num_inference_steps or 1, len(self.sigmas or [1.0]))
+        check_count("num_inference_steps", max(steps), MAX_STEPS)
+        check_choice("dtype", self.dtype, DTYPES)
+        texts = [value for value in vars(self).values() if isinstance(value, str)]
+        for text in (*texts, *self.lora, *self.trigger):
+            # They would reach the terminal.
+            if any(unicodedata.category(c) == "Cc" and c not in "\t\n" for c in text):
+                raise ValueError(f"{text!r} holds control characters")
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that draw this picture, by their destination."""
+        facts = ("ic_jax", "jax", "device", *(f"{name}_sha256" for name in PICTURES))
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in facts}
+        return values | {
+            "prompt": [self.prompt],
+            "seed": [self.seed],
+            "model": None if self.model == demo.MODEL_NAME else Path(self.model),
+            **{name: Path(file) for name in PICTURES if (file := getattr(self, name)) is not None},
+            "lora": list(self.lora),
+            "trigger": [words or None for words in self.trigger],
+        }
+
+
+def with_picture(args: argparse.Namespace) -> argparse.Namespace:
+    """Return the options of the command line, filled up with those of `--from`'s picture.
+
+    Raises:
+        FileNotFoundError: there is no such picture, or not what it was drawn with.
+        ValueError: the picture does not tell how it was drawn, or cannot be drawn by this version.
+    """
+    picture = args.from_picture
+    if not picture.is_file():
+        raise FileNotFoundError(f"{picture}: there is no such picture")
+    metadata = read_metadata(picture)
+    if metadata is None:
+        raise ValueError(
+            f"{picture} does not tell how it was drawn; --from takes a picture of `python -m infer`"
+        )
+    try:
+        told = dataclass_from_dict(PictureArguments, metadata)
+    except (ConfigError, ValueError, OverflowError) as error:
+        raise ValueError(f"{picture} cannot be drawn again: {error}") from None
+    options = {k: v for k, v in told.options().items() if k not in _replaced(args, told)}
+    _check_paths(picture, options)
+    _say_what_differs(picture, told, options)
+    return argparse.Namespace(**vars(args) | options)
+
+
+def _replaced(args: argparse.Namespace, told: PictureArguments) -> set[str]:
+    """Return the options of the picture that the command line replaces."""
+    names = {name for name, value in vars(args).items() if value is not None}
+    if args.prompts_file is not None:
+        names.add("prompt")
+    if args.lora is not None:
+        names.add("trigger")
+    if args.num_inference_steps is not None:
+        names.add("sigmas")
+    elif args.sigmas is not None or told.sigmas is not None:
+        names.add("num_inference_steps")
+    if args.true_cfg_scale == 1:
+        names |= {"negative_prompt", "negative_prompt_2", "negative_subject_scale"}
+    if args.subject_scale is not None and told.negative_subject_scale == told.subject_scale:
+        names.add("negative_subject_scale")
+    return names
+
+
+def _check_paths(picture: Path, options: dict[str, Any]) -> None:
+    """Raise FileNotFoundError unless everything that a picture names is on this machine.
+
+    Nothing is downloaded because a picture says so.
+    """
+    sources = [(name, options.get(name)) for name in ("model", *PICTURES)]
+    sources += [("lora", Path(lora.rpartition("=")[0])) for lora in options.get("lora", ())]
+    for name, path in sources:
+        is_there = path is None or (path.is_file() if name in PICTURES else path.exists())
+        if not is_there:
+            raise FileNotFoundError(
+                f"{picture} was drawn with --{name} {str(path)!r}, which is not here; give --{name}"
+            )
+
+
+def _say_what_differs(picture: Path, told: PictureArguments, options: dict[str, Any]) -> None:
+    """Say why the same arguments may give another picture."""
+    for name in PICTURES:
+        file = options.get(name)
+        if file is not None and sha256_file(file) != getattr(told, f"{name}_sha256"):
+            warnings.warn(f"{file} has changed since {picture} was drawn", stacklevel=2)
+    here = {"ic_jax": __version__, "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    others = [f"{name} {getattr(told, name)}" for name in here if getattr(told, name) != here[name]]
+    if others:
+        say(f"{picture} was drawn by {', '.join(others)}; pixels may differ a little")
