@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ic_jax.weights.bfl_names import FLUX, HALVES_SWAPPED
-from ic_jax.weights.tensors import Shape, Tensor
+from ic_jax.weights.tensors import Shape, Tensor, swap_halves
 
 # Substitutions in a diffusers name, in order; BFL numbers the decoder's levels in reverse.
 VAE: tuple[tuple[str, str], ...] = (
@@ -42,10 +42,10 @@ class Fused:
         """Return the diffusers tensors of a BFL tensor, as views."""
         views, start = {}, 0
         if self.swapped:
-            tensor = tensor.view(tensor.shape, _swap)
+            tensor = tensor.halves_swapped()
         for name, shape in self.parts.items():
             rows = tensor.rows(slice(start, start + shape[0]))
-            views[name] = rows.view(shape, _reshape(shape))
+            views[name] = rows if rows.shape == shape else rows.view(shape, _reshape(shape))
             start += shape[0]
         return views
 
@@ -55,17 +55,13 @@ class Fused:
 
         def array() -> np.ndarray:
             x = np.concatenate([part.array() for part in parts]) if parts[1:] else parts[0].array()
-            return (_swap(x) if self.swapped else x).reshape(self.shape)
+            return (swap_halves(x) if self.swapped else x).reshape(self.shape)
 
         return Tensor(parts[0].dtype, self.shape, array)
 
 
 def _reshape(shape: Shape) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: x.reshape(shape)
-
-
-def _swap(x: np.ndarray) -> np.ndarray:
-    return np.concatenate([x[len(x) // 2 :], x[: len(x) // 2]])
 
 
 def layout(component: str, shapes: Mapping[str, Shape]) -> dict[str, Fused]:

@@ -1,22 +1,25 @@
 """Translation of published config files to ic_jax's configs and back."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from convert.published import OTHER_CHANNELS, OTHER_CLASSES, PUBLISHED
+from convert.published import OTHER_CHANNELS, OTHER_CLASSES, OTHERWISE, PUBLISHED
 from ic_jax.config import AdapterConfig, ConfigError
+from ic_jax.from_dict import shown
 from ic_jax.text_files import read_text
 from ic_jax.weights.loading import config_class
-from ic_jax.weights.tensors import WeightsError
+from ic_jax.weights.tensors import OtherWeightsError, WeightsError
 
 ORIGINAL = "published.json"  # in a MODEL's component: the config that it was converted from
 
 
-def refuse(path: Path, name: str) -> WeightsError:
-    """Return the error for a file of the model `name`, which ic_jax does not compute."""
-    return WeightsError(f"{path}: is {name}; give FLUX.1-dev (or FLUX.1-schnell) instead")
+def refuse_other(path: Path, value: Any, others: Mapping[Any, str]) -> None:
+    """Raise OtherWeightsError if `value`, of a config or a shape, is that of another model."""
+    if isinstance(value, str | int) and value in others:
+        raise OtherWeightsError(f"{path}: is {others[value]}; {OTHERWISE}")
 
 
 def from_published(component: str, values: dict[str, Any], path: Path) -> Any:
@@ -27,16 +30,16 @@ def from_published(component: str, values: dict[str, Any], path: Path) -> Any:
     """
     published = PUBLISHED[component]
     _check_class(component, values, path)
-    values = values.get(published.inside, values)
+    values = _tower(component, values, path)
     if component == "transformer" and values.get("out_channels") == values.get("in_channels"):
         values = {**values, "out_channels": None}
     wrong = []
     for name, (default, supported) in published.fixed.items():
         value = values.get(name, default)
-        if isinstance(value, list):  # one entry per level
-            value = list(dict.fromkeys(value))
+        if isinstance(supported, list) and isinstance(value, list) and value:  # one entry per level
+            value = [x for i, x in enumerate(value) if x not in value[:i]]
         if value != supported:
-            wrong.append(f"{name} {value!r}, supported is {supported!r}")
+            wrong.append(f"{name} {shown(value)}, supported is {supported!r}")
     if wrong:
         raise WeightsError(f"{path}: {'; '.join(wrong)}")
     cls = config_class(component)
@@ -47,10 +50,19 @@ def from_published(component: str, values: dict[str, Any], path: Path) -> Any:
     return build(cls, sizes, path)
 
 
-def as_published(component: str, values: dict[str, Any]) -> dict[str, Any]:
+def as_published(component: str, values: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return a published config as the component's class writes it, without other towers."""
     published = PUBLISHED[component]
-    return values.get(published.inside, values) | published.names
+    return _tower(component, values, path) | published.names
+
+
+def _tower(component: str, values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the values of the component's own tower, in a config of one or of several."""
+    inside = PUBLISHED[component].inside
+    tower = values.get(inside, values)
+    if not isinstance(tower, dict):
+        raise WeightsError(f"{path}: {inside} is {shown(tower)}; it must be a table")
+    return tower
 
 
 def build(cls: Any, values: dict[str, Any], path: Path) -> Any:
@@ -73,13 +85,12 @@ def _class_key(component: str) -> str:
 
 def _check_class(component: str, values: dict[str, Any], path: Path) -> None:
     published, key = PUBLISHED[component], _class_key(component)
-    name = values.get(key)
-    if name in OTHER_CLASSES:
-        raise refuse(path, OTHER_CLASSES[name])
+    refuse_other(path, values.get(key), OTHER_CLASSES)
     if not is_class(component, values):
-        raise WeightsError(f"{path}: {key} is {name!r}, expected {published.names[key]!r}")
-    if component == "transformer" and values.get("in_channels") in OTHER_CHANNELS:
-        raise refuse(path, OTHER_CHANNELS[values["in_channels"]])
+        name = shown(values.get(key))
+        raise WeightsError(f"{path}: {key} is {name}, expected {published.names[key]!r}")
+    if component == "transformer":
+        refuse_other(path, values.get("in_channels"), OTHER_CHANNELS)
 
 
 def to_published(
@@ -108,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raise WeightsError if the file holds none."""
     try:
         values = json.loads(read_text(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: is not a JSON object; download or copy it again")

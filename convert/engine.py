@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from convert import bfl
+from convert.casting import cast
 from convert.names import IGNORED, PREFIX, UNUSED, WRAPPED, Slot, published_shapes, slots
 from convert.progress import Advance, progress
 from convert.sources import Source
@@ -13,8 +14,6 @@ from ic_jax.config import FluxConfig
 from ic_jax.weights.model_folder import ModelWriter
 from ic_jax.weights.safetensors_io import Spec
 from ic_jax.weights.tensors import Mismatch, Tensor, WeightsError
-
-PIECE = 64_000_000  # bytes in memory at once, besides the pages of one mapped tensor
 
 
 def tidy(source: Source) -> tuple[dict[str, Tensor], list[str]]:
@@ -44,8 +43,12 @@ def tidy(source: Source) -> tuple[dict[str, Tensor], list[str]]:
 def _same_bytes(a: Tensor, b: Tensor) -> bool:
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
-    raw = (pieces(x.array().reshape(-1).view(np.uint8)) for x in (a, b))
-    return all(np.array_equal(x, y) for x, y in zip(*raw, strict=True))
+    return all(
+        np.array_equal(x.view(np.uint8), y.view(np.uint8))
+        for (x, _), (y, _) in zip(
+            *(cast(t, t.dtype, transposed=False) for t in (a, b)), strict=True
+        )
+    )
 
 
 @dataclass
@@ -71,13 +74,6 @@ class Matched:
         """Return the dtype and shape of each unused tensor."""
         dtype = self.source.dtype
         return {name: Spec(dtype or t.dtype, t.shape) for name, t in self.unused.items()}
-
-    def parts(self, path: str) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield the published tensors of a parameter in order, as views in its layout."""
-        slot = self.slots[path]
-        for name in slot.names:
-            if name in self.tensors:
-                yield name, slot.from_published(self.tensors[name].array())
 
 
 def match(source: Source, flux: FluxConfig | None) -> Matched:
@@ -110,22 +106,6 @@ def check_types(matched: Matched) -> None:
             matched.wrong.misshapen.append(
                 f"{path} {' and '.join(sorted(types))} in different blocks, give --dtype"
             )
-
-
-def pieces(x: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield slices of `x` along its first axis, of at most PIECE bytes or one row."""
-    rows = max(1, PIECE * len(x) // max(1, x.nbytes)) if x.ndim else 1
-    if not x.ndim or rows >= len(x):
-        yield x
-        return
-    for start in range(0, len(x), rows):
-        yield x[start : start + rows]
-
-
-def finite(x: np.ndarray) -> bool:
-    """Return whether every value is finite."""
-    with np.errstate(invalid="ignore"):  # ml_dtypes warns of every NaN
-        return bool(np.isfinite(x).all())
 
 
 def write_components(components: Iterable[Matched], writer: ModelWriter) -> None:
@@ -172,7 +152,7 @@ def _write(matched: Matched, writer: ModelWriter, advance: Advance) -> None:
         writer.add_tensors(
             source.component,
             matched.unused_specs(),
-            lambda name: _checked(matched, name, matched.unused[name].array(), advance),
+            lambda name: _checked(matched, name, matched.unused[name], advance),
             unused=True,
         )
     for name, content in source.files.items():
@@ -180,19 +160,25 @@ def _write(matched: Matched, writer: ModelWriter, advance: Advance) -> None:
 
 
 def _values(matched: Matched, path: str, advance: Advance) -> Iterator[np.ndarray]:
-    for name, x in matched.parts(path):
-        yield from _checked(matched, name, x, advance)
+    """Yield the published tensors of a parameter in order, in its layout."""
+    slot = matched.slots[path]
+    for name in slot.names:
+        if name in matched.tensors:
+            tensor = matched.tensors[name]
+            for x in _checked(matched, name, tensor, advance, transposed=slot.kernel):
+                yield slot.from_published(x)
 
 
-def _checked(matched: Matched, name: str, x: np.ndarray, advance: Advance) -> Iterator[np.ndarray]:
+def _checked(
+    matched: Matched, name: str, tensor: Tensor, advance: Advance, *, transposed: bool = False
+) -> Iterator[np.ndarray]:
     """Yield a tensor in pieces, cast; record its name if a value is not finite."""
-    good, dtype = True, matched.source.dtype
-    for piece in pieces(x):
-        with np.errstate(over="ignore"):  # an overflow is reported below
-            y = piece if dtype is None else piece.astype(dtype, copy=False)
-        good = good and finite(y)
-        yield y
-        advance(name, y.nbytes)
+    good = True
+    dtype = matched.source.dtype or tensor.dtype
+    for x, finite in cast(tensor, dtype, transposed=transposed):
+        good = good and finite
+        yield x
+        advance(name, x.nbytes)
     if not good:
         name = matched.origin.get(name, name)
         if name not in matched.wrong.not_finite:

@@ -11,7 +11,7 @@ import numpy as np
 
 from convert.tokenizers import MissingPackageError
 from ic_jax.weights.safetensors_io import AGAIN
-from ic_jax.weights.tensors import Tensor, WeightsError, computed
+from ic_jax.weights.tensors import Tensor, WeightsError, computed, mapped
 
 FORMATS = (
     *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0"),
@@ -44,16 +44,18 @@ def read_gguf(path: Path) -> tuple[dict[str, Tensor], list[str]]:
                 f"of {', '.join(FORMATS)}"
             )
     formats = sorted({entry.tensor_type.name for entry in entries})
-    return {entry.name: _tensor(entry) for entry in entries}, formats
+    return {entry.name: _tensor(path, entry) for entry in entries}, formats
 
 
-def _tensor(entry: Any) -> Tensor:
+def _tensor(path: Path, entry: Any) -> Tensor:
     shape = tuple(int(n) for n in reversed(entry.shape))  # ggml counts the fastest axis first
+    kind, stored = entry.tensor_type, entry.data
+    # The package maps the whole file, whose pages would stay in memory once they are read.
+    blocks = mapped(path, int(entry.data_offset), stored.dtype, stored.shape)
 
     def of_rows(rows: slice) -> np.ndarray:
         import gguf
 
-        values = gguf.quants.dequantize(entry.data[rows], entry.tensor_type)
-        return values.reshape(-1, *shape[1:])
+        return gguf.quants.dequantize(blocks.array()[rows], kind).reshape(-1, *shape[1:])
 
     return computed(shape, of_rows)

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from convert.published import OTHER_CHANNELS
+from convert.configs import refuse_other
+from convert.published import OTHER_CHANNELS, OTHERWISE
 from ic_jax.weights.tensors import OtherWeightsError, Tensor
 
 
@@ -98,7 +99,6 @@ REMEDIES = {
     "a vision transformer under its authors' own names": "give facebook/dinov2-giant's file, as "
     "transformers names its tensors",
 }
-OTHERWISE = "give FLUX.1-dev (or FLUX.1-schnell) instead"
 
 # llama.cpp's names of T5's tensors -> those of transformers; "*" is the block's number.
 LLAMA: dict[str, str] = {
@@ -178,9 +178,8 @@ def _refuse_other_channels(path: Path, part: Part) -> None:
     if part.layout.component != "transformer":
         return
     first = part.tensors[part.layout.marks[0]]
-    channels = first.shape[1] if len(first.shape) == 2 else 0
-    if channels in OTHER_CHANNELS:
-        raise OtherWeightsError(f"{path}: is {OTHER_CHANNELS[channels]}; {OTHERWISE}")
+    if len(first.shape) == 2:
+        refuse_other(path, first.shape[1], OTHER_CHANNELS)
 
 
 def _other(names: Iterable[str]) -> str | None:

@@ -162,3 +162,4 @@ OTHER_CLASSES = {
     "Flux2Pipeline": "FLUX.2",
 }
 OTHER_CHANNELS = {384: "FLUX.1 Fill", 128: "FLUX.1 Depth or Canny"}
+OTHERWISE = "give FLUX.1-dev (or FLUX.1-schnell) instead"

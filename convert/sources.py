@@ -16,7 +16,7 @@ from convert.configs import (
     is_class,
     read_adapter_config,
     read_json,
-    refuse,
+    refuse_other,
 )
 from convert.containers import Contents, read_file
 from convert.layouts import Part, recognise
@@ -135,7 +135,7 @@ def read_config(component: str, path: Path) -> tuple[Any, dict[str, bytes]]:
     """Read a published config; return ours, and the file that keeps the published values."""
     values = read_json(path)
     config = from_published(component, values, path)
-    return config, {ORIGINAL: as_json(as_published(component, values))}
+    return config, {ORIGINAL: as_json(as_published(component, values, path))}
 
 
 def open_file(component: str, path: Path) -> Source:
@@ -237,8 +237,7 @@ def pipeline_class(folder: Path) -> str | None:
     """
     index = folder / "model_index.json"
     name = read_json(index).get("_class_name") if index.is_file() else None
-    if name in OTHER_CLASSES:
-        raise refuse(index, OTHER_CLASSES[name])
+    refuse_other(index, name, OTHER_CLASSES)
     return name
 
 

@@ -5,45 +5,31 @@ adapter, the arguments of the published code). Configs hold the architecture onl
 key or mesh.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+from ic_jax.base_config import Config, Range
 from ic_jax.from_dict import ConfigError as ConfigError
-from ic_jax.from_dict import dataclass_from_dict
+from ic_jax.from_dict import shown
+
+Blocks = Annotated[int, Range(1, 1000)]
+FluxBlocks = Annotated[int, Range(0, 1000)]  # there are models without one kind
+Layer = Annotated[int, Range(0, 1000)]  # of an encoder, after so many blocks
+Epsilon = Annotated[float, Range(0, 1)]
+LogShift = Annotated[float, Range(-14, 14)]  # the shift is its exponential
+Rgb = Annotated[int, Range(3, 3)]  # channels of a picture
 
 
-class _Config:
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary."""
-        return asdict(self)  # type: ignore[call-overload]
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build a config from JSON values.
-
-        Raises:
-            ConfigError: a field is unknown, missing, of another type or impossible.
-        """
-        start = f"{cls.__name__}: "
-        try:
-            return dataclass_from_dict(cls, values)
-        except ConfigError as error:
-            raise ConfigError(start + str(error).removeprefix(start)) from None
-
-    def _check(self, holds: bool, message: str) -> None:
-        if not holds:
-            raise ConfigError(f"{type(self).__name__}: {message}")
-
-    def _check_heads(self, width: int, heads: int) -> None:
-        self._check(width % heads == 0, f"width {width} does not divide by {heads} heads")
+# transformers' names; the last three are one function.
+CLIP_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 
 
 @dataclass(frozen=True)
-class FluxConfig(_Config):
+class FluxConfig(Config):
     """FLUX transformer (diffusers FluxTransformer2DModel)."""
 
-    num_layers: int  # double blocks
-    num_single_layers: int
+    num_layers: FluxBlocks  # double blocks
+    num_single_layers: FluxBlocks
     num_attention_heads: int
     attention_head_dim: int
     joint_attention_dim: int  # width of the T5 embeddings
@@ -56,6 +42,7 @@ class FluxConfig(_Config):
     time_channels: ClassVar[int] = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check(
             sum(self.axes_dims_rope) == self.attention_head_dim,
             f"axes_dims_rope {self.axes_dims_rope} do not add up to the head size "
@@ -72,7 +59,7 @@ class FluxConfig(_Config):
 
 
 @dataclass(frozen=True)
-class AdapterConfig(_Config):
+class AdapterConfig(Config):
     """InstantCharacter adapter: sizes of the projector, and the encoder layers that it reads.
 
     The sizes of the image-prompt attention follow from FLUX's config and `output_dim`.
@@ -81,9 +68,9 @@ class AdapterConfig(_Config):
     inner_dim: int  # width E of the cross stacks: SigLIP's plus DINOv2's
     num_attention_heads: int
     attention_head_dim: int
-    num_layers: int  # blocks in each of the two cross stacks
+    num_layers: Blocks  # blocks in each of the two cross stacks
     dim: int  # width of the resampler
-    depth: int  # layers of the resampler
+    depth: Blocks  # layers of the resampler
     dim_head: int
     heads: int
     num_queries: int  # subject tokens
@@ -93,11 +80,12 @@ class AdapterConfig(_Config):
     embedding_dim: int | None = None  # inner_dim
     ff_mult: int = 4  # of the resampler's feed-forwards; those of the cross stacks are 4
     timestep_flip_sin_to_cos: bool = True
-    timestep_freq_shift: int = 0
-    siglip_layers: tuple[int, ...] = (7, 13, 26)
-    dinov2_layers: tuple[int, ...] = (9, 19, 29)
+    timestep_freq_shift: Annotated[int, Range(0, 0)] = 0
+    siglip_layers: tuple[Layer, ...] = (7, 13, 26)
+    dinov2_layers: tuple[Layer, ...] = (9, 19, 29)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("cross_attention_dim", "embedding_dim"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.inner_dim)
@@ -122,89 +110,109 @@ class AdapterConfig(_Config):
 
 
 @dataclass(frozen=True)
-class SiglipConfig(_Config):
+class SiglipConfig(Config):
     """SigLIP vision tower (transformers SiglipVisionModel)."""
 
     hidden_size: int
     intermediate_size: int
-    num_hidden_layers: int
+    num_hidden_layers: Blocks
     num_attention_heads: int
     image_size: int
     patch_size: int
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: Epsilon = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_heads(self.hidden_size, self.num_attention_heads)
+        self._check_patches(self.image_size, self.patch_size)
 
 
 @dataclass(frozen=True)
-class Dinov2Config(_Config):
+class Dinov2Config(Config):
     """DINOv2 vision transformer (transformers Dinov2Model)."""
 
     hidden_size: int
-    num_hidden_layers: int
+    num_hidden_layers: Blocks
     num_attention_heads: int
     image_size: int  # pixels; the size of the position table
     patch_size: int
     mlp_ratio: int = 4
     use_swiglu_ffn: bool = False
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: Epsilon = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_heads(self.hidden_size, self.num_attention_heads)
+        self._check_patches(self.image_size, self.patch_size)
 
 
 @dataclass(frozen=True)
-class T5Config(_Config):
+class T5Config(Config):
     """T5 v1.1 encoder (transformers T5EncoderModel): gated GELU, no biases."""
 
     vocab_size: int
     d_model: int
     d_kv: int
     d_ff: int
-    num_layers: int
+    num_layers: Blocks
     num_heads: int
-    relative_attention_num_buckets: int = 32
+    relative_attention_num_buckets: Annotated[int, Range(4, 2**24)] = 32
     relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
+    layer_norm_epsilon: Epsilon = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        buckets, distance = (
+            self.relative_attention_num_buckets,
+            self.relative_attention_max_distance,
+        )
+        self._check(
+            distance > buckets // 4,
+            f"relative_attention_max_distance {distance} must be above a quarter of "
+            f"relative_attention_num_buckets {buckets}",
+        )
 
 
 @dataclass(frozen=True)
-class ClipConfig(_Config):
+class ClipConfig(Config):
     """CLIP text transformer (transformers CLIPTextModel)."""
 
     vocab_size: int
     hidden_size: int
     intermediate_size: int
-    num_hidden_layers: int
+    num_hidden_layers: Blocks
     num_attention_heads: int
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    eos_token_id: int = 2  # 2 means the largest id, as in CLIP's first configs
+    layer_norm_eps: Epsilon = 1e-5
+    eos_token_id: Annotated[int, Range(0, 2**24)] = (
+        2  # 2 means the largest id, as in CLIP's first configs
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_heads(self.hidden_size, self.num_attention_heads)
         self._check(
-            self.hidden_act in ("quick_gelu", "gelu"),
-            f"hidden_act {self.hidden_act!r} is neither 'quick_gelu' nor 'gelu'",
+            self.hidden_act in CLIP_ACTIVATIONS,
+            f"hidden_act {shown(self.hidden_act)} is none of {', '.join(CLIP_ACTIVATIONS)}",
         )
 
 
 @dataclass(frozen=True)
-class VaeConfig(_Config):
+class VaeConfig(Config):
     """FLUX's autoencoder (diffusers AutoencoderKL without quantisation convolutions)."""
 
     block_out_channels: tuple[int, ...]
     latent_channels: int = 16
-    layers_per_block: int = 2
+    layers_per_block: Blocks = 2
     norm_num_groups: int = 32
-    in_channels: int = 3
-    out_channels: int = 3
-    scaling_factor: float = 0.3611
+    in_channels: Rgb = 3
+    out_channels: Rgb = 3
+    scaling_factor: Annotated[float, Range(1e-6, 1e6)] = 0.3611
     shift_factor: float = 0.1159
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for channels in self.block_out_channels:
             self._check(
                 channels % self.norm_num_groups == 0,
@@ -218,19 +226,26 @@ class VaeConfig(_Config):
 
 
 @dataclass(frozen=True)
-class SchedulerConfig(_Config):
+class SchedulerConfig(Config):
     """Flow-matching schedule (diffusers FlowMatchEulerDiscreteScheduler)."""
 
     use_dynamic_shifting: bool = True
-    shift: float = 3.0  # without dynamic shifting
-    base_shift: float = 0.5
-    max_shift: float = 1.15
+    shift: Annotated[float, Range(1e-6, 1e6)] = 3.0  # without dynamic shifting
+    base_shift: LogShift = 0.5
+    max_shift: LogShift = 1.15
     base_image_seq_len: int = 256
     max_image_seq_len: int = 4096
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(
+            self.base_image_seq_len != self.max_image_seq_len,
+            f"base_image_seq_len and max_image_seq_len are both {self.max_image_seq_len}",
+        )
+
 
 @dataclass(frozen=True)
-class SamplingConfig(_Config):
+class SamplingConfig(Config):
     """Default sampling settings of a model; here, those published for InstantCharacter."""
 
     height: int = 1024  # pixels
@@ -253,7 +268,7 @@ FLUX_DEV = FluxConfig(
     axes_dims_rope=(16, 56, 56),
 )
 
-CONFIGS: dict[str, _Config] = {
+CONFIGS: dict[str, Config] = {
     "flux-dev": FLUX_DEV,
     "flux-schnell": FluxConfig(**(FLUX_DEV.to_dict() | {"guidance_embeds": False})),
     "instantcharacter": AdapterConfig(

@@ -29,7 +29,8 @@ def dataclass_from_dict(cls: Any, values: Any, prefix: str = "") -> Any:
             another type, or a value that the class itself refuses.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.')} is {values!r}; it must be a table")
+        place = prefix.rstrip(".") or cls.__name__
+        raise ConfigError(f"{place} is {shown(values)}; it must be a table")
     known = {f.name: f for f in fields(cls)}
     refuse_unknown(values, known, prefix)
     types = get_type_hints(cls)
@@ -84,15 +85,28 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
     if get_origin(kind) is tuple:
         (item, _) = get_args(kind)
         if not isinstance(value, list | tuple) or not all(_is(item, x) for x in value):
-            raise ConfigError(f"{name} is {value!r}; it must be a list of {ITEMS[item]}")
-        return tuple(item(x) for x in value)
+            raise ConfigError(f"{name} is {shown(value)}; it must be a list of {ITEMS[item]}")
+        return tuple(_number(item, x, name) for x in value)
     if kind is Path and isinstance(value, str):
         return Path(value).expanduser()
     if kind in (int, float, str, bool):
         if not _is(kind, value):
-            raise ConfigError(f"{name} is {value!r}; it must be of type {kind.__name__}")
-        return kind(value)
+            raise ConfigError(f"{name} is {shown(value)}; it must be of type {kind.__name__}")
+        return _number(kind, value, name)
     return value
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error message, shortened to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _number(kind: Any, value: Any, name: str) -> Any:
+    try:
+        return kind(value)
+    except OverflowError:
+        raise ConfigError(f"{name} is {shown(value)}, which no float holds") from None
 
 
 def _is(kind: Any, value: Any) -> bool:

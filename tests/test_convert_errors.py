@@ -131,7 +131,7 @@ def test_integers_are_no_weights(flux, run):
         ("transformer/config.json", {"patch_size": 2}, "patch_size 2, supported is 1"),
         ("transformer/config.json", {"axes_dims_rope": [8, 8, 8]}, r"do not add up"),
         ("vae/config.json", {"use_quant_conv": True}, "use_quant_conv True, supported is False"),
-        ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act 'relu' is neither"),
+        ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act 'relu' is none of"),
         ("text_encoder_2/config.json", {"feed_forward_proj": "relu"}, "feed_forward_proj 'relu'"),
         ("text_encoder_2/config.json", {"model_type": "bert"}, "model_type is 'bert'"),
         ("scheduler/scheduler_config.json", {"use_beta_sigmas": True}, "use_beta_sigmas True"),

@@ -33,7 +33,8 @@ MAY_IMPORT_ORACLES = {
 LAYERS = (
     {"untrusted_files"},
     {"devices", "files", "from_dict", "host_memory", "sharding", "text_files", "version"},
-    {"cli_options", "config", "multihost"},
+    {"base_config", "cli_options", "multihost"},
+    {"config"},
     {"compilation_cache", "flow", "models", "preprocessing"},
     {"sampler", "weights"},
     {"auto_mesh", "cli"},

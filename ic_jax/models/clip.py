@@ -6,9 +6,20 @@ from jaxtyping import Array, Float, Int
 
 from ic_jax.config import ClipConfig
 from ic_jax.models.attention import merge_heads, split_heads
-from ic_jax.models.layers import Embedding, LayerNorm, Linear, Mlp, Stack, gelu_erf, quick_gelu
+from ic_jax.models.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Mlp,
+    Stack,
+    gelu_erf,
+    gelu_tanh,
+    quick_gelu,
+)
 from ic_jax.models.text_attention import biased_attention
 from ic_jax.sharding import shard_batch
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu_erf}  # all others are the tanh's
 
 
 class ClipText(nnx.Module):
@@ -68,7 +79,7 @@ class Encoder(nnx.Module):
 class EncoderLayer(nnx.Module):
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
         d, eps = config.hidden_size, config.layer_norm_eps
-        activation = {"quick_gelu": quick_gelu, "gelu": gelu_erf}[config.hidden_act]
+        activation = ACTIVATIONS.get(config.hidden_act, gelu_tanh)
         self.layer_norm1 = LayerNorm(d, eps=eps)
         self.self_attn = SelfAttention(d, config.num_attention_heads, rngs=rngs)
         self.layer_norm2 = LayerNorm(d, eps=eps)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
-from ic_jax.config import ConfigError
+from ic_jax.from_dict import ConfigError, shown
 
 CLIP_LENGTH = 77
 # Neither encoder has seen control characters in training, except white space such as tabs.
@@ -201,8 +201,11 @@ def _padding_token(folder: Path) -> str | None:
             continue
         try:
             token: Any = dict(json.loads(path.read_text(encoding="utf-8"))).get("pad_token")
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not a JSON object: {error}") from None
-        if token is not None:
-            return token["content"] if isinstance(token, dict) else token
+        text = token.get("content") if isinstance(token, dict) else token
+        if text is not None and not isinstance(text, str):
+            raise ConfigError(f"{path}: pad_token is {shown(token)}; it must be a text")
+        if text is not None:
+            return text
     return None

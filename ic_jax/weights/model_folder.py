@@ -15,7 +15,6 @@ Any component may be missing.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ import numpy as np
 
 from ic_jax.files import as_json, atomic_folder, atomic_write, write_json
 from ic_jax.host_memory import free_host_memory
+from ic_jax.untrusted_files import read_json
 from ic_jax.version import __version__
 from ic_jax.weights import safetensors_io
 from ic_jax.weights.reading import ByteBudget, FileToRead, Use, read_files
@@ -159,13 +159,24 @@ class ModelFolder:
             )
 
     def json(self, component: str, name: str = CONFIG) -> dict[str, Any]:
-        """Read a JSON file of a component; raise WeightsError if the model lacks the component."""
+        """Read a JSON object of a component.
+
+        Raises:
+            WeightsError: the model lacks the component, or the file holds no object.
+        """
         if component not in self.components:
             has = ", ".join(self.components)
             raise WeightsError(
                 f"{self.path}: has no {component}, only {has}; convert a model that has it"
             )
-        return json.loads((self.path / component / name).read_text())
+        path = self.path / component / name
+        try:
+            values = read_json(path)
+        except (ValueError, FileNotFoundError):
+            values = None
+        if not isinstance(values, dict):
+            raise WeightsError(f"{path}: is no JSON object; convert or copy the model again")
+        return values
 
     def tensors(self, component: str) -> dict[str, Tensor]:
         """Return the parameters of a component by path, from all its shards."""
@@ -213,7 +224,7 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, FileEntry]]:
     if not path.is_file():
         raise not_converted(str(folder))
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
         if manifest["format"] != FORMAT:
             raise WeightsError(
                 f"{path}: format {manifest['format']}, this version reads {FORMAT}; "

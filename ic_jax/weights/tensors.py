@@ -49,7 +49,7 @@ class Tensor:
     shape: Shape
     array: Callable[[], np.ndarray] = field(repr=False)
     end: int = 0  # of its bytes in the file; 0 if they are not in one place
-    # Computes rows alone, where computing all of them costs time and memory.
+    # Computes rows (a slice with start and stop) alone, where all cost time and memory.
     array_of_rows: Callable[[slice], np.ndarray] | None = field(default=None, repr=False)
 
     @property
@@ -63,11 +63,25 @@ class Tensor:
 
     def rows(self, rows: slice) -> "Tensor":
         """Return some rows of the tensor."""
-        shape = (len(range(*rows.indices(self.shape[0]))), *self.shape[1:])
+        numbers = range(self.shape[0])[rows]
+        shape = (len(numbers), *self.shape[1:])
         of_rows = self.array_of_rows
         if of_rows is None:
             return self.view(shape, lambda x: x[rows])
-        return replace(self, shape=shape, array=lambda: of_rows(rows), array_of_rows=None)
+
+        def of_these(part: slice) -> np.ndarray:
+            return of_rows(slice(numbers[part].start, numbers[part].stop))
+
+        return replace(self, shape=shape, array=lambda: of_rows(rows), array_of_rows=of_these)
+
+    def halves_swapped(self) -> "Tensor":
+        """Return the tensor with its last half of rows before the first."""
+        return self.view(self.shape, swap_halves)
+
+
+def swap_halves(x: np.ndarray) -> np.ndarray:
+    """Return `x` with its last half of rows before the first."""
+    return np.concatenate([x[len(x) // 2 :], x[: len(x) // 2]])
 
 
 def computed(shape: Shape, of_rows: Callable[[slice], np.ndarray]) -> Tensor:

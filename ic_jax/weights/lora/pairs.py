@@ -93,13 +93,14 @@ class _Group:
         assert b is not None
         if bias is not None and bias.shape != b.shape[:1]:
             raise self._error(f"the bias {bias.shape} does not fit B {b.shape}")
+        if swapped:
+            b, bias = b.halves_swapped(), bias and bias.halves_swapped()
         scale = self._alpha(alpha, rank) / rank
         start = 0
         for module, size in zip(self.modules, self._sizes(a.shape[1], b.shape[0]), strict=True):
             rows = slice(start, start := start + size)
-            part = None if bias is None else _rows(bias, rows, swapped=swapped)
-            pair = Pair(f"{self.file}: {module}", a, _rows(b, rows, swapped=swapped), part, scale)
-            yield module, pair
+            of_bias = bias and bias.rows(rows)
+            yield module, Pair(f"{self.file}: {module}", a, b.rows(rows), of_bias, scale)
 
     def _rank(self) -> int:
         """Return the rank; WeightsError unless A and B are there and share it."""
@@ -144,14 +145,3 @@ class _Group:
 
     def _error(self, problem: str) -> WeightsError:
         return WeightsError(f"{self.file}: {', '.join(self.modules)}: {problem}")
-
-
-def _rows(tensor: Tensor, rows: slice, *, swapped: bool) -> Tensor:
-    shape = (rows.stop - rows.start, *tensor.shape[1:])
-
-    def change(x: np.ndarray) -> np.ndarray:
-        if swapped:
-            x = np.concatenate([x[len(x) // 2 :], x[: len(x) // 2]])
-        return x[rows]
-
-    return tensor.view(shape, change)
