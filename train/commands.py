@@ -198,6 +198,11 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     add("--step", type=int, metavar="N", help="checkpoint to export (default: the newest)")
     last = "export the last weights instead of their moving average"
     add("--no-ema", action="store_true", help=last)
+    push = (
+        "also upload OUT to the Hugging Face Hub, as a private repository (`hf auth login` first)"
+    )
+    add("--push", metavar="ORG/NAME", default="", help=push)
+    add("--public", action="store_true", help="make a new repository of --push public")
     cli.add_overwrite(parser, "OUT if it exists")
     cli.add_compile_cache(parser)
     cli.add_renamed(parser, whole="--cast-base", last="--no-ema")
@@ -206,12 +211,16 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 def _export(args: argparse.Namespace) -> None:
     from train.export import export
 
+    if args.public and not args.push:
+        raise ValueError("--public says how to upload; give --push ORG/NAME as well")
     export(
         *(args.run, args.out, args.dtype),
         step=args.step,
         ema=not args.no_ema,
         cast_base=args.cast_base,
         overwrite=args.overwrite,
+        push=args.push,
+        public=args.public,
     )
 
 

@@ -1,9 +1,11 @@
 """`python -m train export`: the trained adapter as a MODEL folder, or the LoRA as a file."""
 
 import json
+import shutil
 import warnings
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -11,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ic_jax.config import AdapterConfig, ConfigError
+from ic_jax.files import atomic_write
 from ic_jax.models.adapter import Adapter
-from ic_jax.weights import loading, model_folder
+from ic_jax.weights import hub, loading, model_folder
 from ic_jax.weights.lora.writing import Training, write_lora
-from ic_jax.weights.model_folder import ModelFolder, ModelWriter
+from ic_jax.weights.model_folder import MODEL_CARD, ModelFolder, ModelWriter
 from ic_jax.weights.safetensors_io import Spec
 from train import averages, lora
 from train.checkpoints import Checkpoints
+from train.model_card import Trained
 from train.models import params_before
 from train.objective import Trainable
 from train.optimizer import evaluated, optimizer
@@ -34,25 +38,36 @@ def export(
     ema: bool = True,
     cast_base: bool = False,
     overwrite: bool = False,
+    push: str = "",
+    public: bool = False,
 ) -> None:
     """Write a MODEL folder with the trained adapter and the run's base, or the trained LoRA.
 
-    The files of the base are linked where the file system allows it, copied otherwise.
+    A model card says what was trained: README.md in the folder, or NAME.md beside a LoRA. The files
+    of the base are linked where the file system allows it, copied otherwise.
 
     Args:
         dtype: of the trained weights, and of the base with `cast_base`.
         step: of the checkpoint; by default the newest.
         ema: export the average of the weights instead of the weights themselves.
         cast_base: write the base in `dtype` too.
+        push: Hub id (org/name) to upload to; empty uploads nothing.
+        public: whether a new repository is public.
 
     Raises:
         ConfigError: `run` is no RUN folder, or has no such checkpoint.
         FileExistsError: `out` is in the way.
+        UploadError: the Hub refuses, or cannot be reached; `out` is written unless it refuses
+            before.
     """
     recipe = recipe_in(run)
     base = ModelFolder.open(recipe.model)
+    if push:
+        hub.reserve(push, private=not public)
     step, state = read_state(run, recipe, base, step=step)
     params = chosen(state, ema=ema)
+    weights = _weights_in_words(recipe, step, averaged=ema and state.ema_params is not None)
+    card = Trained(recipe, run, base, step, out, weights).card(push)
     if isinstance(params, Adapter):
         with model_folder.create(out, overwrite=overwrite) as writer:
             for component in base.components:
@@ -61,18 +76,35 @@ def export(
                 elif component != "adapter":
                     writer.add_from(base, component)
             loading.write_component(writer, "adapter", params, jnp.dtype(dtype))
+            atomic_write(writer.folder / MODEL_CARD, card.encode())
     elif cast_base:
         raise ConfigError("--cast-base: this run trained a LoRA, which is exported without a base")
     else:
         training = Training(recipe.trigger, Path(recipe.model).name, step)
         options: dict[str, Any] = {"training": training, "overwrite": overwrite}
+        if (beside := out.with_suffix(".md")).exists() and not overwrite:
+            raise FileExistsError(f"{beside}: exists; name another file or give --overwrite")
         write_lora(out, lora.published(params), jnp.dtype(dtype), **options)
+        atomic_write(beside, card.encode())
     what = "the adapter" if isinstance(params, Adapter) else "the LoRA"
     trigger = f"; draw with --trigger {recipe.trigger!r}" if recipe.trigger else ""
     print(f"{out}: {what} after step {step} of {recipe.total_steps}{trigger}")
     if ema and state.ema_params is not None:
         ways = averages.ways(params_before(recipe, base), state.ema_params, state.params)
         print(_average_in_words(recipe, step, ways))
+    if push:
+        print(f"{_upload(out, card, push, private=not public)}: uploaded")
+
+
+def _upload(out: Path, card: str, repo_id: str, *, private: bool) -> str:
+    """Upload a MODEL folder, or a LoRA with its card; return the repository's address."""
+    if out.is_dir():
+        return hub.push(out, repo_id, private=private)
+    with TemporaryDirectory() as parent:
+        folder = Path(parent)
+        shutil.copyfile(out, folder / out.name)
+        (folder / MODEL_CARD).write_text(card)
+        return hub.push(folder, repo_id, private=private)
 
 
 def _write_cast(writer: ModelWriter, base: ModelFolder, component: str, dtype: np.dtype) -> None:
@@ -104,8 +136,13 @@ def _average_in_words(recipe: Recipe, step: int, ways: averages.Ways) -> str:
             "apart; train longer, or export the last ones, --no-ema",
             stacklevel=2,
         )
-    steps = averages.effective_steps(recipe, step)
-    return f"these are an average over {steps:.0f} steps, {ways} (--no-ema)"
+    return f"these are {_weights_in_words(recipe, step, averaged=True)}, {ways} (--no-ema)"
+
+
+def _weights_in_words(recipe: Recipe, step: int, *, averaged: bool) -> str:
+    if not averaged:
+        return "the last weights"
+    return f"an average over {averages.effective_steps(recipe, step):.0f} steps"
 
 
 def chosen(state: TrainState, *, ema: bool) -> Trainable:

@@ -13,6 +13,16 @@ from ic_jax.weights.model_folder import COMPONENT_NAMES, MANIFEST, not_converted
 T = TypeVar("T")
 REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # org/name
 
+LOG_IN = "the Hub does not know you (401); log in with `hf auth login`, or set HF_TOKEN"
+MAY_NOT_WRITE = (
+    "you may not write there (403); name a repository of your own, and take a token that may "
+    "write from https://huggingface.co/settings/tokens"
+)
+
+
+class UploadError(OSError):
+    """An upload that the Hub refused or that broke off; the message is one line."""
+
 
 def fetch(repo_id: str, patterns: Sequence[str], revision: str | None = None) -> Path:
     """Download the files of a Hub repository that match `patterns`; return their local folder.
@@ -95,17 +105,62 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
     return fetch(repo_id, [MANIFEST, *(f"{name}/*" for name in COMPONENT_NAMES)], folder.name)
 
 
-def push(folder: Path, repo_id: str, *, private: bool, commit_message: str | None) -> str:
-    """Upload a MODEL folder as one commit; return the repository's address.
+def reserve(repo_id: str, *, private: bool) -> str:
+    """Create a repository unless it exists, so that a refusal comes before any work.
 
-    Component files of an earlier upload that are not in the folder are deleted.
+    Returns:
+        Its address.
+
+    Raises:
+        ValueError: `repo_id` is no org/name.
+        UploadError: the Hub refuses, or cannot be reached.
     """
-    api = HfApi(library_name="ic_jax", library_version=__version__)
-    url = api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=url.repo_id,
-        folder_path=folder,
-        commit_message=commit_message,
-        delete_patterns=[f"{name}/*" for name in COMPONENT_NAMES],
+    if not REPO_ID.fullmatch(repo_id):
+        raise ValueError(f"{repo_id}: is no Hub id; write org/name")
+    return str(
+        _accepted(repo_id, lambda: _api().create_repo(repo_id, private=private, exist_ok=True))
     )
-    return str(url)
+
+
+def push(folder: Path, repo_id: str, *, private: bool, commit_message: str | None = None) -> str:
+    """Upload a folder as one commit; return the repository's address.
+
+    Of a MODEL folder, component files of an earlier upload that are not in it are deleted.
+
+    Raises:
+        UploadError: the Hub refuses, or cannot be reached.
+    """
+    url = reserve(repo_id, private=private)
+    is_model = (folder / MANIFEST).is_file()
+    _accepted(
+        repo_id,
+        lambda: _api().upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            delete_patterns=[f"{name}/*" for name in COMPONENT_NAMES] if is_model else None,
+        ),
+    )
+    return url
+
+
+def _api() -> HfApi:
+    return HfApi(library_name="ic_jax", library_version=__version__)
+
+
+def _accepted(repo_id: str, upload: Callable[[], T]) -> T:
+    """Return what `upload` returns; UploadError, in one line, for what the Hub answers."""
+    try:
+        return upload()
+    except errors.LocalTokenNotFoundError:
+        reason = LOG_IN
+    except (errors.OfflineModeIsEnabled, ConnectionError):
+        reason = "the Hugging Face Hub cannot be reached; connect, and unset HF_HUB_OFFLINE"
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        answer = f"the Hugging Face Hub answered: {str(error).splitlines()[0]}"
+        reason = {401: LOG_IN, 403: MAY_NOT_WRITE}.get(status, answer)  # type: ignore[arg-type]
+    except Exception as error:  # of the network library underneath, which changes with versions
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = f"the upload broke off ({cause})"
+    raise UploadError(f"{repo_id}: {reason}")

@@ -11,7 +11,7 @@
     sampling/config.json       default sampling settings
     tokenizer/, tokenizer_2/   tokenizer.json, and the published files of CLIP's and T5's tokenizer
 
-Any component may be missing.
+Any component may be missing. A README.md, the model card, is not in the manifest.
 """
 
 import hashlib
@@ -35,6 +35,7 @@ from ic_jax.weights.safetensors_io import Spec
 from ic_jax.weights.tensors import Tensor, WeightsError
 
 MANIFEST, CONFIG, UNUSED = "manifest.json", "config.json", "unused.safetensors"
+MODEL_CARD = "README.md"
 PARAMETERS = "model"  # what the names of their files begin with
 FORMAT = 1
 SHARD_BYTES = 2_000_000_000  # of a file of parameters, so that many threads have one to read
@@ -312,7 +313,7 @@ def create(out: str | Path, *, overwrite: bool = False) -> Iterator[ModelWriter]
     Raises:
         FileExistsError: `out` exists and may not be replaced.
     """
-    out, owned = Path(out), {*COMPONENT_NAMES, MANIFEST}
+    out, owned = Path(out), {*COMPONENT_NAMES, MANIFEST, MODEL_CARD}
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         # It may hold published weights, whose folders have the same names.
         raise FileExistsError(f"{out}: exists and is no ic_jax model; name another folder")
