@@ -174,12 +174,12 @@ def test_a_lora_is_uploaded_with_its_card(run, api, capsys, monkeypatch):
     style = recipe(run.parent, lora={"trigger": "ink"})
     (run / "recipe.json").write_text(json.dumps(style.to_dict()))
     out = run.parent / "ink.safetensors"
-    assert export(monkeypatch, pairs, run, out, "--push", "me/ink") == 0
+    assert export(monkeypatch, pairs, run, out, "--no-ema", "--push", "me/ink") == 0
     assert api.files["ink.safetensors"] == out.read_bytes()
     assert api.files["README.md"] == out.with_suffix(".md").read_bytes()
     assert api.options["delete_patterns"] is None
     out.unlink()
-    assert export(monkeypatch, pairs, run, out) == 2
+    assert export(monkeypatch, pairs, run, out, "--no-ema") == 2
     assert "ink.md: exists; name another file" in capsys.readouterr().err
 
 
