@@ -17,7 +17,6 @@ from ic_jax.files import locked
 from ic_jax.preprocessing.images import ImageError
 from ic_jax.weights.model_folder import ModelFolder
 from train.data.batch_plan import BatchPlan
-from train.data.characters import held_out
 from train.data.dataset import Dataset
 from train.data.encoded_store import EncodedRows
 from train.data.errors import DataError
@@ -26,7 +25,7 @@ from train.encode import embeddings, latent_posterior
 from train.encoded_cache import Cache
 from train.models import TEXT, Tokenizers, load_parts, tokenizers
 from train.recipe import Recipe
-from train.stage_data import stage_data
+from train.stage_data import held_out_characters, stage_data
 
 AT_ONCE = 8  # records that a device encodes
 Encoded = dict[int, Any]  # by number of the record
@@ -46,7 +45,7 @@ def fill(recipe: Recipe, *, overwrite: bool = False) -> None:
     with locked(folder, f"{folder}: another process is writing it"):
         dataset, base = Dataset(recipe.data), ModelFolder.open(recipe.model)
         cache = Cache(recipe, base, dataset)
-        stages = stage_data(recipe, dataset, held_out(dataset, recipe.holdout))
+        stages = stage_data(recipe, dataset, held_out_characters(recipe, dataset))
         plans = [plan for data in stages.values() for plan in data.plans]
         missing = {rows.folder for rows in cache.parts(plans) if not _is_complete(rows)}
         for rows in cache.parts(plans) if not overwrite else ():

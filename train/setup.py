@@ -6,7 +6,6 @@ from typing import Any
 
 from ic_jax.weights.model_folder import ModelFolder
 from train.data.batch_plan import BatchPlan
-from train.data.characters import held_out
 from train.data.dataset import Dataset
 from train.data.loader import Cached, HostBatch, SkipCounter, batches
 from train.data.pictures import CENTRED, Augment
@@ -14,7 +13,7 @@ from train.encoded_cache import Cache
 from train.models import Models, base_digests, load_models, trainable_metadata
 from train.recipe import Recipe
 from train.report import check_wandb
-from train.stage_data import HeldOut, StageData, check_focus, stage_data
+from train.stage_data import HeldOut, StageData, check_focus, held_out_characters, stage_data
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,17 @@ class Setup:
         )
 
     def measuring_batches(self, name: str) -> Iterator[HostBatch]:
-        """Return the batches on which the reference effect of a stage is measured."""
+        """Return held-out batches of a stage, of which some measure its reference effect."""
         plan = self.stages[name].measuring
         assert plan is not None
-        # The same number of rows, however many parts a batch is computed in.
-        count = self.recipe.reporting.effect_batches * self.recipe.stages[name].accumulate
-        return self._batches(plan, CENTRED, start=0, stop=count)
+        return self._batches(plan, CENTRED, start=0, stop=8 * self.effect_batches(name))
+
+    def effect_batches(self, name: str) -> int:
+        """Return on how many batches the reference effect of a stage is measured.
+
+        They are the same number of rows, however many parts a batch is computed in.
+        """
+        return self.recipe.reporting.effect_batches * self.recipe.stages[name].accumulate
 
     def _batches(self, plan: BatchPlan, augment: Augment, **options: Any) -> Iterator[HostBatch]:
         siglip, cache = self.models.frozen.siglip, self.cache
@@ -97,7 +101,7 @@ def setup(recipe: Recipe) -> Setup:
     check_wandb(recipe.reporting)
     dataset = Dataset(recipe.data)
     check_focus(recipe, dataset)
-    held = held_out(dataset, recipe.holdout)
+    held = held_out_characters(recipe, dataset)
     stages = stage_data(recipe, dataset, held)
     base = ModelFolder.open(recipe.model)
     cache = None

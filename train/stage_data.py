@@ -7,9 +7,12 @@ from jaxtyping import Bool
 
 from ic_jax.config import ConfigError
 from train.data.batch_plan import BatchPlan
+from train.data.characters import held_out
 from train.data.dataset import Dataset
+from train.data.hashing import hash64
 from train.recipe import Recipe
 
+MEASURED = 2  # held-out characters that the reference effect needs
 HeldOut = Bool[np.ndarray, "characters"]
 
 
@@ -25,10 +28,38 @@ class StageData(NamedTuple):
         return [plan for plan in self if plan is not None]
 
 
+def held_out_characters(recipe: Recipe, dataset: Dataset) -> HeldOut:
+    """Return a mask of the characters held out: the recipe's fraction, and at least two.
+
+    Where the fraction gives fewer, two are chosen by the same hash, if possible of those with
+    several pictures. Nobody is held out at holdout = 0, and for a LoRA, which has no reference, no
+    more than the recipe says.
+
+    Raises:
+        ConfigError: too few characters to hold two out and train on two.
+    """
+    mask = held_out(dataset, recipe.holdout)
+    if recipe.lora or not recipe.holdout or mask.sum() >= MEASURED:
+        return mask
+    count = len(mask)
+    if count < 2 * MEASURED:
+        raise ConfigError(
+            f"holdout is {recipe.holdout}, and {dataset.path} has {count} characters: the effect "
+            "of the reference is measured on two that are not trained on; add characters until "
+            "there are four, or write holdout = 0 to train without measuring it"
+        )
+    several = np.bincount(dataset.character, minlength=count) >= 2
+    wanted = several if several.sum() >= 2 * MEASURED else ~several  # pairs are trained on first
+    order = sorted(range(count), key=lambda c: hash64(dataset.characters[c]))
+    order.sort(key=lambda c: (not mask[c], not wanted[c]))
+    mask[order[:MEASURED]] = True
+    return mask
+
+
 def stage_data(recipe: Recipe, dataset: Dataset, held_out: HeldOut) -> dict[str, StageData]:
     """Return the batch plans of every stage, by its name."""
     # A LoRA has no reference, and a single held-out character no other one to compare with.
-    measured = recipe.lora is None and int(held_out.sum()) >= 2
+    measured = recipe.lora is None and int(held_out.sum()) >= MEASURED
     return {
         name: StageData(
             _training(recipe, name, dataset, held_out),

@@ -17,6 +17,12 @@ def held_out(dataset: Dataset, share: float) -> Bool[np.ndarray, "characters"]:
     return np.array([is_held_out(name, share) for name in dataset.characters])
 
 
+def next_picture(dataset: Dataset, record: int) -> int:
+    """Return the next record of a record's character, cyclically; itself if it is the only one."""
+    records = np.flatnonzero(dataset.character == dataset.character[record])
+    return int(records[(np.searchsorted(records, record) + 1) % len(records)])
+
+
 class PairIndex:
     """Index from each record to the other records of its character."""
 
