@@ -49,6 +49,7 @@ EXTRAS = {
         *("tensorflow_datasets", "tqdm"),
     ),
     "convert": ("sentencepiece", "transformers"),
+    "parquet": ("pyarrow",),
     "peeps": ("resvg_py",),
 }
 

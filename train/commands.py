@@ -47,7 +47,8 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     from train.data.options import DEFAULTS
 
     add = parser.add_argument
-    add("source", metavar="SOURCE", type=cli.path, help="folder of pictures, or JSON Lines file")
+    kinds = "folder of pictures, or a list, table or tar of them (docs/data.md)"
+    add("source", metavar="SOURCE", type=cli.path, help=kinds)
     add("--out", metavar="DATASET", type=cli.path, required=True, help="folder to write")
     usual = " and ".join(map(str, DEFAULTS.resolutions))
     pixels = f"resolution that training will use; repeat for several (default: {usual})"
@@ -57,6 +58,16 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shard-size", type=int, metavar="N", default=DEFAULTS.shard_size, help=shard)
     share = "stop when more than this fraction of the pictures cannot be used"
     add("--max-bad", type=float, metavar="FRACTION", default=DEFAULTS.max_bad, help=share)
+    key = "key or column that names the character; folder: each folder is one; file: each picture"
+    add("--character", metavar="KEY", default="", help=key)
+    small = "leave out pictures with a side below this; else training enlarges them"
+    add("--min-side", type=int, metavar="PIXELS", default=DEFAULTS.min_side, help=small)
+    links = "read also what links lead to outside of SOURCE"
+    add("--follow-links", action="store_true", help=links)
+    runs = "program that prints the caption of the picture whose path is {}, or the last argument"
+    add("--caption", metavar="COMMAND", default="", help=runs)
+    masks = "program that prints the mask of a picture as PNG, or writes it to {mask}"
+    add("--mask", metavar="COMMAND", default="", help=masks)
     cli.add_overwrite(parser, "DATASET if it exists")
 
 
@@ -64,9 +75,13 @@ def _prepare(args: argparse.Namespace) -> None:
     from train.data import card
     from train.data.options import DEFAULTS, PrepareOptions
     from train.data.prepare import prepare
+    from train.data.sources.entries import SourceOptions
 
     options = PrepareOptions(
-        tuple(args.resolution or DEFAULTS.resolutions), args.shard_size, args.max_bad
+        tuple(args.resolution or DEFAULTS.resolutions),
+        *(args.shard_size, args.max_bad, args.min_side),
+        SourceOptions(args.character, not args.caption, args.follow_links),
+        *(args.caption, args.mask),
     )
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers {args.workers} is not a positive number")
@@ -102,6 +117,16 @@ def _verify(args: argparse.Namespace) -> None:
     from train.data.verify import verify
 
     print(verify(args.folder))
+
+
+def _captions_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DATASET", type=cli.path, help="folder of a data set")
+
+
+def _captions(args: argparse.Namespace) -> None:
+    from train.data.captions import describe
+
+    print(describe(args.folder))
 
 
 def _cache_arguments(parser: argparse.ArgumentParser) -> None:
@@ -235,11 +260,17 @@ COMMANDS = (
     ),
     Command(
         "prepare",
-        "Convert a folder of captioned pictures to a data set.",
+        "Convert captioned pictures of characters to a data set.",
         _prepare_arguments,
         _prepare,
-        description="Convert a folder of captioned pictures, or a JSON Lines file that lists them, "
-        "to a data set (docs/training.md). The same command resumes after an interruption.",
+        description="Convert captioned pictures, in folders, lists, tables or tars, to a data set "
+        "(docs/data.md). The same command resumes after an interruption.",
+    ),
+    Command(
+        "captions",
+        "List the captions of a data set whose words tell one character from the others.",
+        _captions_arguments,
+        _captions,
     ),
     Command(
         "new",

@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ic_jax.version import __version__
+from train.data.account import account_text, count_traits
 from train.data.errors import DataError
 from train.data.records import FEATURES
 from train.data.shards import WORK, RecordNote, Shard
-from train.data.sources import Rejected
 
 CARD, TEXT = "card.json", "card.md"
 FILES = (CARD, TEXT)
@@ -21,9 +21,12 @@ INDEX = "index"
 
 
 def write(
-    folder: Path, shards: list[Shard], rejected: list[Rejected], resolutions: tuple[int, ...]
+    folder: Path, shards: list[Shard], resolutions: tuple[int, ...], account: dict[str, Any]
 ) -> None:
     """Write everything but the shards: tensorflow-datasets' metadata, the index, last the card.
+
+    Args:
+        account: what the card says of the source besides the statistics of its pictures.
 
     Raises:
         DataError: the shards hold no record.
@@ -41,7 +44,8 @@ def write(
     np.save(index / "width.npy", np.array([record.width for record in records], np.int32))
     np.save(index / "height.npy", np.array([record.height for record in records], np.int32))
     (index / "characters.json").write_text(json.dumps(characters))
-    card = _statistics(records, np.bincount(numbers)) | {"bad": len(rejected)}
+    card = _statistics(records, np.bincount(numbers)) | account
+    card |= count_traits(records, resolutions)
     card["prepared_for"] = sorted(resolutions)
     card["index"] = {
         name: path.stat().st_size for name, path in sorted((p.name, p) for p in index.iterdir())
@@ -56,12 +60,13 @@ def write(
 
 
 def summary(folder: Path) -> str:
-    """Return the statistics of a data set as one line for a terminal."""
+    """Return the statistics of a data set, and the account of its source, for a terminal."""
     card = json.loads((folder / CARD).read_text())
-    return (
+    pictures = (
         f"{folder}: {card['pictures']} pictures of {card['characters']} characters, "
         f"{card['in_pairs']} in pairs; {card['bad']} rejected; {len(card['shards'])} shards"
     )
+    return "\n".join([pictures, *account_text(card)])
 
 
 def _write_metadata(folder: Path, shards: list[Shard]) -> None:
@@ -131,12 +136,14 @@ def _text(card: dict[str, Any]) -> str:
         for field in ("views", "styles")
         if card[field]
     )
+    account = "\n".join(f"- {line}" for line in account_text(card))
     return f"""# Pictures of characters
 
 {card["pictures"]} pictures of {card["characters"]} characters; {card["in_pairs"]} of the
 pictures, of {card["characters_with_pairs"]} characters, have another picture of the same
 character. {card["masked"]} have a separate mask, {card["focused"]} have focus boxes.
-{card["bad"]} were rejected, for the reasons in `bad.jsonl`. Prepared for training at
+{card["bad"]} were rejected, for the reasons in `bad.jsonl`; `aside.jsonl` names the files that were
+left out on purpose. Prepared for training at
 {", ".join(map(str, card["prepared_for"]))} pixels.
 
 | | min | 5% | median | 95% | max | mean |
@@ -145,6 +152,7 @@ character. {card["masked"]} have a separate mask, {card["focused"]} have focus b
 
 A side is the square root of the area in pixels; caption lengths are in characters.
 {frequent}
+{account}
 This is a tensorflow-datasets folder: `tfds.builder_from_directory(folder).as_data_source("train")`
 reads it without TensorFlow. `image` and `mask` are the bytes of image files; `card.json` lists the
 SHA-256 of every shard.

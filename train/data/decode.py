@@ -2,15 +2,19 @@
 
 import io
 import warnings
+from contextlib import suppress
+from functools import cache
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from ic_jax.preprocessing.images import FORMATS, ImageError, read_rgb
 
 # Pillow modes of 8 bits per channel, stored unchanged; every other mode is re-encoded.
 MODES = frozenset({"L", "LA", "P", "RGB", "RGBA"})
+# Brands of the HEIF files that phones write, in bytes 8 to 11.
+HEIC = frozenset({b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"})
 
 
 def decode_image(
@@ -73,11 +77,29 @@ def _open(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError("has too many pixels; make it smaller") from None
     except Exception as error:  # each format's decoder has its own error types
-        raise ImageError(f"is not a picture that can be read ({type(error).__name__})") from error
-    if image.format not in FORMATS:
-        raise ImageError(f"is of format {image.format}, which is not read; save it as PNG or JPEG")
-    return image
+        raise ImageError(_unread(data, error)) from error
+
+
+@cache
+def _formats() -> list[str]:
+    """Return the formats that are read here; no other decoder sees a file."""
+    Image.init()
+    with suppress(ModuleNotFoundError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return [name for name in (*FORMATS, "HEIF") if name in Image.OPEN]
+
+
+def _unread(data: bytes, error: Exception) -> str:
+    """Return why a file is no picture here, with the remedy where a decoder is missing."""
+    kind = data[8:12] if data[4:8] == b"ftyp" else b""
+    if kind in HEIC and "HEIF" not in _formats():
+        return "is HEIC; pip install -e '.[heic]' in the checkout to read it, or save it as JPEG"
+    if kind in (b"avif", b"avis") and not features.check("avif"):
+        return "is AVIF, which this Pillow does not read; pip install -U pillow, or save it as JPEG"
+    return f"is not a picture that can be read ({type(error).__name__})"

@@ -4,7 +4,9 @@ A face covers a hundredth of the picture of a standing person, and so of the los
 the identity.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -53,3 +55,20 @@ def _overlap(start: float, end: float, cells: int, cell: int) -> Float[np.ndarra
     """Return the length in pixels that `start` to `end` shares with each cell of a line."""
     first = np.arange(cells, dtype=np.float64) * cell
     return np.maximum(np.minimum(end, first + cell) - np.maximum(start, first), 0)
+
+
+def check_boxes(value: Any) -> tuple[Box, ...]:
+    """Return the boxes that a source gives; ValueError if they are none."""
+    expected = "expected a list of boxes, each [left, top, right, bottom] in pixels"
+    if not isinstance(value, list):
+        raise ValueError(f"focus is {value!r}; {expected}")
+    for box in value:
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise ValueError(f"focus has {box!r}; {expected}")
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise ValueError(f"focus has {box!r}, which is empty; {expected}")
+    return tuple(map(tuple, value))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

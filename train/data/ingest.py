@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,16 +17,30 @@ from train.data.decode import (
     inspect_file,
     resize,
 )
+from train.data.duplicates import difference_hash
 from train.data.focus import Box, scale_boxes
 from train.data.records import Record
-from train.data.sources import Entry
+from train.data.sources.entries import Entry
+from train.data.sources.pictures import read_mask, read_picture
 
 MIN_SIDE = 32  # pixels; a smaller character cannot be recognised
 MAX_RATIO = 4.0  # of the sides; the longest bucket, 2, would show less than half of the picture
 FIGURE = 128  # of 255: mask values from here on count as the character
 
 
-def ingest(root: Path, entry: Entry, resolution: int) -> Record:
+class TooSmall(ImageError):
+    """A picture that is left out on purpose, for its size."""
+
+
+class Ingested(NamedTuple):
+    """Record of a picture, and what only its pixels tell."""
+
+    record: Record
+    alpha: bool  # whether its own alpha channel is its mask
+    look: bytes  # hash that similar pictures share all but a few bits of
+
+
+def ingest(root: Path, entry: Entry, resolution: int, min_side: int = 0) -> Ingested:
     """Read, check and encode one picture of a source.
 
     The file is stored unchanged unless its format is unusual or its size exceeds the need of
@@ -33,9 +48,10 @@ def ingest(root: Path, entry: Entry, resolution: int) -> Record:
     because JPEG makes rings around the lines of a drawing.
 
     Raises:
+        TooSmall: its shorter side is below `min_side` pixels.
         ImageError: the picture cannot be used; the message gives the reason without the file.
     """
-    data = _read_file(root / entry.file)
+    data = read_picture(root, entry)
     rgb, alpha = decode_image(data)
     height, width = rgb.shape[:2]
     if min(width, height) < MIN_SIDE or max(width, height) > MAX_RATIO * min(width, height):
@@ -43,18 +59,23 @@ def ingest(root: Path, entry: Entry, resolution: int) -> Record:
             f"is {width} x {height}; expected at least {MIN_SIDE} a side and no side more than "
             f"{MAX_RATIO:g} times the other"
         )
-    mask = decode_mask(_read_file(root / entry.mask)) if entry.mask else alpha
+    if min(width, height) < min_side:
+        raise TooSmall(f"has a side below --min-side {min_side}")
+    separate = read_mask(root, entry)
+    mask = alpha if separate is None else decode_mask(separate)
     if mask is not None:
         _check_mask(mask, width, height)
     focus = _clip_boxes(entry.focus, width, height)
     storable, jpeg = inspect_file(data)
     size = covering_size(width, height, resolution)
+    look, from_alpha = difference_hash(rgb), separate is None and mask is not None
+    from_alpha = from_alpha and bool(mask.min() < FIGURE)  # type: ignore[union-attr]
     if not storable or size != (width, height):
         rgb = resize(rgb, *size)
         data = encode_jpeg(rgb) if jpeg else encode_png(rgb)
-    elif not entry.mask:
+    elif separate is None:
         mask = None  # the stored picture has it as its alpha channel
-    return Record(
+    record = Record(
         image=data,
         mask=b"" if mask is None else encode_png(resize(mask, *size)),
         **{name: getattr(entry, name) for name in ("caption", "character", "view", "style")},
@@ -63,6 +84,7 @@ def ingest(root: Path, entry: Entry, resolution: int) -> Record:
         height=size[1],
         focus=scale_boxes(focus, size[0] / width, size[1] / height),
     )
+    return Ingested(record, from_alpha, look)
 
 
 def fingerprint(root: Path, entries: list[Entry], *settings: object) -> str:
@@ -70,23 +92,14 @@ def fingerprint(root: Path, entries: list[Entry], *settings: object) -> str:
     digest = hashlib.sha256(repr(settings).encode())
     for entry in entries:
         digest.update(repr(tuple(entry)).encode())
-        for name in filter(None, (entry.file, entry.mask)):
+        files = (entry.part.file if entry.part else entry.file, entry.mask)
+        for name in filter(None, files):
             try:
                 status = (root / name).stat()
                 digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
             except OSError:
                 digest.update(b"unreadable")
     return digest.hexdigest()
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path.name} cannot be read ({error.strerror})") from None
-    if not data:
-        raise ImageError(f"{path.name} is empty")
-    return data
 
 
 def _clip_boxes(boxes: Sequence[Box], width: int, height: int) -> tuple[Box, ...]:

@@ -7,15 +7,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ic_jax.files import atomic_folder
+from ic_jax.files import atomic_folder, check_replaceable
 from train.data import card
+from train.data.account import count_files
+from train.data.captions import summarise, telling_words
 from train.data.errors import DataError
 from train.data.options import DEFAULTS, PrepareOptions
+from train.data.programs import run_programs
 from train.data.shards import WORK, Shard, ShardJob, write_shard
-from train.data.sources import PictureSource, Rejected, read_source
+from train.data.sources import PictureSource, read_source
+from train.data.sources.entries import Rejected
 from train.workers import parallel_map
 
-BAD = "bad.jsonl"
+BAD, ASIDE = "bad.jsonl", "aside.jsonl"
+RESULTS = ".results"  # folder beside a data set: what the user's programs made
 
 
 def prepare(
@@ -32,7 +37,7 @@ def prepare(
     `out`.partial, and the next call with the same arguments resumes from its finished shards.
 
     Args:
-        source: folder or JSON Lines file (`train.data.sources.read_source`).
+        source: folder, or a file that lists or holds pictures (`train.data.sources.read_source`).
         out: folder of the data set.
         options: settings of the data set.
         workers: processes; by default one per core.
@@ -43,22 +48,45 @@ def prepare(
         FileNotFoundError: there is no source.
         FileExistsError: `out` exists.
     """
-    pictures = read_source(source)
+    pictures = read_source(source, options.source)
+    check_replaceable(out.absolute(), overwrite, is_ours)
+    store = out.with_name(out.name + RESULTS)
+    pictures = run_programs(pictures, options.caption, options.mask, store, workers)
     with atomic_folder(out, overwrite=overwrite, owns=is_ours, resume=True) as partial:
         (partial / WORK).mkdir(exist_ok=True)
         jobs = _jobs(pictures, partial, options)
         _remove_strays(partial, jobs)
         shards = _run(jobs, pictures, options, workers)
-        rejected = pictures.rejected + [item for shard in shards for item in shard.rejected]
-        _report(partial / BAD, rejected)
-        card.write(partial, shards, rejected, options.resolutions)
+        rejected, aside = (
+            [item for shard in shards for item in getattr(shard, kind)]
+            for kind in ("rejected", "aside")
+        )
+        _report(partial / BAD, pictures.rejected + rejected)
+        _report(partial / ASIDE, pictures.aside + aside)
+        account = {
+            "bad": len(pictures.rejected + rejected),
+            "files": count_files(pictures, rejected, aside),
+            "unknown_keys": pictures.unknown,
+            "telling_captions": _telling(pictures, rejected + aside),
+        }
+        card.write(partial, shards, options.resolutions, account)
+
+
+def _telling(pictures: PictureSource, unused: list[Rejected]) -> dict:
+    left = {item.file for item in unused}
+    used = [entry for entry in pictures.entries if entry.file not in left]
+    captions = [entry.caption for entry in used]
+    return summarise(telling_words([entry.character for entry in used], captions))
 
 
 def _jobs(pictures: PictureSource, out: Path, options: PrepareOptions) -> list[ShardJob]:
-    size, largest = options.shard_size, max(options.resolutions)
+    size, side = options.shard_size, options.min_side
+    largest = max(options.resolutions)
     starts = range(0, len(pictures.entries), size)
     return [
-        ShardJob(out, pictures.root, pictures.entries[i : i + size], largest, number, len(starts))
+        ShardJob(
+            out, pictures.root, pictures.entries[i : i + size], largest, side, number, len(starts)
+        )
         for number, i in enumerate(starts)
     ]
 
@@ -110,5 +138,5 @@ def _report(path: Path, rejected: Iterable[Rejected]) -> None:
 
 def is_ours(name: str) -> bool:
     """Return whether a file or folder of that name is part of a data set."""
-    names = {WORK, BAD, "dataset_info.json", "features.json", "index", *card.FILES}
+    names = {WORK, BAD, ASIDE, "dataset_info.json", "features.json", "index", *card.FILES}
     return name in names or name.startswith("characters-train.array_record-")

@@ -1,6 +1,7 @@
 """Shards of a data set: each written by one process, atomically, and resumed if finished."""
 
 import errno
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +12,14 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from ic_jax.files import atomic_file, atomic_write, sha256_file
 from ic_jax.preprocessing.images import ImageError
-from train.data.ingest import fingerprint, ingest
+from train.data.ingest import TooSmall, fingerprint, ingest
 from train.data.records import serialize
-from train.data.sources import Entry, Rejected
+from train.data.sources.entries import Entry, Rejected
 
 WORK = "work"  # folder of the notes on finished shards, in the partial data set
 # Encoded pictures do not compress further; random access needs one record per group.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-VERSION = 2  # version of the records; a change makes the shards of interrupted runs stale
+VERSION = 3  # version of the records; a change makes the shards of interrupted runs stale
 
 
 class ShardJob(NamedTuple):
@@ -28,6 +29,7 @@ class ShardJob(NamedTuple):
     root: Path
     entries: list[Entry]
     resolution: int
+    min_side: int
     number: int
     shards: int  # number of all shards
 
@@ -47,6 +49,9 @@ class RecordNote(NamedTuple):
     style: str
     masked: bool
     focused: bool
+    alpha: bool  # whether its own alpha channel is its mask
+    stored: str  # hash of the stored file
+    look: str  # see `train.data.duplicates`
 
 
 class Shard(NamedTuple):
@@ -58,12 +63,13 @@ class Shard(NamedTuple):
     size: int  # bytes
     records: list[RecordNote]
     rejected: list[Rejected]
+    aside: list[Rejected]
 
 
 def write_shard(job: ShardJob) -> Shard:
     """Write one shard, unless an earlier run has finished it from the same files."""
     path, notes = job.out / job.file, job.out / WORK / f"{job.number:05d}.json"
-    key = fingerprint(job.root, job.entries, VERSION, job.resolution, job.file)
+    key = fingerprint(job.root, job.entries, VERSION, job.resolution, job.min_side, job.file)
     if finished := _read_finished(path, notes, key):
         return finished
     notes.unlink(missing_ok=True)  # stale notes must not vouch for the new shard
@@ -73,19 +79,25 @@ def write_shard(job: ShardJob) -> Shard:
 
 
 def _write(job: ShardJob, path: Path, key: str) -> Shard:
-    records, rejected = [], []
+    records, rejected, aside = [], [], []
     with atomic_file(path, job.out / WORK) as part, _writer(part) as writer:
         for entry in job.entries:
             try:
-                record = ingest(job.root, entry, job.resolution)
+                record, alpha, look = ingest(job.root, entry, job.resolution, job.min_side)
+            except TooSmall as error:
+                aside.append(Rejected(entry.file, str(error)))
+                continue
             except ImageError as error:
                 rejected.append(Rejected(entry.file, str(error)))
                 continue
             writer.write(serialize(record))
             shape, length = (record.width, record.height), len(record.caption)
             labels, marks = (record.view, record.style), (bool(record.mask), bool(record.focus))
-            records.append(RecordNote(record.character, *shape, length, *labels, *marks))
-    return Shard(job.file, key, sha256_file(path), path.stat().st_size, records, rejected)
+            hashes = hashlib.sha256(record.image).hexdigest()[:16], look.hex()
+            note = RecordNote(record.character, *shape, length, *labels, *marks, alpha, *hashes)
+            records.append(note)
+    size = path.stat().st_size
+    return Shard(job.file, key, sha256_file(path), size, records, rejected, aside)
 
 
 @contextmanager
@@ -103,9 +115,10 @@ def _read_finished(path: Path, notes: Path, key: str) -> Shard | None:
         shard = Shard(**json.loads(notes.read_bytes()))
         if shard.fingerprint == key and path.stat().st_size == shard.size:
             records = [RecordNote(*item) for item in shard.records]
-            return shard._replace(
-                records=records, rejected=[Rejected(*item) for item in shard.rejected]
+            rejected, aside = (
+                [Rejected(*item) for item in items] for items in (shard.rejected, shard.aside)
             )
+            return shard._replace(records=records, rejected=rejected, aside=aside)
     except (OSError, ValueError, TypeError):
         pass  # missing or damaged notes: the shard is written again
     return None
