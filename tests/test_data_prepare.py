@@ -253,7 +253,7 @@ def test_out_in_the_way(tmp_path, capsys):
 )
 def test_wrong_options(tmp_path, capsys, options, word):
     pictures = source(tmp_path / "source", characters=1)
-    assert main([str(pictures), "--out", str(tmp_path / "out"), *SMALL, *options]) == 2
+    assert main([str(pictures), "--out", str(tmp_path / "out"), *options]) == 2
     assert word in capsys.readouterr().err
     assert main([str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
 
