@@ -122,12 +122,13 @@ def test_sharded_accumulated_and_recomputed_gradients_are_the_same(golden, devic
     batch = jax.device_put(batch, NamedSharding(mesh, P("data")))
     models = jax.device_put((golden.adapter, golden.flux, rope), NamedSharding(mesh, P()))
     spread = jax.jit(lambda a, f, r, b: mean_gradient(a, f, r, lambda e: e, b, parts, remat=remat))
-    value, ours, per_example_loss, sigma = spread(*models, batch)
+    value, ours, per_example_loss, sigma, part_square = spread(*models, batch)
     assert len(value.sharding.device_set) == devices
     assert relative(value, loss) < 1e-5
     assert worst(ours, gradient) < 1e-5
     assert relative(per_example_loss.mean(), loss) < 1e-5
     assert relative(sigma, batch.sigma) == 0
+    assert (part_square is None) == (parts == 1)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_counts(golden):

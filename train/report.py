@@ -17,6 +17,7 @@ from ic_jax.config import ConfigError
 from ic_jax.files import atomic_write, write_json
 from ic_jax.sharding import gather_to_host
 from train import flops
+from train.noise_scale import noise_scale
 from train.recipe import Recipe, Reporting
 from train.step import Metrics
 
@@ -157,6 +158,7 @@ class StepLog:
         return {
             "loss": float(np.mean([m.loss for m in finite])),
             "gradient norm": float(np.mean([m.grad_norm for m in finite])),
+            **noise_scale([m.noise for m in finite]),
             **speed,
             **by_sigma(losses, np.concatenate([m.sigma for m in finite])),
         }

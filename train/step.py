@@ -20,6 +20,7 @@ from ic_jax.models.layers import Remat
 from ic_jax.models.rope import Rope
 from train.data.encoded_store import Embeddings
 from train.encode import Frozen, Ids, StepBatch, StepScalars, encode, row_keys
+from train.noise_scale import GradientNoise, gradient_noise
 from train.objective import Examples, Trainable, loss
 
 
@@ -52,6 +53,17 @@ class Metrics(NamedTuple):
     per_example_loss: Float[Array, "b"]
     sigma: Float[Array, "b"]
     nonfinite_steps: Int[Array, ""]
+    noise: GradientNoise | None  # None where the batch is computed in one part
+
+
+class MeanGradient(NamedTuple):
+    """Gradient of a batch, and what was seen of its rows and parts."""
+
+    loss: Float[Array, ""]
+    gradient: Trainable
+    per_example_loss: Float[Array, "b"]
+    sigma: Float[Array, "b"]
+    part_square: Float[Array, ""] | None  # mean squared norm of the parts' gradients, if several
 
 
 def train_step(
@@ -76,13 +88,18 @@ def train_step(
         return encode(frozen, *rows, empty, scalars, config, timesteps, dtype)
 
     keys = row_keys(seed, state.step, batch)
-    value, gradient, per_example_loss, sigma = mean_gradient(
+    mean = mean_gradient(
         state.params, frozen.transformer, rope, examples, (batch, keys), accumulate, remat=remat
     )
     state, norm = apply_gradient(
-        state, value, gradient, scalars.learning_rate, scalars.ema, optimizer=optimizer
+        state, mean.loss, mean.gradient, scalars.learning_rate, scalars.ema, optimizer=optimizer
     )
-    return state, Metrics(value, norm, per_example_loss, sigma, state.nonfinite_steps)
+    noise = None
+    if mean.part_square is not None:
+        rows = len(mean.sigma)
+        noise = gradient_noise(mean.part_square, norm**2, part=rows // accumulate, batch=rows)
+    rows_seen = (mean.per_example_loss, mean.sigma)
+    return state, Metrics(mean.loss, norm, *rows_seen, state.nonfinite_steps, noise)
 
 
 def mean_gradient(
@@ -94,15 +111,12 @@ def mean_gradient(
     parts: int,
     *,
     remat: Remat = "none",
-) -> tuple[Array, Trainable, Float[Array, "b"], Float[Array, "b"]]:
+) -> MeanGradient:
     """Return loss and gradient of a batch, accumulated over equal parts of it.
 
     Args:
         examples: encodes the rows of one part, so that only one part is in memory at a time.
         rows: tree of arrays with the batch as leading axis.
-
-    Returns:
-        loss, gradient, and the loss and the noise level of each row.
     """
 
     def part(sums: tuple, rows: Any) -> tuple[tuple, tuple]:
@@ -110,16 +124,18 @@ def mean_gradient(
         (value, velocity), gradient = gradient_of(params, flux, e, rope, remat=remat)
         per_example_loss = jnp.square(velocity - (e.noise - e.latents)).mean((1, 2))
         sums = jax.tree.map(lambda s, x: s + x / parts, sums, (value, gradient))
-        return sums, (per_example_loss, e.sigma)
+        square = jnp.square(optax.tree.norm(gradient)) if parts > 1 else None
+        return sums, (per_example_loss, e.sigma, square)
 
     # Part i takes every parts-th row, so that rows that lie together on a device stay there.
     split = jax.tree.map(
         lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), rows
     )
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    (value, gradient), by_row = jax.lax.scan(part, zero, split)
+    (value, gradient), (*by_row, squares) = jax.lax.scan(part, zero, split)
     per_example_loss, sigma = (x.swapaxes(0, 1).reshape(-1) for x in by_row)
-    return value, gradient, per_example_loss, sigma
+    mean_square = None if squares is None else squares.mean()
+    return MeanGradient(value, gradient, per_example_loss, sigma, mean_square)
 
 
 def gradient_of(

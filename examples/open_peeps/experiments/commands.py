@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from examples.open_peeps.experiments import (
+    learning_rates,
     optimizers,
     projector_ablation,
     stage_ends,
@@ -24,6 +25,13 @@ COMMANDS = (
         optimizers.add_arguments,
         optimizers.run,
         optimizers.DESCRIPTION,
+    ),
+    cli.Command(
+        "learning-rates",
+        "Measure what each schedule of the learning rate has taught a new adapter.",
+        learning_rates.add_arguments,
+        learning_rates.run,
+        learning_rates.DESCRIPTION,
     ),
     cli.Command(
         "stage-ends",
