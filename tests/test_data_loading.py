@@ -105,6 +105,18 @@ def test_four_processes_read_what_one_reads_and_no_more(dataset, monkeypatch):
         assert numbers == {int(number) for number in rows}
 
 
+def test_a_run_resumes_with_another_number_of_processes(dataset):
+    """Two processes up to step 5, then four: together the batches that one process reads."""
+    expected = read(dataset, 0, 9)
+    for start, stop, processes in ((0, 5, 2), (5, 9, 4)):
+        rows = np.split(np.arange(4), processes)
+        parts = [read(dataset, start, stop, rows=part.tolist()) for part in rows]
+        for batch, *joined in zip(expected[start:stop], *parts, strict=True):
+            for name in ("target", "low", "high", "record", "reference", "mirrored", "epoch"):
+                together = np.concatenate([getattr(part, name) for part in joined])
+                np.testing.assert_array_equal(together, getattr(batch, name))
+
+
 def test_worker_processes_change_nothing(dataset):
     for a, b in zip(read(dataset, 2, 8, workers=2, threads=2), read(dataset, 2, 8), strict=True):
         equal(a, b)

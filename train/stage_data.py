@@ -7,9 +7,9 @@ from jaxtyping import Bool
 
 from ic_jax.config import ConfigError
 from train.data.batch_plan import BatchPlan
+from train.data.candidates import Candidates
 from train.data.characters import held_out
 from train.data.dataset import Dataset
-from train.data.hashing import hash64
 from train.recipe import Recipe
 
 MEASURED = 2  # held-out characters that the reference effect needs
@@ -50,7 +50,7 @@ def held_out_characters(recipe: Recipe, dataset: Dataset) -> HeldOut:
         )
     several = np.bincount(dataset.character, minlength=count) >= 2
     wanted = several if several.sum() >= 2 * MEASURED else ~several  # pairs are trained on first
-    order = sorted(range(count), key=lambda c: hash64(dataset.characters[c]))
+    order = sorted(range(count), key=lambda c: dataset.character_hash[c])
     order.sort(key=lambda c: (not mask[c], not wanted[c]))
     mask[order[:MEASURED]] = True
     return mask
@@ -58,12 +58,14 @@ def held_out_characters(recipe: Recipe, dataset: Dataset) -> HeldOut:
 
 def stage_data(recipe: Recipe, dataset: Dataset, held_out: HeldOut) -> dict[str, StageData]:
     """Return the batch plans of every stage, by its name."""
+    trained = Candidates(dataset, ~held_out)
     # A LoRA has no reference, and a single held-out character no other one to compare with.
     measured = recipe.lora is None and int(held_out.sum()) >= MEASURED
+    held = Candidates(dataset, held_out) if measured else None
     return {
         name: StageData(
-            _training(recipe, name, dataset, held_out),
-            _measuring(recipe, name, dataset, held_out) if measured else None,
+            _training(recipe, name, dataset, trained),
+            _measuring(recipe, name, dataset, held) if held else None,
         )
         for name in recipe.stages
     }
@@ -81,7 +83,7 @@ def check_focus(recipe: Recipe, dataset: Dataset) -> None:
             )
 
 
-def _training(recipe: Recipe, name: str, dataset: Dataset, held_out: HeldOut) -> BatchPlan:
+def _training(recipe: Recipe, name: str, dataset: Dataset, trained: Candidates) -> BatchPlan:
     stage = recipe.stages[name]
     return BatchPlan(
         dataset,
@@ -89,24 +91,22 @@ def _training(recipe: Recipe, name: str, dataset: Dataset, held_out: HeldOut) ->
         resolution=stage.resolution,
         paired=stage.paired,
         seed=(recipe.seed, name),
-        characters=~held_out,
+        candidates=trained,
     )
 
 
-def _measuring(recipe: Recipe, name: str, dataset: Dataset, held_out: HeldOut) -> BatchPlan:
+def _measuring(recipe: Recipe, name: str, dataset: Dataset, held: Candidates) -> BatchPlan:
     """Return the plan of the reference effect, paired if the stage has any pairs.
 
     Its batch is what the stage computes at a time, and at least two rows, since each row needs
     another one for its wrong reference.
     """
     stage = recipe.stages[name]
-    pictures = np.bincount(dataset.character, minlength=len(held_out))
-    has_pairs = bool((pictures[held_out] >= 2).any())
     return BatchPlan(
         dataset,
         batch=max(2, stage.batch // stage.accumulate),
         resolution=stage.resolution,
-        paired=1.0 if stage.paired and has_pairs else 0.0,
+        paired=1.0 if stage.paired and len(held.pairs) else 0.0,
         seed=(0, "effect", name),
-        characters=held_out,
+        candidates=held,
     )

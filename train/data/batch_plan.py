@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from train.data.buckets import Size, buckets, nearest_bucket
-from train.data.characters import PairIndex
+from train.data.buckets import Size
+from train.data.candidates import Candidates
 from train.data.dataset import Dataset
 from train.data.errors import DataError
 from train.data.hashing import hash64, splitmix64
@@ -63,6 +63,7 @@ class BatchPlan:
         paired: float,
         seed: tuple[object, ...] | int,
         characters: Bool[np.ndarray, "characters"] | None = None,
+        candidates: Candidates | None = None,
     ) -> None:
         """Assign the targets to buckets.
 
@@ -74,6 +75,7 @@ class BatchPlan:
             seed: seed of shuffling, pairing and augmentation; give every stage its own, such as
                 (seed, "stage1").
             characters: mask of the characters to use; all by default.
+            candidates: the records, where other plans have them already; in place of `characters`.
 
         Raises:
             DataError: there are no targets, or no pairs although `paired` is above 0.
@@ -85,24 +87,24 @@ class BatchPlan:
         share = Fraction(paired).limit_denominator(1000)
         self._paired, self._period = share.numerator, share.denominator
         self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
-        targets = _records_of(dataset, characters)
-        self._pair_index = PairIndex(dataset.character, targets)
-        pairs = targets[self._pair_index.count(targets) >= 2]
-        _check(dataset, targets, pairs, paired)
-        self.records = pairs if paired == 1 else targets
-        width, height = np.asarray(dataset.width), np.asarray(dataset.height)
-        shapes = width[self.records], height[self.records]
-        self.sizes = _merge_small(*shapes, buckets(resolution), batch)
-        self.bucket = nearest_bucket(*shapes, self.sizes)
-        self._streams = []
-        for kind, records in (("unpaired", targets), ("paired", pairs)):
-            bucket = nearest_bucket(width[records], height[records], self.sizes)
-            self._streams.append(Stream((*self._seed, kind), records, bucket, len(self.sizes)))
-        self.targets, self.pairs = len(targets), len(pairs)
+        candidates = candidates or Candidates(dataset, characters)
+        _check(dataset, candidates, paired)
+        self._pair_index = candidates.pair_index
+        only_pairs = paired == 1
+        self.sizes, bucket = candidates.buckets(resolution, batch, only_pairs=only_pairs)
+        of_pairs = bucket[candidates.is_pair]
+        self.records = candidates.pairs if only_pairs else candidates.targets
+        self.bucket = of_pairs if only_pairs else bucket
+        count = len(self.sizes)
+        self._streams = (
+            Stream((*self._seed, "unpaired"), candidates.targets, bucket, count),
+            Stream((*self._seed, "paired"), candidates.pairs, of_pairs, count),
+        )
+        self.targets, self.pairs = len(candidates.targets), len(candidates.pairs)
         self._lock = Lock()  # one thread shuffles an epoch while the others wait
         self._cached = lru_cache(maxsize=8)(self._rows)  # called for every sample of a batch
         rebuild = partial(BatchPlan, batch=batch, resolution=resolution, paired=paired, seed=seed)
-        self._reduced = partial(rebuild, characters=characters), (dataset,)
+        self._reduced = partial(rebuild, characters=candidates.characters), (dataset,)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._reduced  # a lock cannot be pickled
@@ -162,33 +164,14 @@ class BatchPlan:
         return _first_where(lambda items: self._counts(items)[bucket] > first, low, end) - 1
 
 
-def _records_of(dataset: Dataset, characters: np.ndarray | None) -> np.ndarray:
-    if characters is None:
-        return np.arange(len(dataset))
-    return np.flatnonzero(characters[dataset.character])
-
-
-def _check(dataset: Dataset, targets: np.ndarray, pairs: np.ndarray, paired: float) -> None:
-    if not len(targets):
+def _check(dataset: Dataset, candidates: Candidates, paired: float) -> None:
+    if not len(candidates.targets):
         raise DataError(f"{dataset.path}: no picture is left to train on; hold out fewer")
-    if paired and not len(pairs):
+    if paired and not len(candidates.pairs):
         raise DataError(
             f"{dataset.path}: no character has two pictures, so there are no pairs; "
             "set paired to 0 or add pictures"
         )
-
-
-def _merge_small(
-    width: np.ndarray, height: np.ndarray, sizes: list[Size], batch: int
-) -> list[Size]:
-    """Remove sizes until every bucket has at least a batch of targets; one always stays."""
-    while len(sizes) > 1:
-        counts = np.bincount(nearest_bucket(width, height, sizes), minlength=len(sizes))
-        fewest = int(counts.argmin())
-        if counts[fewest] >= batch:
-            break
-        sizes = sizes[:fewest] + sizes[fewest + 1 :]
-    return sizes
 
 
 def _first_where(predicate: Callable[[int], bool], low: int, high: int) -> int:

@@ -12,12 +12,14 @@ import tensorflow_datasets as tfds
 from ic_jax.version import __version__
 from train.data.account import account_text, count_traits
 from train.data.errors import DataError
+from train.data.hashing import hash_names
 from train.data.records import FEATURES
 from train.data.shards import WORK, RecordNote, Shard
 
 CARD, TEXT = "card.json", "card.md"
 FILES = (CARD, TEXT)
 INDEX = "index"
+CHARACTER_HASH = "character_hash.npy"  # spares a run the names, millions of Python objects
 
 
 def write(
@@ -34,7 +36,7 @@ def write(
     records = [record for shard in shards for record in shard.records]
     if not records:
         raise DataError(f"{folder}: no picture of the source can be used")
-    _write_metadata(folder, shards)
+    write_metadata(folder, shards)
     characters = sorted({record.character for record in records})
     number = {name: n for n, name in enumerate(characters)}
     numbers = np.array([number[record.character] for record in records], np.int32)
@@ -44,6 +46,7 @@ def write(
     np.save(index / "width.npy", np.array([record.width for record in records], np.int32))
     np.save(index / "height.npy", np.array([record.height for record in records], np.int32))
     (index / "characters.json").write_text(json.dumps(characters))
+    np.save(index / CHARACTER_HASH, hash_names(characters))
     card = _statistics(records, np.bincount(numbers)) | account
     card |= count_traits(records, resolutions)
     card["prepared_for"] = sorted(resolutions)
@@ -69,7 +72,8 @@ def summary(folder: Path) -> str:
     return "\n".join([pictures, *account_text(card)])
 
 
-def _write_metadata(folder: Path, shards: list[Shard]) -> None:
+def write_metadata(folder: Path, shards: list[Shard]) -> None:
+    """Write the files by which tensorflow-datasets finds the shards and reads the records."""
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder,
         dataset_name="characters",

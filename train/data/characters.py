@@ -1,5 +1,7 @@
 """Characters of a data set: the held-out split, and pairs of pictures of one character."""
 
+import math
+
 import numpy as np
 from jaxtyping import Bool
 
@@ -14,7 +16,7 @@ def is_held_out(character: str, share: float) -> bool:
 
 def held_out(dataset: Dataset, share: float) -> Bool[np.ndarray, "characters"]:
     """Return a mask of the held-out characters of a data set."""
-    return np.array([is_held_out(name, share) for name in dataset.characters])
+    return dataset.character_hash < np.uint64(math.ceil(share * 2**64))
 
 
 def next_picture(dataset: Dataset, record: int) -> int:

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from jaxtyping import UInt64
 
-from train.data.card import CARD, INDEX
+from train.data.card import CARD, CHARACTER_HASH, INDEX
 from train.data.errors import DataError
+from train.data.hashing import hash_names
 from train.data.records import Record, deserialize
 
 
@@ -55,6 +57,14 @@ class Dataset:
     def characters(self) -> list[str]:
         """Ids of the characters, by character number."""
         return json.loads((self.path / INDEX / "characters.json").read_text())
+
+    @cached_property
+    def character_hash(self) -> UInt64[np.ndarray, "characters"]:
+        """Hash of each character's id, by character number; memory-mapped."""
+        file = self.path / INDEX / CHARACTER_HASH
+        if file.exists():
+            return np.load(file, mmap_mode="r")
+        return hash_names(self.characters)  # a data set of an earlier version
 
     def read(self, number: int) -> Record:
         """Read one record by one random access to its shard.
