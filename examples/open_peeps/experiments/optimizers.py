@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `run`."""
     parser.add_argument("work", metavar="WORK", type=cli.path, help="folder for data set and runs")
     parser.add_argument(
-        "--triples", metavar="N", type=int, default=300, help="held-out people of each kind"
+        "--triples", metavar="N", type=int, default=300, help="held-out people of each kind, or 0"
     )
     parser.add_argument(
         "--characters", metavar="N", type=int, default=3000, help="characters of the data set"
@@ -78,7 +78,8 @@ def compare(args: argparse.Namespace, runs: Mapping[str, Sequence[str]], file: P
         fill(recipe, overwrite=False)
         train(recipe)
         results[row] = reference_effect(recipe, STAGE) | {"exported": _exported_effect(recipe)}
-        results[row] |= _rates(recipe, triples, row)
+        if args.triples:
+            results[row] |= _rates(recipe, triples, row)
         results[row] |= {"changes": list(changes)}
         results[row] |= {"processor seconds": round(time.process_time() - before)}
         print(row, json.dumps(results[row]))
