@@ -9,6 +9,7 @@ from PIL import Image
 
 from train.data import loader
 from train.data.batch_plan import BatchPlan
+from train.data.characters import held_out, is_held_out
 from train.data.dataset import Dataset
 from train.data.errors import DataError
 from train.data.loader import HostBatch, SkipCounter, batches
@@ -115,6 +116,16 @@ def test_a_run_resumes_with_another_number_of_processes(dataset):
             for name in ("target", "low", "high", "record", "reference", "mirrored", "epoch"):
                 together = np.concatenate([getattr(part, name) for part in joined])
                 np.testing.assert_array_equal(together, getattr(batch, name))
+
+
+def test_held_out_characters_are_told_without_their_names(dataset, monkeypatch):
+    expected = [is_held_out(name, 0.4) for name in dataset.characters]
+    assert 0 < sum(expected) < len(expected)
+    opened = Dataset(dataset.path)
+    np.testing.assert_array_equal(held_out(opened, 0.4), expected)
+    assert "characters" not in vars(opened)  # the names were not read
+    monkeypatch.setattr("train.data.dataset.CHARACTER_HASH", "none.npy")  # of an earlier version
+    np.testing.assert_array_equal(held_out(Dataset(dataset.path), 0.4), expected)
 
 
 def test_worker_processes_change_nothing(dataset):

@@ -9,6 +9,7 @@ import pytest
 
 from ic_jax.config import ConfigError
 from train.data.characters import is_held_out, next_picture
+from train.data.hashing import hash_names
 from train.effect import ANOTHER, EFFECT, SAME, Effect, Rows, summary
 from train.recipe import LoraConfig, Recipe, Stage
 from train.stage_data import held_out_characters
@@ -20,7 +21,8 @@ def dataset(*pictures):
     """Characters c0, c1, ... with so many pictures each."""
     names = [f"c{i}" for i in range(len(pictures))]
     owners = np.repeat(np.arange(len(pictures)), pictures)
-    return SimpleNamespace(path=Path("d"), characters=names, character=owners)
+    values = {"characters": names, "character_hash": hash_names(names), "character": owners}
+    return SimpleNamespace(path=Path("d"), **values)
 
 
 def test_two_are_held_out_where_the_fraction_gives_fewer():
