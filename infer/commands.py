@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ic_jax import cli
 from ic_jax.cli import Command
-from infer import generate, options, plan_command, words_command
+from infer import generate, grid, options, plan_command, words_command
 from infer.bench import bench_command
 
 COMMANDS = (
@@ -15,6 +15,14 @@ COMMANDS = (
         generate.run,
         description="Draw a character from one picture of it in the scene that a prompt describes. "
         "Without --model, the small model that comes with ic_jax draws.",
+    ),
+    Command(
+        "grid",
+        "Put drawn pictures on a contact sheet, with their prompts and seeds.",
+        grid.add_arguments,
+        grid.run,
+        description="Put drawn pictures on a contact sheet: a row for each prompt and its "
+        "arguments, a column for each seed. Small pictures are enlarged.",
     ),
     Command(
         "words",

@@ -92,6 +92,8 @@ def with_picture(args: argparse.Namespace) -> argparse.Namespace:
     if not picture.is_file():
         raise FileNotFoundError(f"{picture}: there is no such picture")
     metadata = read_metadata(picture)
+    if metadata is not None and "grid" in metadata:
+        raise ValueError(f"{picture} is a contact sheet; give one of its pictures")
     if metadata is None:
         raise ValueError(
             f"{picture} does not tell how it was drawn; --from takes a picture of `python -m infer`"

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from ic_jax.cli import say
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.pipeline import StepCallback
 from ic_jax.runner import ReferenceLatents
-from infer import output
+from infer import grid, output
 from infer.output import Job
 from infer.request import GenerateRequest, read_request
 from infer.timing import Stopwatch
@@ -30,12 +31,19 @@ def run(args: argparse.Namespace) -> None:
     """Draw the pictures that the parsed options ask for and that do not exist yet."""
     request = read_request(args)
     jobs = _missing_jobs(request)
-    if jobs:
-        generate(request, jobs)
+    told = [request.metadata(job) for job in request.jobs]
+    draws_grid = args.grid and grid.prepare(args.grid, told, overwrite=args.overwrite)
+    files = generate(request, jobs) if jobs else {}
+    if draws_grid:
+        grid.write(args.grid, [files.get(job, job.file) for job in request.jobs])
 
 
-def generate(request: GenerateRequest, jobs: list[Job]) -> None:
-    """Draw and save the pictures of `jobs`, printing what was done and how long it took."""
+def generate(request: GenerateRequest, jobs: list[Job]) -> dict[Job, Path]:
+    """Draw and save the pictures of `jobs`, printing what was done and how long it took.
+
+    Returns:
+        The files that this process has written.
+    """
     mesh = request.mesh
     # One picture for each shard of the batch.
     size = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
@@ -68,6 +76,7 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> None:
     if reference := jax.block_until_ready(_encode_reference(pipe, request)):
         say(f"encoded {request.reference}: {watch.lap()}")
     encoded = _encode_prompts(pipe, request, jobs) if request.offload_encoders else None
+    files: dict[Job, Path] = {}
     for first in range(0, len(jobs), size):
         batch = jobs[first : first + size]
         with _progress(request, batch[0].prompt) as callback:
@@ -76,8 +85,10 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> None:
         if _spans_processes(request) and not multihost.is_first():
             continue
         for job, image in zip(batch, images[: len(batch)], strict=True):
-            file = output.save(image, job.file, request.metadata(job), keep=request.keep)
-            say(f"drew {file}: seed {job.seed}, {watch.lap()}")
+            told = request.metadata(job)
+            files[job] = output.save(image, job.file, told, keep=request.keep)
+            say(f"drew {files[job]}: seed {job.seed}, {watch.lap()}")
+    return files
 
 
 def _load_loras(pipe: InstantCharacterPipeline, request: GenerateRequest) -> None:

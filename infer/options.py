@@ -87,6 +87,11 @@ def _add_running(group: cli.Arguments) -> None:
         "(default: out.png, or out-2.png, ... where that exists)"
     )
     add("--out", type=output.destination, help=out)
+    sheet = (
+        "also write a contact sheet, with a row for each prompt and a column for each seed; small "
+        "pictures are enlarged"
+    )
+    add("--grid", type=output.picture_path, metavar="FILE", help=sheet)
     cli.add_overwrite(group, "pictures; otherwise those made with the same settings are kept")
     dtype = "dtype of weights and computation (default: bfloat16; float32 on a CPU)"
     add("--dtype", choices=DTYPES, help=dtype)

@@ -123,6 +123,8 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     seeds = _seeds([0] if args.seed is None else args.seed, args.num_images_per_prompt)
     keep = args.out is None and not args.overwrite
     jobs = _jobs(args.out or output.DEFAULT, prompts, seeds, keep=keep)
+    if args.grid is not None:
+        _check_grid(args.grid, jobs)
     model = open_model(args.model or SMALL_MODEL)
     multiple = read_config(model, "vae").downscale * PATCH
     settings = _settings(args, model, multiple)
@@ -187,6 +189,14 @@ def _refuse_without_effect(args: argparse.Namespace, subject: Path | None) -> No
         if getattr(args, name) is not None:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} does nothing without a subject; give --subject PICTURE")
+
+
+def _check_grid(file: Path, jobs: list[Job]) -> None:
+    """Raise ValueError if these pictures cannot be put on a contact sheet."""
+    if multihost.is_multiprocess():
+        raise ValueError("--grid needs a single process; make one later with `infer grid`")
+    if file in [job.file for job in jobs]:
+        raise ValueError(f"--grid {file} is the name of a picture; give it another")
 
 
 def _jobs(out: Destination, prompts: list[str], seeds: list[int], *, keep: bool) -> list[Job]:

@@ -61,7 +61,7 @@ def test_every_option_has_a_sentence_of_help(main, command, capsys):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("infer", ["evalute"], "there is no command 'evalute'; give one of draw, words, plan"),
+        ("infer", ["evalute"], "there is no command 'evalute'; give one of draw, grid, words"),
         ("train", ["exprot", "runs/x"], "there is no command 'exprot'; give one of run, prepare"),
         ("convert", [], "required: COMMAND; see python -m convert --help"),
         ("convert", ["inspct", "x"], "there is no command 'inspct'; give one of from-torch"),

@@ -33,7 +33,7 @@ MAY_IMPORT_ORACLES = {
 LAYERS = (
     {"untrusted_files"},
     {"devices", "files", "from_dict", "host_memory", "sharding", "text_files", "version"},
-    {"base_config", "cli_options", "multihost"},
+    {"base_config", "cli_options", "contact_sheet", "multihost"},
     {"config"},
     {"compilation_cache", "flow", "models", "preprocessing"},
     {"sampler", "weights"},

@@ -71,7 +71,8 @@ def test_draws_a_picture_that_tells_how_it_was_made(infer, tmp_path):
 
 def test_prompts_from_a_file_with_several_seeds(infer, tmp_path):
     (tmp_path / "prompts.txt").write_text("a girl in the rain\n\na boy: 1/2\na girl in the rain\n")
-    code, out, _ = infer("--prompts-file", "prompts.txt", "--seed", 1, 2, "--out", "drawn")
+    options = ("--seed", 1, 2, "--out", "drawn", "--grid", "sheet.webp")
+    code, out, _ = infer("--prompts-file", "prompts.txt", *options)
     assert code == 0
     assert "1 of 3 prompts repeat another; equal prompts are drawn once" in out
     names = sorted(p.name for p in (tmp_path / "drawn").iterdir())
@@ -81,6 +82,7 @@ def test_prompts_from_a_file_with_several_seeds(infer, tmp_path):
         "a-girl-in-the-rain-9d63d48c-seed1.png",
         "a-girl-in-the-rain-9d63d48c-seed2.png",
     ]
+    assert Image.open(tmp_path / "sheet.webp").height > 2 * 256
     pictures = [np.asarray(Image.open(tmp_path / "drawn" / name)) for name in names]
     assert all((a != b).any() for a, b in pairwise(pictures))
 
@@ -167,6 +169,8 @@ def test_without_a_model_the_small_one_draws_and_says_so(tmp_path, capfd, monkey
         (["--out", "x" * 248 + ".png"], 2, "a name of 252 bytes is too long"),
         (["--lora", "style=nan"], 2, "'nan' is no number"),
         (["--sigmas", "1", "0.5"], 2, "--sigmas and --num-inference-steps exclude each other"),
+        (["--grid", "x.png", "--out", "x.png"], 2, "--grid x.png is the name of a picture"),
+        (["--grid", "there.png"], 2, "there.png exists but was made with other settings"),
         (["--from", "nobody.png"], 2, "nobody.png: there is no such picture"),
         (["--from", REFERENCE], 2, "does not tell how it was drawn"),
         (["--out", "there.png/x.png"], 2, "there.png"),

@@ -1,0 +1,72 @@
+"""Contact sheet: pictures in rows under headings, with texts between them, large enough to see."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Cell = Image.Image | str | None
+MARGIN = 8  # pixels
+SMALL, LARGE = 256, 512  # least and most pixels of a picture's longer side
+
+
+def draw_sheet(
+    headings: Sequence[str], rows: Sequence[Sequence[Cell]], *, side: int | None = None
+) -> Image.Image:
+    """Draw a sheet of pictures and texts.
+
+    Args:
+        headings: one for each column.
+        rows: a picture, a text or nothing for each column. A column holds either pictures or texts.
+        side: pixels of the longer side of each picture; by default `shown_side` of the largest.
+    """
+    pictures = [cell for row in rows for cell in row if isinstance(cell, Image.Image)]
+    side = side or shown_side(max((max(picture.size) for picture in pictures), default=SMALL))
+    text = max(10, side // 13)  # height of the font
+    font = ImageFont.load_default(text)
+    is_text = [any(isinstance(row[i], str) for row in rows) for i in range(len(headings))]
+    widths = [16 * text if texts else side for texts in is_text]
+    lefts = np.cumsum([MARGIN, *(width + MARGIN for width in widths)]).tolist()
+    top = 2 * text
+    sheet = Image.new("RGB", (lefts[-1], top + len(rows) * (side + MARGIN)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for left, width, heading in zip(lefts, widths, headings, strict=False):
+        words = textwrap.shorten(heading, max(width * 2 // text, 4), placeholder="...")
+        pen.text((left, text // 2), words, fill="black", font=font)
+    for y, row in zip(range(top, sheet.height, side + MARGIN), rows, strict=True):
+        for left, width, cell in zip(lefts, widths, row, strict=False):
+            if isinstance(cell, Image.Image):
+                fitted = _fitted(cell, side)
+                sheet.paste(fitted, (left + (side - fitted.width) // 2, y))
+            elif cell is not None:
+                words = _wrapped(cell, width - MARGIN, side, text)
+                middle = (left, y + side // 2)
+                pen.multiline_text(middle, words, "black", font, spacing=4, anchor="lm")
+    return sheet
+
+
+def shown_side(side: int) -> int:
+    """Return the side at which a picture is shown: a multiple of a small one's, less of a large."""
+    return min(side * math.ceil(SMALL / side), LARGE) if side < SMALL else min(side, LARGE)
+
+
+def _fitted(picture: Image.Image, side: int) -> Image.Image:
+    scale = side / max(picture.size)
+    size = [max(round(length * scale), 1) for length in picture.size]
+    return picture.convert("RGB").resize((size[0], size[1]), Image.Resampling.LANCZOS)
+
+
+def _wrapped(text: str, width: int, height: int, line: int) -> str:
+    """Break each line of a text to `width` pixels, and cut it to `height` of lines of `line`."""
+    font = ImageFont.load_default(line)
+    lines: list[str] = []
+    for part in text.splitlines():
+        for characters in range(max(min(len(part), width), 1), 0, -1):
+            broken = textwrap.wrap(part, characters, break_on_hyphens=False)
+            if all(font.getlength(words) <= width for words in broken):
+                break
+        lines += broken
+    most = max(height // (line + 6), 1)
+    return "\n".join(lines if len(lines) <= most else [*lines[: most - 1], "..."])
