@@ -65,8 +65,9 @@ class Matched:
 
     def specs(self) -> dict[str, Spec]:
         """Return the dtype and shape of each parameter."""
-        return {
-            path: Spec(self.source.dtype or self.tensors[slot.names[0]].dtype, slot.shape)
+        dtype, any_name = self.source.dtype, next(iter(self.tensors))
+        return {  # a model without blocks of a kind has none of their tensors
+            path: Spec(dtype or self.tensors[[*slot.names, any_name][0]].dtype, slot.shape)
             for path, slot in self.slots.items()
         }
 

@@ -255,18 +255,19 @@ def test_bfl_vae_files_are_what_diffusers_takes_them_for():
 
 
 def test_sizes_of_a_bfl_file_are_read_off_its_shapes(tmp_path):
-    for config in (SMALL_DEV, replace(SMALL_DEV, guidance_embeds=False)):
+    changes = ({}, {"guidance_embeds": False}, {"num_layers": 0}, {"num_single_layers": 0})
+    for i, config in enumerate(replace(SMALL_DEV, **change) for change in changes):
         theirs, file = joined("transformer", published_shapes(slots("transformer", config)))
-        path = tmp_path / f"flux1-{config.guidance_embeds}.safetensors"
+        path = tmp_path / f"flux1-{i}.safetensors"
         safetensors.torch.save_file(file, path)
-        out = tmp_path / f"MODEL-{config.guidance_embeds}"
+        out = tmp_path / f"MODEL-{i}"
         convert("from-torch", "--flux", path, "--out", out)
         folder = ModelFolder.open(out)
         assert loading.read_config(folder, "transformer") == config
         schedule = loading.read_config(folder, "scheduler")
         assert schedule.use_dynamic_shifting == config.guidance_embeds
-        convert("to-torch", out, "--out", tmp_path / f"back-{config.guidance_embeds}")
-        back = tmp_path / f"back-{config.guidance_embeds}" / "flux" / "transformer"
+        convert("to-torch", out, "--out", tmp_path / f"back-{i}")
+        back = tmp_path / f"back-{i}" / "flux" / "transformer"
         assert_same_values(
             safetensors.torch.load_file(back / "diffusion_pytorch_model.safetensors"), theirs
         )

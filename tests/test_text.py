@@ -41,6 +41,8 @@ CLIP_CASES = [
     (ClipConfig(vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
                 num_attention_heads=4, max_position_embeddings=20, hidden_act="gelu",
                 eos_token_id=7), 20),
+    (ClipConfig(vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+                num_attention_heads=1, hidden_act="gelu_new"), 20),
 ]  # fmt: skip
 
 

@@ -37,6 +37,7 @@ PROMPTS = [
     "naïve café Zürich ß İstanbul e\u0301 n\u0303 \u212b ﬁ ½ ²",
     "😀😃 👩\u200d👩\u200d👧 👍🏽 🇩🇪",
     "日本語のテキスト 中文 한국어 العربية हिन्दी ไทย",
+    "one\u0085two \u0085 three\u0085",
     "a\u00a0b\u2003c\u200bd\u3000e\ufeff",
     "<|startoftext|> x <|endoftext|> y <|ENDOFTEXT|> </s> <pad> <extra_id_0> z",
     "word " * 200,

@@ -52,8 +52,8 @@ def drawing_form(flux: Flux, adapter: Adapter | None, platform: str) -> tuple[Fl
 def unstack_flux(flux: Flux) -> Flux:
     """Return FLUX in unstacked form; its stacks' arrays are freed one by one, and it with them."""
     flux = _copy(flux)
-    flux.transformer_blocks = UnstackedBlocks(flux.transformer_blocks)
-    flux.single_transformer_blocks = UnstackedBlocks(flux.single_transformer_blocks)
+    flux.transformer_blocks = _unstacked(flux.transformer_blocks)
+    flux.single_transformer_blocks = _unstacked(flux.single_transformer_blocks)
     return flux
 
 
@@ -74,8 +74,8 @@ def unstack_adapter(adapter: Adapter) -> Adapter:
     """
     adapter = _copy(adapter)
     attention = adapter.ip_adapter
-    attention.transformer_blocks = UnstackedBlocks(attention.transformer_blocks)
-    attention.single_transformer_blocks = UnstackedBlocks(attention.single_transformer_blocks)
+    attention.transformer_blocks = _unstacked(attention.transformer_blocks)
+    attention.single_transformer_blocks = _unstacked(attention.single_transformer_blocks)
     return adapter
 
 
@@ -159,6 +159,12 @@ class UnstackedBlocks(Stack):
     def map(self, name: str, function: Callable[[Any], Array]) -> Array:
         """Return function(part) of the part `name` of every block, stacked."""
         return jnp.stack([function(getattr(block, name)) for block in self.list])
+
+
+def _unstacked(stack: Stack) -> Stack:
+    """Return the blocks of a stack with arrays of their own; a stack of none stays as it is."""
+    count = jax.tree.leaves(stack.blocks)[0].shape[0]
+    return UnstackedBlocks(stack) if count else stack
 
 
 def _blocks(stack: Stack) -> list[Any]:

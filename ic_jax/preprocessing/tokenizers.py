@@ -147,7 +147,8 @@ def check_prompt(prompt: Any) -> str:
             f"prompt: character {surrogate.start() + 1} is half of a surrogate pair "
             f"(U+{ord(surrogate[0]):04X}), so the text was decoded wrongly; give it as UTF-8"
         )
-    return CONTROL.sub("", prompt)
+    # The line ending U+0085 is white space, as transformers 5 splits T5's prompts at it.
+    return CONTROL.sub("", prompt).replace("\x85", " ")
 
 
 def _warn_of_cuts(*cuts: tuple[str, int, Encoded]) -> None:
