@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -133,6 +134,16 @@ def _interrupts_arrive() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = previous
+
+
+def start(module: str) -> int:
+    """Import a module of commands and return what its `main` returns.
+
+    Where the module needs a package of an extra that is missing, one line says so.
+    """
+    modules: list[Any] = []
+    code = run(lambda: modules.append(import_module(module)))
+    return code or modules[0].main()
 
 
 def leave(code: int) -> NoReturn:

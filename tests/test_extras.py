@@ -74,6 +74,13 @@ def test_a_missing_package_is_one_line(arguments, extra):
     )
 
 
+def test_an_example_names_the_extra_that_it_needs():
+    script = "import runpy; runpy.run_module('examples.open_peeps.world', run_name='__main__')"
+    ended = run_without(["tensorflow_datasets"], script)
+    assert ended.returncode == 2
+    assert "error: tensorflow_datasets is not installed; pip install" in ended.stderr
+
+
 def test_the_extras_are_those_of_the_project():
     """By the names of imports, which are those of the packages but for a few."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -4,10 +4,9 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from examples.open_peeps.train_all.commands import main
-        from ic_jax.cli import leave
+        from ic_jax.cli import leave, start
 
-        leave(main())
+        leave(start("examples.open_peeps.train_all.commands"))
     except KeyboardInterrupt:  # while importing
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
