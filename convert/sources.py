@@ -27,6 +27,7 @@ from ic_jax.config import CONFIGS, SchedulerConfig
 from ic_jax.files import as_json
 from ic_jax.weights import hub
 from ic_jax.weights.fit import ENCODERS
+from ic_jax.weights.model_source import in_hub_cache
 from ic_jax.weights.tensors import Tensor, WeightsError
 
 # Folder of each component in a pipeline.
@@ -78,9 +79,7 @@ def locate(value: str, patterns: Sequence[str]) -> Path:
     Raises:
         FileNotFoundError: `value` is no path and no repository that can be fetched.
     """
-    path = Path(value).expanduser()
-    if path.is_dir() and (path / "snapshots").is_dir() and path.name.startswith("models--"):
-        return _snapshot(path)
+    path = in_hub_cache(Path(value).expanduser())
     if path.exists():
         return path
     repo_id, _, revision = value.partition("@")
@@ -89,17 +88,6 @@ def locate(value: str, patterns: Sequence[str]) -> Path:
     raise FileNotFoundError(
         f"{value}: no such file or folder, and not a Hub id (org/name or org/name@revision)"
     )
-
-
-def _snapshot(cached: Path) -> Path:
-    """Return the files of a repository in the Hub library's cache, of its main branch if there."""
-    main, snapshots = cached / "refs" / "main", sorted((cached / "snapshots").iterdir())
-    if main.is_file() and (path := cached / "snapshots" / main.read_text().strip()).is_dir():
-        return path
-    if len(snapshots) == 1:
-        return snapshots[0]
-    names = ", ".join(path.name for path in snapshots) or "none"
-    raise FileNotFoundError(f"{cached}: holds the snapshots {names}; name the folder of one")
 
 
 def open_component(component: str, path: Path) -> Source:

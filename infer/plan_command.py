@@ -19,6 +19,7 @@ from ic_jax.planning.compile_plan import PlannedProgram, compile_report, replica
 from ic_jax.planning.report import show
 from ic_jax.planning.topologies import TOPOLOGY_HELP, topology_devices
 from ic_jax.sharding import ShardingError, describe, make_mesh, parse, stored_bytes
+from ic_jax.weights.model_source import open_model
 
 COMPUTED = ("transformer", "adapter")  # components that take part in sampling
 SETTINGS = ("height", "width", "steps", "batch", "text_length", "reference")
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the reports, and write them as JSON if asked."""
     shapes = (
-        auto_mesh.shapes_of(args.model, jnp.bfloat16)
+        auto_mesh.shapes_of(open_model(args.model), jnp.bfloat16)
         if args.model
         else auto_mesh.published(jnp.bfloat16)
     )

@@ -18,6 +18,7 @@ from ic_jax.models.target import compiling_for
 from ic_jax.models.unstacked import UnstackedBlocks
 from ic_jax.weights import hub, loading
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
+from ic_jax.weights.model_source import open_model
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +115,10 @@ def test_a_converted_model_in_the_hubs_cache_loads_offline(pipe, tiny_model, tmp
     for revision in (None, "main", "0" * 40):
         folder = hub.fetch_model("org/tiny", revision)
         assert ModelFolder.open(folder).components == ModelFolder.open(tiny_model).components
+    for name in ("org/tiny@main", tmp_path / "models--org--tiny"):
+        assert open_model(name).path.name == "0" * 40
+    with pytest.raises(ValueError, match="names a revision, and so does 'main'; give one"):
+        open_model("org/tiny@main", "main")
     loaded = InstantCharacterPipeline.from_pretrained("org/tiny", "float32")
     expect_equal(parameters(loaded), parameters(pipe))
     with pytest.raises(FileNotFoundError, match=r"^org/tiny: .*cannot be reached"):

@@ -34,13 +34,14 @@ def test_a_folder_has_one_lora_file(tmp_path, monkeypatch):
 
 
 def test_a_repository_has_one_lora_file(tmp_path, monkeypatch):
-    files = ["README.md", "ink.safetensors"]
+    files, asked = ["README.md", "ink.safetensors"], []
 
-    def fetch(repo_id, patterns, revision=None):
+    def fetch(repo_id, patterns, revision):
+        asked.append((repo_id, revision))
         put(tmp_path, *(name for name in patterns if name in files))
         return tmp_path
 
-    monkeypatch.setattr(hub, "file_names", lambda repo_id: files)
+    monkeypatch.setattr(hub, "file_names", lambda repo_id, revision: files)
     monkeypatch.setattr(hub, "fetch", fetch)
     assert find_lora("org/ink") == tmp_path / "ink.safetensors"
     files.append("oil.safetensors")
@@ -49,3 +50,14 @@ def test_a_repository_has_one_lora_file(tmp_path, monkeypatch):
     assert find_lora("org/ink/oil.safetensors") == tmp_path / "oil.safetensors"
     with pytest.raises(FileNotFoundError, match=r"org/ink: the Hub repository has no file sea"):
         find_lora("org/ink/sea.safetensors")
+    asked.clear()
+    files.remove("oil.safetensors")
+    for source in ("org/ink@v1.2", "org/ink@v1.2/ink.safetensors"):
+        assert find_lora(source) == tmp_path / "ink.safetensors"
+    assert asked == [("org/ink", "v1.2")] * 2
+
+
+def test_a_repository_may_be_named_by_its_folder_in_the_cache(tmp_path):
+    cached = tmp_path / "models--org--ink"
+    put(cached, "snapshots/0123/ink.safetensors")
+    assert find_lora(cached) == cached / "snapshots/0123/ink.safetensors"

@@ -44,17 +44,19 @@ def fetch(repo_id: str, patterns: Sequence[str], revision: str | None = None) ->
     )
 
 
-def file_names(repo_id: str) -> list[str]:
+def file_names(repo_id: str, revision: str | None = None) -> list[str]:
     """Return the names of a repository's files; those in the cache where the Hub is not reached.
 
     Raises:
         FileNotFoundError: as for `fetch`.
     """
     try:
-        return _answered(repo_id, None, lambda: HfApi().list_repo_files(repo_id))
+        return _answered(
+            repo_id, revision, lambda: HfApi().list_repo_files(repo_id, revision=revision)
+        )
     except FileNotFoundError:
         try:
-            folder = Path(snapshot_download(repo_id, local_files_only=True))
+            folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
         except Exception:  # nothing of it is in the cache: what the Hub said counts
             folder = None
         if folder is None:
