@@ -66,7 +66,7 @@ def export(
         hub.reserve(push, private=not public)
     step, state = read_state(run, recipe, base, step=step)
     params = chosen(state, ema=ema)
-    weights = _weights_in_words(recipe, step, averaged=ema and state.ema_params is not None)
+    weights = _weights_in_words(recipe, step, ema=ema)
     card = Trained(recipe, run, base, step, out, weights).card(push)
     if isinstance(params, Adapter):
         with model_folder.create(out, overwrite=overwrite) as writer:
@@ -136,11 +136,13 @@ def _average_in_words(recipe: Recipe, step: int, ways: averages.Ways) -> str:
             "apart; train longer, or export the last ones, --no-ema",
             stacklevel=2,
         )
-    return f"these are {_weights_in_words(recipe, step, averaged=True)}, {ways} (--no-ema)"
+    return f"these are {_weights_in_words(recipe, step, ema=True)}, {ways} (--no-ema)"
 
 
-def _weights_in_words(recipe: Recipe, step: int, *, averaged: bool) -> str:
-    if not averaged:
+def _weights_in_words(recipe: Recipe, step: int, *, ema: bool) -> str:
+    if ema and recipe.optimizer == "schedule-free":
+        return "Schedule-Free's average over all steps"
+    if not ema or not recipe.averages:
         return "the last weights"
     return f"an average over {averages.effective_steps(recipe, step):.0f} steps"
 
