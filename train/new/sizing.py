@@ -11,7 +11,6 @@ from ic_jax.config import CONFIGS, AdapterConfig, FluxConfig, SamplingConfig
 from ic_jax.weights import loading
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 from train.data.dataset import Dataset
-from train.data.hashing import hash64
 from train.new.memory_fit import Devices
 
 PIXELS = 16  # sides are multiples of this
@@ -88,7 +87,7 @@ def _sampling(model: ModelFolder) -> SamplingConfig:
 
 def _holdout(made: Draft, dataset: Dataset) -> None:
     """Hold out a fifth of few characters, and down to a fiftieth of many."""
-    shares = np.sort([int(hash64(name)) / 2**64 for name in dataset.characters])
+    shares = np.sort(dataset.character_hash / 2.0**64)
     count = len(shares)
     wanted = max(2, min(count // 5, 20), count // 50)
     if count < 2 * wanted:
@@ -150,7 +149,7 @@ def _stages(
         names += ["stage2", *(["stage3"] if high > resolution else [])]
     for name in names:
         passes, least, most = LORA_PASSES if lora else PASSES[name]
-        steps = int(np.clip(passes * pictures // batch, least, most))
+        steps = _round(int(np.clip(passes * pictures // batch, least, most)))
         sides = high if name == "stage3" else resolution
         seen = f"each of {pictures} pictures about {max(1, round(steps * batch / pictures))} times"
         made.put(f"{name}.steps", steps, seen)
@@ -200,16 +199,24 @@ def _rates(made: Draft, flux: FluxConfig, *, continues: bool) -> None:
 def _reports(made: Draft, dataset: Dataset, sampling: SamplingConfig) -> None:
     stages: Mapping[str, Any] = {k: v for k, v in made.values.items() if k.startswith("stage")}
     total = sum(stage["steps"] for stage in stages.values())
-    made.put("saving.every", int(np.clip(total // 5, 10, 500)), "a fifth of the run at most")
+    made.put("saving.every", _share(total, 5, 500), "a fifth of the run at most")
     if "lora" not in made.values:
-        often = int(np.clip(total // 10, 10, 250))
+        often = _share(total, 10, 250)
         made.put("reporting.effect_every", often, "a tenth of the run at most")
-    made.put(
-        "reporting.preview_every", int(np.clip(total // 2, 10, 500)), "half of the run at most"
-    )
+    made.put("reporting.preview_every", _share(total, 2, 500), "half of the run at most")
     captions = [dataset.read(number).caption for number in (0, len(dataset) // 2)]
     made.put("reporting.preview_prompts", captions, "captions of the data set")
     made.put("reporting.preview_steps", sampling.num_inference_steps, "as the model draws")
+
+
+def _share(total: int, parts: int, most: int) -> int:
+    """Return how often something is done: every so many steps of `total`."""
+    return _round(min(max(total // parts, 10), most))
+
+
+def _round(steps: int) -> int:
+    """Return a number of steps with two digits that are not zero."""
+    return int(float(f"{steps:.2g}"))
 
 
 def _multiple(side: int) -> int:
