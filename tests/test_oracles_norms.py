@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from diffusers.models.embeddings import apply_rotary_emb, get_timestep_embedding
+from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZeroSingle
+from diffusers.models.transformers.transformer_flux import FluxPosEmbed, FluxTransformerBlock
 from flax import nnx
 
 from ic_jax.config import CONFIGS, FLUX_DEV
+from ic_jax.flow import position_ids
 from ic_jax.models import layers
 from ic_jax.models.flux import modulate
 from ic_jax.models.image_prompt import RootMeanSquareNorm
-from ic_jax.models.rope import Rope, normalize_and_rotate
+from ic_jax.models.rope import Rope, normalize_and_rotate, rope_table, rotate
 from ic_jax.models.target import compiling_for
 from ic_jax.models.vae import GroupNorm
 from ic_jax.weights.loading import abstract
@@ -87,11 +91,9 @@ def test_norms_divide_as_torch_does(eps):
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_flux_norms_divide_as_those_of_diffusers(platform):
     """Compare the modulated norms and those of queries, in the forms of each platform."""
-    adaptive = diffusers.models.normalization.AdaLayerNormZeroSingle(8)
-    final = diffusers.models.normalization.AdaLayerNormContinuous(
-        8, 8, elementwise_affine=False, eps=1e-6
-    )
-    block = diffusers.models.transformers.transformer_flux.FluxTransformerBlock(8, 1, 8)
+    adaptive = AdaLayerNormZeroSingle(8)
+    final = AdaLayerNormContinuous(8, 8, elementwise_affine=False, eps=1e-6)
+    block = FluxTransformerBlock(8, 1, 8)
     x = torch.from_numpy(TINY)
     shift, scale = (np.random.default_rng(i).standard_normal((2, 8)) for i in (1, 2))
     shift, scale = (np.float32(v) for v in (shift, scale))
@@ -157,7 +159,20 @@ def test_activations(ours):
 
 def test_sinusoids_are_those_of_diffusers():
     t = np.float32([0, 0.5, 437.5, 999, 1000])
-    theirs = diffusers.models.embeddings.get_timestep_embedding(
+    theirs = get_timestep_embedding(
         torch.from_numpy(t), 32, flip_sin_to_cos=True, downscale_freq_shift=0
     )
     np.testing.assert_allclose(layers.sinusoid(jnp.asarray(t), 32), theirs, atol=1e-4)
+
+
+def test_rotary_tables_and_rotation_are_those_of_diffusers():
+    ids = position_ids(3, 4, 5)
+    theirs = FluxPosEmbed(theta=10000, axes_dim=list(FLUX_DEV.axes_dims_rope))(
+        torch.from_numpy(ids).float()
+    )
+    table = rope_table(ids, FLUX_DEV)
+    for ours, published in zip(table, theirs, strict=True):
+        np.testing.assert_allclose(np.repeat(ours, 2, axis=-1), published, atol=1e-6)
+    x = np.random.default_rng(0).standard_normal((1, 2, len(ids), 128)).astype(np.float32)
+    expected = apply_rotary_emb(torch.from_numpy(x), theirs)
+    close(jax.jit(rotate)(jnp.asarray(x), Rope(*map(jnp.asarray, table))), expected)

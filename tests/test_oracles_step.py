@@ -21,7 +21,7 @@ from train import objective, step
 from train.encode import Frozen
 from train.objective import Examples
 from train.optimizer import optimizer
-from train.recipe import Stage
+from train.recipe import LoraConfig, Stage
 from train.step import TrainState, apply_gradient
 from train.step_settings import numbers
 
@@ -105,6 +105,23 @@ def test_decay_shrinks_every_parameter_by_rate_times_decay(name):
     for key, x in before.items():
         np.testing.assert_allclose(after.params[key], x * (1 - RATE * DECAY), rtol=1e-6)
     assert Stage(steps=1).weight_decay == 0
+
+
+def test_steps_that_are_not_finite_are_counted_in_a_row():
+    rule, rate = optimizer("adamw", Stage(steps=1)), jnp.float32(RATE)
+    state = TrainState.start(random(0), rule, ema=True)
+    counts = []
+    for value, factor in ((1, 1), (np.nan, 1), (1, np.inf), (np.inf, np.nan), (1, 1), (1, np.nan)):
+        before, gradient = state, {k: x * np.float32(factor) for k, x in random(1).items()}
+        state, _ = update(
+            state, jnp.float32(value), gradient, rate, jnp.float32(EMA), optimizer=rule
+        )
+        moved = (state.params["bias"] != before.params["bias"]).all()
+        assert moved == (value == factor == 1)
+        counts.append(int(state.nonfinite_steps))
+    assert counts == [0, 1, 2, 3, 0, 1]
+    assert int(state.step) == 6
+    assert np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state)])).all()
 
 
 def known_loss(params, flux, examples, rope, remat):
@@ -214,8 +231,9 @@ def test_the_projector_sees_timesteps_to_1000_and_flux_the_subjects_scale():
     np.testing.assert_array_equal(scale, [1, 0])
 
 
+PEAK = 1e-3
 STAGE = Stage(
-    steps=1000, learning_rate=1e-3, warmup=100, guidance=2.5, text_dropout=0.1, early_steps=20,
+    steps=1000, learning_rate=PEAK, warmup=100, guidance=2.5, text_dropout=0.1, early_steps=20,
     early_text_dropout=0.8, subject_dropout=0.05, focus=0.3, ema=0.99,
 )  # fmt: skip
 
@@ -226,10 +244,23 @@ STAGE = Stage(
 )
 def test_rates_of_chosen_steps(step_in_stage, rate):
     values = numbers(STAGE, step_in_stage, 3.0)
-    assert values["learning_rate"] == pytest.approx(rate, rel=1e-6)
+    assert values["learning_rate"] == pytest.approx(rate, rel=1e-6, abs=1e-6 * PEAK)
     for warmup in (0, 1):
         at_once = dataclasses.replace(STAGE, warmup=warmup)
         assert numbers(at_once, step_in_stage, 3.0)["learning_rate"] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
+def test_rates_fall_to_their_floor(schedule):
+    """The step after the last would have the floor; wsd begins to fall at the last fifth."""
+    stage = dataclasses.replace(STAGE, schedule=schedule, floor=0.1, decay=0.2)
+    first = 800 if schedule == "wsd" else 100
+    for i in (0, 99, 100, 101, 450, 800, 801, 900, 999):
+        share = max(0.0, (i - first) / (1000 - first))
+        left = (1 + np.cos(np.pi * share)) / 2 if schedule == "cosine" else 1 - share
+        rate = PEAK * min((i + 1) / 100, 0.1 + 0.9 * left)
+        ours = numbers(stage, i, 3.0)["learning_rate"]
+        assert ours == pytest.approx(rate, rel=1e-5, abs=1e-6 * PEAK), i
 
 
 def test_numbers_of_a_stage():
@@ -238,5 +269,12 @@ def test_numbers_of_a_stage():
     for name, value in (expected | {"focus": 0.3}).items():
         assert values[name] == pytest.approx(value), name
     assert numbers(STAGE, 19, 3.0)["text_dropout"] == pytest.approx(0.8)
+    assert numbers(STAGE, 0, 3.0)["ema"] == pytest.approx(0.1)  # (1 + n) / (10 + n)
+    assert numbers(STAGE, 50, 3.0, averaged=39)["ema"] == pytest.approx(90 / 99)
     assert numbers(STAGE, 999, 3.0)["ema"] == pytest.approx(0.99)
     assert numbers(dataclasses.replace(STAGE, shifted=False), 0, 3.0)["shift"] == 1
+
+
+def test_the_scale_of_a_lora_is_alpha_by_rank():
+    assert LoraConfig(rank=8, alpha=2.0).scale == 0.25
+    assert LoraConfig(rank=8).scale == 1.0
