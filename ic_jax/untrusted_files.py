@@ -95,7 +95,7 @@ def below(root: Path, name: str) -> Path:
     if not name or "\0" in name:
         raise ValueError(f"{root}: {name!r} names no file")
     path = root / name
-    resolved = path.resolve()
+    resolved = Path(os.path.realpath(path))  # resolve() fails on a link that leads to itself
     if not resolved.is_relative_to(root.resolve()):
         raise ValueError(f"{root}: {name} lies outside this folder; put the file into it")
     return path

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from data_source import picture
 from PIL import Image, features
 from pyarrow import parquet
 
+from tests.toy import write_model
 from train import commands
+from train.data import card, decode
 from train.data.dataset import Dataset
 from train.data.errors import DataError
 from train.data.options import PrepareOptions
@@ -26,6 +29,8 @@ from train.data.prepare import prepare
 from train.data.sources import read_source
 from train.data.sources.entries import SourceOptions
 from train.data.sources.pictures import read_mask, read_picture
+from train.loop import train
+from train.recipe import recipe_of
 
 NAMES = ("ann", "bob")
 ROWS = [(f"{name}{n}.png", f"waving, {name[0]} {n}", name) for name in NAMES for n in range(2)]
@@ -133,7 +138,7 @@ def shards_with_json(originals, out):
     with webdataset.TarWriter(str(out / "all.tar")) as tar:
         for file, caption, name in ROWS:
             tar.write(
-                {"__key__": file[:-4], "png": (originals / file).read_bytes()}
+                {"__key__": file[:-4], "depth.png": b"", "png": (originals / file).read_bytes()}
                 | {"json": {"caption": caption, "identity": name, "width": 64}}
             )
     return out / "all.tar"
@@ -179,13 +184,13 @@ def test_every_kind_of_source_gives_the_same_records(kind, originals, tmp_path):
         (caption, name, (originals / file).read_bytes(), b"", 64, 64)
         for file, caption, name in ROWS
     )
-    card = json.loads((tmp_path / "out" / "card.json").read_text())
-    files = card["files"]
+    written = json.loads((tmp_path / "out" / "card.json").read_text())
+    files = written["files"]
     counted = files["pictures"] + files["bad"] + files["lists_captions_and_containers"]
     counted += sum(files["set_aside"].values()) + sum(files["others"].values())
     there = [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
     assert counted == len(there)
-    assert card["unknown_keys"] == (["width"] if kind == "webdataset, json" else [])
+    assert written["unknown_keys"] == (["depth.png", "width"] if kind == "webdataset, json" else [])
 
 
 def line(**fields) -> str:
@@ -283,6 +288,69 @@ def test_a_list_leads_to_no_file_outside(tmp_path, name):
     listed = read_source(source)
     assert not listed.entries
     assert [r.reason.count("outside this folder") for r in listed.rejected] == [1, 1]
+
+
+def test_what_holds_no_pictures_stops_no_run(tmp_path):
+    """img2dataset writes a table of its downloads beside every tar."""
+    urls = pandas.DataFrame({"url": ["https://a"], "caption": ["x"], "label": ["c"]})
+    urls.to_parquet(tmp_path / "00000.parquet")
+    (tmp_path / "00000.tar.gz").write_bytes(b"")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    with pytest.raises(DataError, match=r"lists no picture; 3 files are set aside"):
+        read_source(tmp_path)
+    picture(1).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("")
+    listed = read_source(tmp_path)
+    assert (len(listed.entries), listed.rejected) == (1, [])
+    reasons = dict(listed.aside)
+    assert reasons["00000.parquet"] == "is a table that neither holds nor names pictures"
+    assert reasons["00000.tar.gz"] == "is compressed; unpack it"
+    with pytest.raises(DataError, match=r"--character who: .* has no list or table"):
+        read_source(tmp_path, SourceOptions("who"))
+
+
+@pytest.mark.parametrize(("package", "extra"), [("pyarrow", "parquet"), ("pillow_heif", "heic")])
+def test_a_missing_package_is_named_with_its_extra(package, extra, tmp_path, monkeypatch, capsys):
+    pillow_heif.from_pillow(picture(1)).save(tmp_path / "a.heic")
+    table = {"image": [(tmp_path / "a.heic").read_bytes()], "text": ["x"], "label": ["c"]}
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_text("x")
+    source = tmp_path / ("a.parquet" if package == "pyarrow" else "")
+    monkeypatch.setitem(sys.modules, package, None)
+    decode._formats.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.delitem(Image.OPEN, "HEIF", raising=False)
+        code = commands.main(["prepare", str(source), "--out", str(tmp_path / "out")])
+    decode._formats.cache_clear()
+    assert code == (2 if package == "pyarrow" else 4)
+    assert f"pip install -e '.[{extra}]'" in capsys.readouterr().err
+
+
+def test_a_card_of_an_earlier_version_is_read(originals, tmp_path):
+    folders(originals, tmp_path)
+    out = tmp_path.parent / f"{tmp_path.name}-out"
+    prepare(tmp_path, out, PrepareOptions((64,)), workers=1)
+    values = json.loads((out / "card.json").read_text())
+    new = ("files", "unknown_keys", "telling_captions", "empty_captions", "alpha_masks")
+    for key in (*new, "enlarged", "duplicates", "near_duplicates"):
+        del values[key]
+    (out / "card.json").write_text(json.dumps(values))
+    assert card.summary(out).count("\n") == 0
+    assert len(records(out)) == 4
+
+
+@pytest.mark.slow  # compiles a training step
+def test_a_step_is_trained_on_what_webdataset_wrote(originals, tmp_path, optax_promotes):
+    write_model(tmp_path / "model")
+    shards(originals, tmp_path)
+    prepare(tmp_path, tmp_path / "data", PrepareOptions((32,)), workers=1)
+    tables = {key: str(tmp_path / key) for key in ("model", "data", "out")}
+    stage = {"steps": 1, "batch": 2, "resolution": 32, "learning_rate": 1e-2, "warmup": 0}
+    tables |= {"dtype": "float32", "text_length": 32, "lora": {"rank": 4}, "stage1": stage}
+    train(recipe_of(tables | {"reporting": {"every": 1, "preview_every": 0}}))
+    (line,) = map(json.loads, (tmp_path / "out/metrics.jsonl").read_text().splitlines())
+    assert line["step"] == 1
+    assert 0 < line["loss"] < 10
 
 
 # Keys and characters
@@ -452,12 +520,3 @@ def test_heic_and_avif(tmp_path):
     for number in range(2):
         with Image.open(io.BytesIO(dataset.read(number).image)) as image:
             assert (image.format, image.size) == ("PNG", (64, 64))
-
-
-def test_heic_names_the_extra_where_it_is_missing(tmp_path, monkeypatch):
-    from train.data import decode
-
-    monkeypatch.setattr(decode, "_formats", lambda: ["PNG", "JPEG"])
-    pillow_heif.from_pillow(picture(1)).save(tmp_path / "a.heic")
-    with pytest.raises(ValueError, match=r"is HEIC; pip install -e '\.\[heic\]'"):
-        decode.decode_image((tmp_path / "a.heic").read_bytes())

@@ -69,6 +69,8 @@ def test_a_path_that_a_file_names_stays_below_its_folder(tmp_path):
     (root / "link.png").symlink_to(secret)
     (root / "inside.png").symlink_to(root / "pictures")
     (root / "..two dots").touch()
+    (root / "loop.png").symlink_to("loop.png")
+    assert below(root, "loop.png") == root / "loop.png"  # opening it fails
     for name in ("pictures/a.png", "inside.png", "pictures/../link2.png", "..two dots"):
         assert below(root, name) == root / name
     for name in ("../secret.png", str(secret), "link.png", "pictures/../../secret.png", "", "a\0b"):

@@ -10,11 +10,11 @@ from train.data.buckets import buckets, nearest_bucket
 from train.data.duplicates import count_copies
 from train.data.shards import RecordNote
 from train.data.sources import PictureSource
-from train.data.sources.entries import Rejected
+from train.data.sources.entries import Rejected, SetAside
 
 
 def count_files(
-    source: PictureSource, rejected: list[Rejected], aside: list[Rejected]
+    source: PictureSource, rejected: list[Rejected], aside: list[SetAside]
 ) -> dict[str, Any]:
     """Return what became of every file of a source; each is counted once.
 

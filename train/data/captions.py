@@ -6,7 +6,7 @@ The adapter is to learn from the reference what a character looks like. A captio
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,31 +38,42 @@ def telling_words(characters: Sequence[str], captions: Sequence[str]) -> list[Te
         characters: character of each caption.
         captions: captions, in the same order.
     """
-    everywhere: Counter[str] = Counter()
     of_character = defaultdict(list)
-    for number, (character, caption) in enumerate(zip(characters, captions, strict=True)):
-        everywhere.update(terms(caption))
+    for number, character in enumerate(characters):
         of_character[character].append(number)
+    groups = {c: numbers for c, numbers in sorted(of_character.items()) if len(numbers) > 1}
+    if len(of_character) < 2:
+        return []
+    # All words of ten million captions would fill the memory; those frequent somewhere do not.
+    counts = {c: _frequent([captions[n] for n in numbers]) for c, numbers in _shown(groups.items())}
+    everywhere = dict.fromkeys((term for frequent in counts.values() for term in frequent), 0)
+    for caption in _shown(captions):
+        for term in terms(caption) & everywhere.keys():
+            everywhere[term] += 1
     result = []
-    for character, numbers in sorted(of_character.items()):
-        others = len(captions) - len(numbers)
-        if len(numbers) < 2 or not others:
-            continue
-        held = {number: terms(captions[number]) for number in numbers}
-        counts = Counter(term for found in held.values() for term in found)
-        allowed = OTHERS * others if len(numbers) > 2 else 0
-        words = {
-            term: (count, everywhere[term] - count)
-            for term, count in counts.items()
-            if count >= max(2, OWN * len(numbers)) and everywhere[term] - count <= allowed
-        }
+    for character, numbers in groups.items():
+        allowed = OTHERS * (len(captions) - len(numbers)) if len(numbers) > 2 else 0
+        others = {term: everywhere[term] - count for term, count in counts[character].items()}
+        telling = {term for term, count in others.items() if count <= allowed}
         # Of two words in a row, one that tells alone is enough.
-        alone = {t: c for t, c in words.items() if not any(w in words for w in t.split() if w != t)}
-        if alone:
-            telling = [(term, *count) for term, count in sorted(alone.items())]
-            hold = [number for number, found in held.items() if not found.isdisjoint(alone)]
-            result.append(Telling(character, telling, hold))
+        telling -= {term for term in telling if telling & ({*term.split()} - {term})}
+        if telling:
+            words = [(term, counts[character][term], others[term]) for term in sorted(telling)]
+            hold = [n for n in numbers if not telling.isdisjoint(terms(captions[n]))]
+            result.append(Telling(character, words, hold))
     return result
+
+
+def _frequent(captions: list[str]) -> dict[str, int]:
+    """Return the words that are in most captions of a character, with their numbers."""
+    counts = Counter(term for caption in captions for term in terms(caption))
+    least = max(2, OWN * len(captions))
+    return {term: count for term, count in counts.items() if count >= least}
+
+
+def _shown(items: Collection[Any]) -> Iterable[Any]:
+    """Show the progress where it takes long."""
+    return tqdm(items, unit="caption", desc="captions", mininterval=0.5, delay=2, leave=False)
 
 
 def terms(caption: str) -> set[str]:
@@ -88,9 +99,9 @@ def describe(folder: Path) -> str:
     records = [(r.character, r.caption, r.file) for r in map(dataset.read, numbers)]
     characters, captions, files = zip(*records, strict=True)
     telling = telling_words(characters, captions)
-    lines = []
+    lines, pictures = [], Counter(characters)
     for item in telling:
-        own = characters.count(item.character)
+        own = pictures[item.character]
         words = (
             f"{word!r} in {count} of its {own} captions, {others} of the {len(files) - own} others"
             for word, count, others in item.words

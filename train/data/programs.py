@@ -22,7 +22,7 @@ from train.data.decode import decode_mask, encode_png
 from train.data.errors import DataError
 from train.data.hashing import digest
 from train.data.sources import PictureSource
-from train.data.sources.entries import Entry, Rejected
+from train.data.sources.entries import Entry, SetAside
 from train.data.sources.pictures import read_picture
 
 Kind = Literal["caption", "mask"]
@@ -158,13 +158,13 @@ def run_program(
     """
     root, entries, failed = pictures.root, [], []
 
-    def result(entry: Entry) -> Entry | Rejected:
+    def result(entry: Entry) -> Entry | SetAside:
         try:
             made = program.result(root, entry)
         except ImageError:
             return entry  # rejected with the other pictures that cannot be read
         except ProgramError as error:
-            return Rejected(entry.file, str(error))
+            return SetAside(entry.file, str(error))
         if program.kind == "caption":
             return entry._replace(caption=read_text(made))
         return entry._replace(mask=str(made.absolute()), mask_part=None)
@@ -176,7 +176,7 @@ def run_program(
         for start in range(0, total, WINDOW):
             for item in pool.map(result, pictures.entries[start : start + WINDOW]):
                 bar.update()
-                failed.append(item) if isinstance(item, Rejected) else entries.append(item)
+                failed.append(item) if isinstance(item, SetAside) else entries.append(item)
                 bar.set_postfix(failed=len(failed), refresh=False)
                 if not entries and len(failed) == min(AT_FIRST, total):
                     raise DataError(

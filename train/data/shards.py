@@ -14,7 +14,7 @@ from ic_jax.files import atomic_file, atomic_write, sha256_file
 from ic_jax.preprocessing.images import ImageError
 from train.data.ingest import TooSmall, fingerprint, ingest
 from train.data.records import serialize
-from train.data.sources.entries import Entry, Rejected
+from train.data.sources.entries import Entry, Rejected, SetAside
 
 WORK = "work"  # folder of the notes on finished shards, in the partial data set
 # Encoded pictures do not compress further; random access needs one record per group.
@@ -63,7 +63,7 @@ class Shard(NamedTuple):
     size: int  # bytes
     records: list[RecordNote]
     rejected: list[Rejected]
-    aside: list[Rejected]
+    aside: list[SetAside]
 
 
 def write_shard(job: ShardJob) -> Shard:
@@ -85,7 +85,7 @@ def _write(job: ShardJob, path: Path, key: str) -> Shard:
             try:
                 record, alpha, look = ingest(job.root, entry, job.resolution, job.min_side)
             except TooSmall as error:
-                aside.append(Rejected(entry.file, str(error)))
+                aside.append(SetAside(entry.file, str(error)))
                 continue
             except ImageError as error:
                 rejected.append(Rejected(entry.file, str(error)))
@@ -115,10 +115,11 @@ def _read_finished(path: Path, notes: Path, key: str) -> Shard | None:
         shard = Shard(**json.loads(notes.read_bytes()))
         if shard.fingerprint == key and path.stat().st_size == shard.size:
             records = [RecordNote(*item) for item in shard.records]
-            rejected, aside = (
-                [Rejected(*item) for item in items] for items in (shard.rejected, shard.aside)
+            return shard._replace(
+                records=records,
+                rejected=[Rejected(*item) for item in shard.rejected],
+                aside=[SetAside(*item) for item in shard.aside],
             )
-            return shard._replace(records=records, rejected=rejected, aside=aside)
     except (OSError, ValueError, TypeError):
         pass  # missing or damaged notes: the shard is written again
     return None

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from train.data.errors import DataError
-from train.data.sources.entries import USUAL, Entry, Rejected, SourceOptions
+from train.data.sources.entries import USUAL, Entry, Rejected, SetAside, SourceOptions
 from train.data.sources.folder import READERS, FolderReader
 from train.data.sources.pictures import PICTURES
 from train.data.sources.walk import walk
@@ -18,7 +18,7 @@ class PictureSource(NamedTuple):
     root: Path
     entries: list[Entry]
     rejected: list[Rejected]  # pictures and rows that cannot be used
-    aside: list[Rejected]  # files that are left out on purpose
+    aside: list[SetAside]  # files that are left out on purpose
     helpers: int  # files that name, describe or hold the pictures
     others: dict[str, int]  # files that are neither, by suffix
     unknown: list[str]  # keys of lists that no field has
@@ -38,37 +38,32 @@ def read_source(path: Path, options: SourceOptions = USUAL) -> PictureSource:
     """
     if not path.exists():
         raise FileNotFoundError(2, "there is no such folder or file", str(path))
-    root, aside = path, []
-    if path.is_dir():
-        files = []
-        for file in walk(path, follow_links=options.follow_links):
-            aside.append(file) if isinstance(file, Rejected) else files.append(file)
-        reader = FolderReader(path, files, options)
-        items: Iterable[Entry | Rejected] = reader
-    else:
-        if path.suffix.lower() not in READERS:
-            raise DataError(f"{path}: is no folder and none of {', '.join(READERS)}")
-        root, files = path.parent, [path.name]
-        reader = FolderReader(root, files, options)
-        reader.helpers.add(path.name)
-        items = READERS[path.suffix.lower()](root, path.name, options, reader.unknown)
+    root = path if path.is_dir() else path.parent
+    found = walk(path, follow_links=options.follow_links) if path.is_dir() else [path.name]
+    files: list[str] = []
+    aside: list[SetAside] = []
+    for file in _shown(found, "file"):
+        (aside if isinstance(file, SetAside) else files).append(file)
+    reader = FolderReader(root, files, options)
+    items = iter(reader) if path.is_dir() else reader.read(path.name)
     entries: dict[str, Entry] = {}
     rejected: list[Rejected] = []
-    for item in items:
-        if isinstance(item, Rejected):
+    for item in _shown(items, "row"):
+        if isinstance(item, SetAside):
+            aside.append(item)
+        elif isinstance(item, Rejected):
             rejected.append(item)
         elif item.file in entries:
             rejected.append(Rejected(item.file, "is listed twice; the first is taken"))
         else:
             entries[item.file] = item
-    aside += reader.aside
     if not entries and not rejected:
         raise DataError(f"{path}: lists no picture{_why(aside)}")
     used = reader.helpers | entries.keys() | {entry.mask for entry in entries.values()}
     aside = [item for item in aside if item.file not in used]
     rest = set(files) - used - {item.file for item in rejected + aside}
     unlisted = sorted(file for file in rest if PurePosixPath(file).suffix.lower() in PICTURES)
-    aside += [Rejected(file, "is not named by the list above it") for file in unlisted]
+    aside += [SetAside(file, "is not named by the list above it") for file in unlisted]
     others = Counter(PurePosixPath(file).suffix.lower() for file in rest.difference(unlisted))
     return PictureSource(
         *(root, list(entries.values()), rejected, aside, len(reader.helpers)),
@@ -76,7 +71,14 @@ def read_source(path: Path, options: SourceOptions = USUAL) -> PictureSource:
     )
 
 
-def _why(aside: list[Rejected]) -> str:
+def _shown(items: Iterable[Any], unit: str) -> Iterable[Any]:
+    """Show the progress through a large source."""
+    from tqdm import tqdm  # of the train extra, which the options' help does without
+
+    return tqdm(items, unit=unit, desc="listing", mininterval=0.5, delay=2, leave=False)
+
+
+def _why(aside: list[SetAside]) -> str:
     if aside:
         return f"; {len(aside)} files are set aside: {aside[0].file}, for one, {aside[0].reason}"
     return f"; expected {', '.join(sorted(PICTURES))}, or {', '.join(READERS)}"

@@ -33,10 +33,14 @@ class Entry(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """File, row or picture that is not used, with the reason."""
+    """File, row or picture that cannot be used, with the reason."""
 
     file: str
     reason: str
+
+
+class SetAside(Rejected):
+    """File or picture that is left out on purpose."""
 
 
 class SourceOptions(NamedTuple):

@@ -6,7 +6,8 @@ from pathlib import Path, PurePosixPath
 
 from ic_jax.text_files import read_text
 from ic_jax.untrusted_files import read_json
-from train.data.sources.entries import Entry, Rejected, SourceOptions, check
+from train.data.errors import DataError
+from train.data.sources.entries import Entry, Rejected, SetAside, SourceOptions, check
 from train.data.sources.lists import LISTS, read_list
 from train.data.sources.pictures import PICTURES
 from train.data.sources.rows import character_of, without_repeats
@@ -28,7 +29,6 @@ class FolderReader:
 
     Attributes:
         helpers: files read that are no pictures: lists, tables, tars and captions.
-        aside: files set aside, with the reason.
         unknown: keys of lists that no field has.
     """
 
@@ -37,7 +37,6 @@ class FolderReader:
         self._root, self._options = root, options
         self._files = sorted(files, key=lambda file: PurePosixPath(file).parts)
         self.helpers: set[str] = set()
-        self.aside: list[Rejected] = []
         self.unknown: set[str] = set()
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
@@ -45,42 +44,49 @@ class FolderReader:
         named: set[str] = set()  # pictures and masks
         listed = set()  # folders whose pictures a list names, with all below
         for file in self._sources():
+            if isinstance(file, SetAside):
+                yield file
+                continue
             path = PurePosixPath(file)
-            self.helpers.add(file)
             if path.name in METADATA:
                 listed.add(path.parent)
-            read = READERS[path.suffix.lower()]
-            for item in read(self._root, file, self._options, self.unknown):
+            for item in self.read(file):
                 if isinstance(item, Entry):
                     named |= {item.file, item.mask}
                 yield item
         yield from self._captioned(listed, named)
 
-    def _sources(self) -> list[str]:
-        """Return the lists, tables and tars to read; others of these kinds are set aside."""
-        chosen: dict[PurePosixPath, str] = {}
-        rest = []
+    def read(self, file: str) -> Iterator[Entry | Rejected]:
+        """Yield the pictures of a list, table or tar; DataError if the file is none."""
+        suffix = PurePosixPath(file).suffix.lower()
+        if suffix not in READERS:
+            raise DataError(f"{self._root / file}: is no folder and none of {', '.join(READERS)}")
+        self.helpers.add(file)
+        for item in READERS[suffix](self._root, file, self._options, self.unknown):
+            if isinstance(item, Rejected) and item.file == file:
+                self.helpers.discard(file)
+            yield item
+
+    def _sources(self) -> Iterator[str | SetAside]:
+        """Yield the lists, tables and tars to read; others of these kinds are set aside."""
+        names = defaultdict(list)  # of the metadata files of each folder
+        for path in map(PurePosixPath, self._files):
+            if path.name in METADATA:
+                names[path.parent].append(path.name)
+        saved = self._saved()
         for file in self._files:
             path = PurePosixPath(file)
+            suffix = path.suffix.lower()
             if path.name in METADATA:
-                other = chosen.get(path.parent)
-                if other and METADATA.index(PurePosixPath(other).name) < METADATA.index(path.name):
-                    self._set_aside(file, f"{PurePosixPath(other).name} beside it is read instead")
-                    continue
-                if other:
-                    self._set_aside(other, f"{path.name} beside it is read instead")
-                chosen[path.parent] = file
-            elif path.suffix.lower() in TABLES + TARS:
-                rest.append(file)
-            elif path.suffix.lower() in LISTS[:-1]:
-                self._set_aside(file, "is a list of another name than metadata; give it as SOURCE")
-        saved = self._saved()
-        for file in rest:
-            path = PurePosixPath(file)
-            if path.suffix == ".arrow" and path.name not in saved.get(path.parent, {path.name}):
-                self._set_aside(file, "is a cache of `datasets`; its state.json does not name it")
-                rest = [other for other in rest if other != file]
-        return [*chosen.values(), *rest]
+                first = min(names[path.parent], key=METADATA.index)
+                reason = f"{first} beside it is read instead"
+                yield file if path.name == first else SetAside(file, reason)
+            elif suffix == ".arrow" and path.name not in saved.get(path.parent, {path.name}):
+                yield SetAside(file, "is a cache of `datasets`, which its state.json does not name")
+            elif suffix in TABLES + TARS:
+                yield file
+            elif suffix in LISTS and suffix != ".json":
+                yield SetAside(file, "is a list of another name than metadata; give it as SOURCE")
 
     def _saved(self) -> dict[PurePosixPath, set[str]]:
         """Return the files of each folder that `datasets` saved, by its state.json."""
@@ -92,11 +98,12 @@ class FolderReader:
             try:
                 names = {item["filename"] for item in read_json(self._root / file)["_data_files"]}
             except (OSError, ValueError, KeyError, TypeError):
-                continue
+                continue  # another program's state
             saved[path.parent] = names
         return saved
 
     def _captioned(self, listed: set[PurePosixPath], named: set[str]) -> Iterator[Entry | Rejected]:
+        """Yield the pictures that no list names, each with the caption beside it."""
         pictures, captions = [], defaultdict(list)
         for file in self._files:
             path = PurePosixPath(file)
@@ -105,33 +112,34 @@ class FolderReader:
                 pictures.append(file)
             elif suffix in CAPTIONS:
                 captions[path.with_suffix("")].append(file)
-        folders = without_repeats({character_of(file) for file in pictures})
+        key = self._options.character
+        if pictures and not self.helpers and key not in ("", "file", "folder"):
+            raise DataError(
+                f"--character {key}: {self._root} has no list or table with such a key; leave it "
+                "out, and each folder is a character"
+            )
+        shorter = without_repeats({character_of(file) for file in pictures})
         for file in pictures:
             path = PurePosixPath(file)
             beside = captions.get(path.with_suffix(""), [])
             beside.sort(key=lambda caption: CAPTIONS.index(PurePosixPath(caption).suffix.lower()))
-            if self._options.character == "file":
-                character = file
-            else:
-                character = character_of(file) or path.stem
-            character = folders.get(character, character)
+            self.helpers.update(beside[:1])
+            yield from (
+                SetAside(other, "is a second caption of its picture") for other in beside[1:]
+            )
+            folder = character_of(file)
+            character = file if key == "file" else shorter.get(folder, folder) or path.stem
             try:
                 yield check(Entry(file, self._caption(path, beside), character))
             except (OSError, ValueError) as error:
                 yield Rejected(file, " ".join(str(error).split()))
 
-    def _caption(self, picture: PurePosixPath, files: list[str]) -> str:
-        if not files:
-            if not self._options.captioned:
-                return ""
-            raise ValueError(
-                f"has no caption; write one into {picture.with_suffix('.txt').name} beside it, or "
-                "have a program write them: --caption COMMAND"
-            )
-        self.helpers.add(files[0])
-        for file in files[1:]:
-            self._set_aside(file, "is a second caption of its picture")
-        return read_text(self._root / files[0], limit=MAX_CAPTION).strip()
-
-    def _set_aside(self, file: str, reason: str) -> None:
-        self.aside.append(Rejected(file, reason))
+    def _caption(self, picture: PurePosixPath, beside: list[str]) -> str:
+        if beside:
+            return read_text(self._root / beside[0], limit=MAX_CAPTION).strip()
+        if not self._options.captioned:
+            return ""
+        raise ValueError(
+            f"has no caption; write one into {picture.with_suffix('.txt').name} beside it, or have "
+            "a program write them: --caption COMMAND"
+        )

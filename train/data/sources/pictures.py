@@ -36,7 +36,8 @@ def _read(root: Path, file: str, part: Part | None) -> bytes:
     try:
         data = _read_part(root, part) if part else read_bytes(root / file, limit=MAX_BYTES)
     except OSError as error:
-        raise ImageError(f"{name} cannot be read ({error.strerror or error})") from None
+        reason = error.strerror or " ".join(str(error).split())
+        raise ImageError(f"{name} cannot be read ({reason})") from None
     except ValueError as error:
         raise ImageError(" ".join(str(error).split())) from None
     if not data:

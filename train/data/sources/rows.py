@@ -17,7 +17,7 @@ from train.data.sources.walk import boundary
 # Of several names that a row has for one field, the first is taken.
 NAMES = {
     "file": ("file", "file_name", "filename", "image", "image_path", "path"),
-    "caption": ("caption", "text", "prompt"),
+    "caption": ("caption", "text", "prompt", "tags"),
     "character": ("character", "subject", "identity", "label"),
     "mask": ("mask", "mask_file_name"),
     "view": ("view",),
@@ -107,11 +107,11 @@ class RowReader:
         """Raise DataError if no row at all named a character."""
         if self._named or not self._nameless:
             return
-        known = self._options.character
+        known, keys = self._options.character, ", ".join(list(self._keys)[:20])
         near = difflib.get_close_matches(known or "character", self._keys, n=1)
         raise DataError(
             f"{self._root / self._listing}: no row names its character by "
-            f"{known or ', '.join(NAMES['character'])}; the keys are {', '.join(self._keys)}. Name "
+            f"{known or ', '.join(NAMES['character'])}; the keys are {keys}. Name "
             f"one with --character {near[0] if near else 'KEY'}, or give --character folder where "
             "each folder is a character, or --character file where each picture is one"
         )

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ic_jax.untrusted_files import open_regular, parse_json
-from train.data.sources.entries import Entry, Part, Rejected, SourceOptions
-from train.data.sources.rows import KNOWN, RowReader
+from train.data.sources.entries import Entry, Part, Rejected, SetAside, SourceOptions
+from train.data.sources.rows import KNOWN, NAMES, RowReader
 
 TABLES = (".arrow", ".feather", ".parquet")
 PICTURES = ("image", "picture", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 MASKS = ("mask", "mask_image")
+# Those of pyarrow for damaged files are of these kinds.
+ERRORS = (OSError, ValueError, LookupError, TypeError, NotImplementedError, OverflowError)
 MAX_GROUP = 2**31  # bytes of the pictures of a row group, which is read whole
 
 
@@ -33,6 +35,9 @@ def read_table(
     try:
         schema, batches = _open(root / table)
         picture, mask = _column(schema, PICTURES), _column(schema, MASKS)
+        if not picture and not {*NAMES["file"]} & {*schema.names}:
+            yield SetAside(table, "is a table that neither holds nor names pictures")
+            return
         wanted = [name for name in schema.names if name in KNOWN | {options.character}]
         wanted = [name for name in wanted if name not in (picture, mask)]
         if picture and _only_names(root / table, picture):
@@ -51,7 +56,7 @@ def read_table(
                     yield reader.entry(others | fields, f"{table}!{row}", parts)
                 except ValueError as error:
                     yield Rejected(f"{table}!{row}", " ".join(str(error).split()))
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:  # pyarrow's are of these
+    except ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         yield Rejected(table, f"is no table that can be read after row {row} ({reason})")
         return
@@ -63,11 +68,13 @@ def read_cell(path: Path, column: str, row: int) -> bytes:
     """Return the bytes of a cell's picture.
 
     Raises:
-        OSError: the table cannot be opened.
-        ValueError: the cell holds no picture.
+        ValueError: the table cannot be read, or the cell holds no picture.
     """
-    first, cells = _cells(path, column, row, path.stat().st_mtime_ns)
-    value = cells[row - first].as_py()
+    try:
+        first, cells = _cells(path, column, row, path.stat().st_mtime_ns)
+        value = cells[row - first].as_py()
+    except ERRORS as error:
+        raise ValueError(f"cannot be read ({' '.join(str(error).split())[:200]})") from None
     if isinstance(value, dict):
         value = value.get("bytes")
     if not isinstance(value, bytes):

@@ -15,7 +15,7 @@ from train.data.sources.rows import RowReader
 TARS = (".tar",)
 CAPTIONS = ("txt", "caption", "text")
 CLASSES = ("cls", "label", "character")
-PIECES = frozenset({*CAPTIONS, *CLASSES, "json"})
+TEXTS = frozenset({*CAPTIONS, *CLASSES, "json"})
 
 
 def read_tar(
@@ -34,9 +34,12 @@ def read_tar(
                 try:
                     pieces = {_split(member.name)[1]: member for member in members}
                     fields, parts = _sample(file, tar, pieces)
-                    unknown |= pieces.keys() - PIECES - _pictures(pieces) - {"mask.png"}
                     if "file" not in parts:
                         raise ValueError("has no picture")
+                    read = {part.name for part in parts.values()}
+                    unknown |= {
+                        e for e, m in pieces.items() if e not in TEXTS and m.name not in read
+                    }
                     yield reader.entry(fields, f"{tar}!{parts['file'].name}", parts)
                 except ValueError as error:
                     yield Rejected(name, " ".join(str(error).split()))
@@ -63,10 +66,6 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _pictures(pieces: dict[str, tarfile.TarInfo]) -> set[str]:
-    return {extension for extension in pieces if f".{extension}" in PICTURES}
-
-
 def _sample(
     file: Any, tar: str, pieces: dict[str, tarfile.TarInfo]
 ) -> tuple[dict[str, Any], dict[str, Part]]:
@@ -74,7 +73,7 @@ def _sample(
     fields: dict[str, Any] = {}
     parts = {}
     for extension, member in pieces.items():
-        if extension in PIECES:
+        if extension in TEXTS:
             data = _read(file, member)
             text = decode_text(data, member.name).strip()
             if extension == "json":
