@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 Cell = Image.Image | str | None
 MARGIN = 8  # pixels
 SMALL, LARGE = 256, 512  # least and most pixels of a picture's longer side
+LARGEST = 16_000  # pixels of a sheet's side, on which pictures are made smaller; WebP has 16 383
 
 
 def draw_sheet(
@@ -23,14 +24,14 @@ def draw_sheet(
         side: pixels of the longer side of each picture; by default `shown_side` of the largest.
     """
     pictures = [cell for row in rows for cell in row if isinstance(cell, Image.Image)]
-    side = side or shown_side(max((max(picture.size) for picture in pictures), default=SMALL))
-    text = max(10, side // 13)  # height of the font
-    font = ImageFont.load_default(text)
     is_text = [any(isinstance(row[i], str) for row in rows) for i in range(len(headings))]
-    widths = [16 * text if texts else side for texts in is_text]
+    side = side or shown_side(max((max(picture.size) for picture in pictures), default=SMALL))
+    while max(_size(side, is_text, len(rows))) > LARGEST and side > 1:
+        side = side * 3 // 4
+    text, widths = _text_height(side), _widths(side, is_text)
+    font, top = ImageFont.load_default(text), 2 * text
     lefts = np.cumsum([MARGIN, *(width + MARGIN for width in widths)]).tolist()
-    top = 2 * text
-    sheet = Image.new("RGB", (lefts[-1], top + len(rows) * (side + MARGIN)), "white")
+    sheet = Image.new("RGB", _size(side, is_text, len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
     for left, width, heading in zip(lefts, widths, headings, strict=False):
         words = textwrap.shorten(heading, max(width * 2 // text, 4), placeholder="...")
@@ -50,6 +51,19 @@ def draw_sheet(
 def shown_side(side: int) -> int:
     """Return the side at which a picture is shown: a multiple of a small one's, less of a large."""
     return min(side * math.ceil(SMALL / side), LARGE) if side < SMALL else min(side, LARGE)
+
+
+def _text_height(side: int) -> int:
+    return max(10, side // 13)
+
+
+def _widths(side: int, is_text: Sequence[bool]) -> list[int]:
+    return [16 * _text_height(side) if texts else side for texts in is_text]
+
+
+def _size(side: int, is_text: Sequence[bool], rows: int) -> tuple[int, int]:
+    width = sum(width + MARGIN for width in _widths(side, is_text)) + MARGIN
+    return width, 2 * _text_height(side) + rows * (side + MARGIN)
 
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:

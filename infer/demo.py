@@ -16,6 +16,6 @@ EXAMPLES = (
 MODEL_NAME = "small model of ic_jax"  # in the metadata of its pictures
 NO_MODEL = (
     "No --model given: using the small model that comes with ic_jax, which knows drawn people only "
-    "(docs/small-model.md)."
+    "(docs/small-model.md). Its pictures are small; --grid sheet.png also shows them enlarged."
 )
 NO_PROMPT = f"Reference: infer/{SUBJECT.name} (not in the training data). Prompt: {PROMPT}"

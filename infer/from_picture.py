@@ -11,7 +11,7 @@ import jax
 
 from ic_jax.cli import say
 from ic_jax.files import sha256_file
-from ic_jax.from_dict import ConfigError, dataclass_from_dict
+from ic_jax.from_dict import dataclass_from_dict
 from ic_jax.preprocessing.arguments import check_choice, check_count
 from ic_jax.version import __version__
 from infer import demo
@@ -100,7 +100,7 @@ def with_picture(args: argparse.Namespace) -> argparse.Namespace:
         )
     try:
         told = dataclass_from_dict(PictureArguments, metadata)
-    except (ConfigError, ValueError, OverflowError) as error:
+    except ValueError as error:
         raise ValueError(f"{picture} cannot be drawn again: {error}") from None
     options = {k: v for k, v in told.options().items() if k not in _replaced(args, told)}
     _check_paths(picture, options)
@@ -144,8 +144,8 @@ def _check_paths(picture: Path, options: dict[str, Any]) -> None:
 def _say_what_differs(picture: Path, told: PictureArguments, options: dict[str, Any]) -> None:
     """Say why the same arguments may give another picture."""
     for name in PICTURES:
-        file = options.get(name)
-        if file is not None and sha256_file(file) != getattr(told, f"{name}_sha256"):
+        file, digest = options.get(name), getattr(told, f"{name}_sha256")
+        if file is not None and digest is not None and sha256_file(file) != digest:
             warnings.warn(f"{file} has changed since {picture} was drawn", stacklevel=2)
     here = {"ic_jax": __version__, "jax": jax.__version__, "device": jax.devices()[0].device_kind}
     others = [f"{name} {getattr(told, name)}" for name in here if getattr(told, name) != here[name]]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ic_jax import cli
 from ic_jax.cli import say
-from ic_jax.contact_sheet import Cell, draw_sheet
+from ic_jax.contact_sheet import SMALL, Cell, draw_sheet, shown_side
 from ic_jax.preprocessing.images import read_rgb
 from ic_jax.version import __version__
 from infer import output
@@ -88,11 +88,13 @@ def draw(pictures: Sequence[Path], told: Sequence[dict[str, Any]]) -> Image.Imag
     labels = _labels(list(arguments.values()))
     headings = ["subject"] * has_subjects + ["prompt", *(f"seed {seed}" for seed in seeds)]
     cells: list[list[Cell]] = []
+    side = SMALL
     for (key, files), label in zip(rows.items(), labels, strict=True):
         subject: list[Cell] = [subjects[key]] if has_subjects else []
         drawn = [_opened(files[seed]) if seed in files else None for seed in seeds]
         cells.append([*subject, label, *drawn])
-    return draw_sheet(headings, cells)
+        side = max(side, *(shown_side(max(x.size)) for x in drawn if x is not None))
+    return draw_sheet(headings, cells, side=side)
 
 
 def _labels(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -3,6 +3,7 @@
 import argparse
 import textwrap
 
+from ic_jax import cli
 from ic_jax.preprocessing.tokenizers import load_tokenizer
 from ic_jax.weights.model_folder import SMALL_MODEL
 from ic_jax.weights.model_source import open_model
@@ -11,9 +12,8 @@ from infer import demo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `words`."""
-    parser.add_argument(
-        "--model", help="MODEL folder or Hub id (default: the small model that comes with ic_jax)"
-    )
+    model = "MODEL folder or Hub id (default: the small model that comes with ic_jax)"
+    parser.add_argument("--model", type=cli.path, help=model)
 
 
 def run(args: argparse.Namespace) -> None:

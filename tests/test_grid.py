@@ -46,11 +46,18 @@ def test_any_text_stays_in_its_cell(text):
     assert (pixels[-4:] == 255).all()
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1, 300), (300, 1)])
+def test_a_sheet_of_many_pictures_is_no_larger_than_every_format_takes(rows, columns):
+    picture = plain(RED, (8, 8))
+    sheet = draw_sheet(["x"] * columns, [[picture] * columns] * rows)
+    assert 8_000 < max(sheet.size) <= 16_000
+
+
 @pytest.fixture
 def drawn(tmp_path):
     """Two prompts with two seeds, the second at another scale for one of them."""
     subject = tmp_path / "ana.png"
-    plain(BLUE).save(subject)
+    plain(BLUE, (500, 500)).save(subject)
     common = METADATA | {"lora": [], "subject": str(subject)}
     rows = [("a girl", 0.9, 0), ("a girl", 0.9, 5), ("a boy", 0.9, 0), ("a boy", 0.5, 5)]
     files = []
@@ -62,9 +69,10 @@ def drawn(tmp_path):
 
 def test_pictures_are_placed_by_what_they_tell(drawn, monkeypatch):
     calls = []
-    monkeypatch.setattr(grid, "draw_sheet", lambda *cells: calls.append(cells))
+    monkeypatch.setattr(grid, "draw_sheet", lambda *cells, side: calls.append((*cells, side)))
     grid.draw(drawn, [read_metadata(file) for file in drawn])
-    ((headings, rows),) = calls
+    ((headings, rows, side),) = calls
+    assert side == 288  # whatever the size of the subject
     assert headings == ["subject", "prompt", "seed 0", "seed 5"]
     labels = ["a girl\nsubject_scale 0.9", "a boy\nsubject_scale 0.9", "a boy\nsubject_scale 0.5"]
     assert [row[1] for row in rows] == labels
