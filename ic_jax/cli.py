@@ -179,7 +179,7 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
     """
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _one_line_warning  # type: ignore[assignment]
+            warnings.showwarning = _one_line_warnings()
             command()
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads standard output any more
@@ -250,6 +250,18 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
-def _one_line_warning(message: Warning | str, *_: Any) -> None:
-    text = compilation_cache.repair(" ".join(str(message).split()))
-    print(f"warning: {text}", file=sys.stderr)
+def _one_line_warnings() -> Any:
+    """Return a function that prints each warning once.
+
+    What is compiled ahead of a call warns of the same as the call. Python's own filter forgets
+    what it has shown whenever code changes a filter, as reading a picture does.
+    """
+    shown = set()
+
+    def show(message: Warning | str, *_: Any) -> None:
+        text = compilation_cache.repair(" ".join(str(message).split()))
+        if text not in shown:
+            shown.add(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+    return show

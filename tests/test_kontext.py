@@ -280,13 +280,15 @@ def test_latents_of_another_model_are_refused(pipe, two):
         pipe("a", **SMALL, reference_image=both._replace(latents=both.latents[..., :3]))
 
 
-def test_infer_draws_with_a_reference(kontext, tmp_path, monkeypatch, capsys):
+def test_infer_draws_with_a_reference_and_warns_once(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(references, "SIZES", ((32, 64), (64, 32)))
-    common = ["--model", str(kontext), "--height=64", "--width=48", "--steps=2"]
+    common = ["--model", str(tiny_model), "--height=64", "--width=48", "--steps=2"]
     common += ["--max-sequence-length=32", "--dtype=float32", "--no-compile-cache", "--prompt=a"]
     picture, file = str(PICTURES[0]), tmp_path / "a.png"
     assert main([*common, "--reference", picture, "--out", str(file)]) == 0
-    assert f"encoded {picture}" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert f"encoded {picture}" in out
+    assert err.count(NOT_KONTEXT) == 1
     assert json.loads(Image.open(file).text["ic_jax"])["reference"] == picture
     assert main([*common, "--reference", __file__, "--out", str(file)]) != 0
     assert "is not a picture that can be read" in capsys.readouterr().err
