@@ -142,6 +142,11 @@ def api(monkeypatch):
     return api
 
 
+def refusal(status):
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return errors.HfHubHTTPError(f"{status} Client Error\nfor url", response=response)
+
+
 def export(monkeypatch, params, run, out, *options):
     state = SimpleNamespace(params=params, ema_params=params)
     monkeypatch.setattr(train.export, "read_state", lambda *_, **__: (300, state))
@@ -178,14 +183,13 @@ def test_a_lora_is_uploaded_with_its_card(run, api, capsys, monkeypatch):
     assert api.files["ink.safetensors"] == out.read_bytes()
     assert api.files["README.md"] == out.with_suffix(".md").read_bytes()
     assert api.options["delete_patterns"] is None
+    api.upload_folder.side_effect = refusal(500)
+    options = ("--no-ema", "--overwrite", "--push", "me/ink")
+    assert export(monkeypatch, pairs, run, out, *options) == 74
+    assert f"{out} is written, and `hf upload me/ink {out}`" in capsys.readouterr().err
     out.unlink()
     assert export(monkeypatch, pairs, run, out, "--no-ema") == 2
     assert "ink.md: exists; name another file" in capsys.readouterr().err
-
-
-def refusal(status):
-    response = SimpleNamespace(status_code=status, headers={}, request=None)
-    return errors.HfHubHTTPError(f"{status} Client Error\nfor url", response=response)
 
 
 @pytest.mark.parametrize(

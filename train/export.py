@@ -70,20 +70,16 @@ def export(
     card = Trained(recipe, run, base, step, out, weights).card(push)
     if isinstance(params, Adapter):
         with model_folder.create(out, overwrite=overwrite) as writer:
-            for component in base.components:
-                if cast_base and component in loading.COMPONENTS.keys() - {"adapter"}:
-                    _write_cast(writer, base, component, jnp.dtype(dtype))
-                elif component != "adapter":
-                    writer.add_from(base, component)
-            loading.write_component(writer, "adapter", params, jnp.dtype(dtype))
+            _write_model(writer, base, params, jnp.dtype(dtype), cast_base=cast_base)
             atomic_write(writer.folder / MODEL_CARD, card.encode())
     elif cast_base:
         raise ConfigError("--cast-base: this run trained a LoRA, which is exported without a base")
     else:
+        beside = out.with_suffix(".md")
+        if beside.exists() and not overwrite:
+            raise FileExistsError(f"{beside}: exists; name another file or give --overwrite")
         training = Training(recipe.trigger, Path(recipe.model).name, step)
         options: dict[str, Any] = {"training": training, "overwrite": overwrite}
-        if (beside := out.with_suffix(".md")).exists() and not overwrite:
-            raise FileExistsError(f"{beside}: exists; name another file or give --overwrite")
         write_lora(out, lora.published(params), jnp.dtype(dtype), **options)
         atomic_write(beside, card.encode())
     what = "the adapter" if isinstance(params, Adapter) else "the LoRA"
@@ -93,7 +89,11 @@ def export(
         ways = averages.ways(params_before(recipe, base), state.ema_params, state.params)
         print(_average_in_words(recipe, step, ways))
     if push:
-        print(f"{_upload(out, card, push, private=not public)}: uploaded")
+        try:
+            print(f"{_upload(out, card, push, private=not public)}: uploaded")
+        except hub.UploadError as error:
+            message = f"{error}; {out} is written, and `hf upload {push} {out}` uploads it"
+            raise hub.UploadError(message) from None
 
 
 def _upload(out: Path, card: str, repo_id: str, *, private: bool) -> str:
@@ -105,6 +105,18 @@ def _upload(out: Path, card: str, repo_id: str, *, private: bool) -> str:
         shutil.copyfile(out, folder / out.name)
         (folder / MODEL_CARD).write_text(card)
         return hub.push(folder, repo_id, private=private)
+
+
+def _write_model(
+    writer: ModelWriter, base: ModelFolder, adapter: Adapter, dtype: np.dtype, *, cast_base: bool
+) -> None:
+    """Write the components of the base, in `dtype` with `cast_base`, and the adapter in `dtype`."""
+    for component in base.components:
+        if cast_base and component in loading.COMPONENTS.keys() - {"adapter"}:
+            _write_cast(writer, base, component, dtype)
+        elif component != "adapter":
+            writer.add_from(base, component)
+    loading.write_component(writer, "adapter", adapter, dtype)
 
 
 def _write_cast(writer: ModelWriter, base: ModelFolder, component: str, dtype: np.dtype) -> None:
