@@ -61,12 +61,14 @@ def draft(
     made.put("text_length", sampling.max_sequence_length, "as the model draws")
     if devices.is_cpu:
         made.put("dtype", "float32", "a CPU computes it faster than bfloat16")
+    paired = False
     if lora:
         made.put("lora.rank", 16)
     else:
-        _holdout(made, dataset)
+        held_out = _holdout(made, dataset)
+        paired = dataset.card["characters_with_pairs"] > held_out
         _adapter(made, model, flux, new=new)
-    _stages(made, dataset, sampling, devices, lora=lora)
+    _stages(made, dataset, sampling, devices, lora=lora, paired=paired)
     _rates(made, flux, continues="adapter" not in made.values and not lora)
     _reports(made, dataset, sampling)
     return made
@@ -85,16 +87,17 @@ def _sampling(model: ModelFolder) -> SamplingConfig:
     return loading.read_config(model, "sampling")
 
 
-def _holdout(made: Draft, dataset: Dataset) -> None:
-    """Hold out a fifth of few characters, and down to a fiftieth of many."""
+def _holdout(made: Draft, dataset: Dataset) -> int:
+    """Hold out a fifth of few characters, down to a fiftieth of many; return how many."""
     shares = np.sort(dataset.character_hash / 2.0**64)
     count = len(shares)
     wanted = max(2, min(count // 5, 20), count // 50)
     if count < 2 * wanted:
         made.put("holdout", 0.0, f"too few to hold out: {count} characters")
-        return
+        return 0
     middle = float(shares[wanted - 1] + shares[wanted]) / 2
     made.put("holdout", round(middle, 6), f"{wanted} of {count} characters, chosen by a hash")
+    return wanted
 
 
 def _adapter(made: Draft, model: ModelFolder, flux: FluxConfig, *, new: bool) -> None:
@@ -134,7 +137,13 @@ def adapter_for(model: ModelFolder, flux: FluxConfig) -> AdapterConfig:
 
 
 def _stages(
-    made: Draft, dataset: Dataset, sampling: SamplingConfig, devices: Devices, *, lora: bool
+    made: Draft,
+    dataset: Dataset,
+    sampling: SamplingConfig,
+    devices: Devices,
+    *,
+    lora: bool,
+    paired: bool,
 ) -> None:
     card = dataset.card
     side = int(card["side"]["median"])
@@ -145,7 +154,7 @@ def _stages(
     batch = -(-batch // devices.count) * devices.count
     pictures = card["pictures"]
     names = ["stage1"]
-    if not lora and card["in_pairs"]:
+    if paired:
         names += ["stage2", *(["stage3"] if high > resolution else [])]
     for name in names:
         passes, least, most = LORA_PASSES if lora else PASSES[name]
@@ -163,7 +172,7 @@ def _stages(
         made.put("stage2.paired", 1.0)
         made.reasons["stage2"] = "Another picture of the character is the reference: control."
     else:
-        made.reasons["stage1"] += " No character has two pictures, so there is no stage 2."
+        made.reasons["stage1"] += " Too few characters have two pictures for a stage 2."
     if "stage3" in names:
         made.put("stage3.paired", 0.5)
         made.reasons["stage3"] = "Both, at high resolution: texture."
