@@ -194,7 +194,8 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
             raise
         if debug or code is None:
             traceback.print_exc()
-        print(f"error: {message}", file=sys.stderr)
+        kind = "" if getattr(error, "asked_for", False) else "error: "
+        print(f"{kind}{message}", file=sys.stderr)
         return multihost.exit_together(code or 1, message, agreed=getattr(error, "agreed", False))
     return multihost.exit_together(0)
 

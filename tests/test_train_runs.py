@@ -50,9 +50,11 @@ steps = 16
 batch = 4
 resolution = 32
 paired = 1.0
+warmup = 4
 accumulate = 2
 [stage3]
 steps = 8
+warmup = 2
 batch = 2
 resolution = 48
 paired = 0.5
@@ -178,7 +180,7 @@ def test_stopped_by_signals_it_saves_and_goes_on_bit_equal(world):
         process.send_signal(number)
         _, err = process.communicate()
         assert process.returncode == 75, err
-        assert "the same command continues from it" in err
+        assert "as asked; go on with: python -m train " in err
         saved = {int(p.name) for p in (world.folder / "stopped/checkpoints").iterdir()}
         assert max(saved) >= world.last_step("stopped")
     assert world.finish("stopped")[0] == 0

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from typing import get_args
 
@@ -33,9 +34,16 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     from train.loop import train
     from train.recipe import read_recipe
+    from train.run_folder import Stopped
 
     _take_gpu_memory()
-    train(read_recipe(args.recipe, args.set), restart=args.restart)
+    try:
+        train(read_recipe(args.recipe, args.set), restart=args.restart)
+    except Stopped as stopped:
+        changes = [word for change in args.set for word in ("--set", change)]
+        command = shlex.join(["python", "-m", "train", str(args.recipe), *changes])
+        where = " on every process" if args.num_processes else ""
+        raise Stopped(f"{stopped}; go on with: {command}{where}") from None
 
 
 def _take_gpu_memory() -> None:
@@ -249,6 +257,16 @@ def _export(args: argparse.Namespace) -> None:
     )
 
 
+def _plot_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=cli.path, metavar="RUN", help="folder of a training run")
+
+
+def _plot(args: argparse.Namespace) -> None:
+    from train.plot import plot
+
+    print("\n".join(map(str, plot(args.run))))
+
+
 COMMANDS = (
     Command(
         "run",
@@ -310,6 +328,12 @@ COMMANDS = (
         _bench,
         description="Measure a training step with random weights of a named size and the settings "
         "of a recipe (docs/benchmarks.md).",
+    ),
+    Command(
+        "plot",
+        "Draw a run's reference effect and loss as RUN/plot.png and RUN/plot.html.",
+        _plot_arguments,
+        _plot,
     ),
     Command(
         "export",

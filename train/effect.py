@@ -10,7 +10,7 @@ reported for both. An adapter that copies has an effect with the target's own pi
 negative one, with another picture of the character.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -40,6 +40,10 @@ from train.step_inputs import StepInputs
 
 EFFECT = "reference effect"
 SAME, ANOTHER = f"{EFFECT}/same picture", f"{EFFECT}/another picture"
+
+
+# Limits of `reading` [ours]: of the effect over the loss, and of the effects over each other.
+UNSEEN, COPIED = 0.001, 0.25
 
 
 class Effect(NamedTuple):
@@ -168,6 +172,15 @@ def summary(errors: Effect, rows: Rows) -> dict[str, float]:
         values[SAME] = float((wrong - same)[has_another].mean())
         values[ANOTHER] = float((wrong - another)[has_another].mean())
     return values
+
+
+def reading(values: Mapping[str, float]) -> str:
+    """Return what the effects of a measurement tell, in words."""
+    if values[EFFECT] < UNSEEN * values["loss/right reference"]:
+        return "the adapter ignores its reference, or has not learnt to see it yet"
+    if ANOTHER in values and values[ANOTHER] < COPIED * values[SAME]:
+        return "it copies the reference: another picture of the character helps little"
+    return "the adapter uses its reference"
 
 
 def _mixed(batches: Iterator[HostBatch]) -> Iterator[tuple[int, HostBatch]]:

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from PIL import Image
 
 from ic_jax import multihost
+from ic_jax.config import SamplingConfig
 from ic_jax.models.adapter import Adapter
 from ic_jax.pipeline import InstantCharacterPipeline
 from ic_jax.weights.loading import Model
@@ -20,11 +21,12 @@ from train.encoded_cache import Cache
 from train.lora import with_lora
 from train.objective import Trainable
 from train.optimizer import evaluated
+from train.preview_sheet import PreviewRow, contact_sheet
 from train.recipe import Recipe
 from train.setup import Setup
 from train.step import TrainState
 
-MARGIN = 4  # pixels
+SEED = 0  # of every picture, so that sheets differ by their weights alone
 
 
 class Preview:
@@ -34,13 +36,18 @@ class Preview:
         recipe, dataset, held_out = run.recipe, run.dataset, run.held_out
         self._recipe, self._model = recipe, run.models.model
         self._side = next(iter(recipe.stages.values())).resolution
-        self._prompts = _prompts(recipe, run.cache)
-        self._references: list[np.ndarray] = []
+        self._sampling = run.models.model.sampling or SamplingConfig()
+        self._prompts = _prompts(recipe, run.cache, self._sampling)
+        self._references: dict[str, np.ndarray] = {}
         if recipe.lora is None:
             candidates = held_out if held_out.any() else np.ones_like(held_out)
             characters = np.flatnonzero(candidates)[: recipe.reporting.preview_references]
             records = [int(np.flatnonzero(dataset.character == c)[0]) for c in characters]
-            self._references = [cut_out(decode_pixels(dataset.read(r))) for r in records]
+            of = "held out" if held_out.any() else "trained on"
+            self._references = {
+                f"{dataset.characters[c]} ({of})": cut_out(decode_pixels(dataset.read(r)))
+                for c, r in zip(characters, records, strict=True)
+            }
 
     def write(self, state: TrainState, step: int) -> np.ndarray:
         """Write RUN/previews/STEP.png and return it, uint8 [h, w, 3].
@@ -52,15 +59,36 @@ class Preview:
             weights = evaluated(state.opt_state, state.params)
         pipe = InstantCharacterPipeline(self._exported(weights))
         rows = [
-            [Image.fromarray(reference), *self._pictures(pipe, subject_image=reference)]
-            for reference in self._references
+            PreviewRow(Image.fromarray(reference), self._pictures(pipe, subject_image=reference))
+            for reference in self._references.values()
         ]
-        sheet = _sheet(rows or [self._pictures(pipe)], self._side)
+        sheet = contact_sheet(
+            rows or [PreviewRow(None, self._pictures(pipe))],
+            self._side,
+            self._facts(step),
+            list(self._references),
+            list(map(self._recipe.prompted, self._recipe.reporting.preview_prompts)),
+        )
         if multihost.is_first():
             folder = Path(self._recipe.out) / "previews"
             folder.mkdir(exist_ok=True)
             sheet.save(folder / f"{step:07d}.png")
         return np.asarray(sheet)
+
+    @property
+    def _steps(self) -> int:
+        return self._recipe.reporting.preview_steps or self._sampling.num_inference_steps
+
+    def _facts(self, step: int) -> str:
+        """Return how the pictures are drawn: as the model draws by default."""
+        sampling, true_cfg = self._sampling, ""
+        if _guides_away(sampling):
+            true_cfg = f", true cfg scale {sampling.true_cfg_scale:g}"
+        subject = f", subject scale {sampling.subject_scale:g}" if self._references else ""
+        return (
+            f"after step {step} of {self._recipe.total_steps}: seed {SEED}, {self._steps} sampling "
+            f"steps, guidance {sampling.guidance_scale:g}{true_cfg}{subject}"
+        )
 
     def _exported(self, weights: Trainable) -> Model:
         """Return the model as users would export it."""
@@ -76,7 +104,8 @@ class Preview:
         result: Any = pipe(
             height=self._side,
             width=self._side,
-            num_inference_steps=self._recipe.reporting.preview_steps,
+            num_inference_steps=self._steps,
+            seed=SEED,
             max_sequence_length=self._recipe.text_length,
             **self._prompts,
             **subject,
@@ -89,22 +118,19 @@ def _cast(weights: Trainable, dtype: DTypeLike) -> Trainable:
     return jax.tree.map(lambda x: x.astype(dtype), weights)
 
 
-def _prompts(recipe: Recipe, cache: Cache | None) -> dict[str, Any]:
+def _guides_away(sampling: SamplingConfig) -> bool:
+    """Return whether a model draws with true guidance where no negative prompt is given."""
+    return sampling.true_cfg_scale != 1 and sampling.negative_subject_scale is not None
+
+
+def _prompts(recipe: Recipe, cache: Cache | None, sampling: SamplingConfig) -> dict[str, Any]:
     """Return the pipeline's arguments for the prompts, or for their cached embeddings."""
     if cache is None:
         return {"prompt": [recipe.prompted(p) for p in recipe.reporting.preview_prompts]}
     prompts = [cache.prompts.read(i) for i in range(1, len(cache.texts))]
     embeds, pooled = map(np.stack, zip(*prompts, strict=True))
-    # True CFG would need the text encoders for its negative prompt.
-    return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled, "true_cfg_scale": 1.0}
-
-
-def _sheet(rows: list[list[Image.Image]], side: int) -> Image.Image:
-    cell = side + MARGIN
-    sheet = Image.new("RGB", (cell * len(rows[0]) + MARGIN, cell * len(rows) + MARGIN), "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            fitted = picture.copy()
-            fitted.thumbnail((side, side))
-            sheet.paste(fitted, (MARGIN + x * cell, MARGIN + y * cell))
-    return sheet
+    arguments: dict[str, Any] = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    if _guides_away(sampling):
+        empty = {"prompt_embeds": cache.empty.t5, "pooled_prompt_embeds": cache.empty.pooled}
+        arguments |= {f"negative_{name}": np.asarray(x)[None] for name, x in empty.items()}
+    return arguments

@@ -137,13 +137,13 @@ class Reporting:
     preview_every: int = 500  # steps between contact sheets; 0 is none [ours]
     preview_prompts: tuple[str, ...] = ("",)  # columns of the contact sheet [ours]
     preview_references: int = 4  # held-out characters on the sheet [ours]
-    preview_steps: int = 28  # sampling steps [flux]
+    preview_steps: int = 0  # sampling steps; 0 takes the model's own [ours]
     wandb: str = ""  # project name; empty is off [ours]
 
     def __post_init__(self) -> None:
-        for name in ("every", "effect_batches", "preview_steps"):
+        for name in ("every", "effect_batches"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("effect_every", "preview_every", "preview_references"):
+        for name in ("effect_every", "preview_every", "preview_references", "preview_steps"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _check(bool(self.preview_prompts), "preview_prompts", [], "a list of prompts")
 

@@ -20,6 +20,7 @@ class Stopped(Exception):
     """Raised on a request to stop, after saving; the command exits with code 75."""
 
     exit_code = 75
+    asked_for = True
     agreed = True  # by all processes, at the same step
 
 

@@ -14,6 +14,7 @@ from ic_jax.sharding import RULES, global_from_local_rows, local_rows, replicate
 from train import averages, flops
 from train.data.loader import HostBatch
 from train.encode import Ids, Reference, StepBatch, StepScalars
+from train.recipe import Stage
 from train.setup import Setup
 from train.step_settings import numbers
 
@@ -69,11 +70,20 @@ class StepInputs:
 
     def sample_flops(self, host: HostBatch) -> float:
         """Return the model FLOPs of one sample of a batch."""
+        return self._flops(self._image_tokens(host))
+
+    def _flops(self, tokens: int) -> float:
+        """Return the model FLOPs of one sample of so many tokens of its picture."""
         frozen, text = self._models.frozen, self._recipe.text_length
         siglip = frozen.siglip.config if frozen.siglip else None
         return flops.training_sample(
-            frozen.transformer.config, self._image_tokens(host), text, self._models.adapter, siglip
+            frozen.transformer.config, tokens, text, self._models.adapter, siglip
         )
+
+    def step_flops(self, stage: Stage) -> float:
+        """Return the model FLOPs of a step of a stage, of square pictures."""
+        pixels = self._models.vae.downscale * flow.PATCH
+        return stage.batch * self._flops((stage.resolution // pixels) ** 2)
 
     def _image_tokens(self, host: HostBatch) -> int:
         return len(self.rope(host).cos) - self._recipe.text_length
