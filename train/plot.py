@@ -60,10 +60,12 @@ def charts_of(lines: Sequence[dict[str, Any]], recipe: Recipe) -> list[Chart]:
         return [(x["step"], x[name]) for x in lines if name in x]
 
     marks = {name: first for name, first in recipe.first_steps().items() if first}
-    effects = {"as trained": EFFECT, "same picture": SAME, "another picture": ANOTHER}
+    effects = {"same picture": SAME, "another picture": ANOTHER}
+    if not line(SAME):  # no character has another picture, or the run is of an earlier version
+        effects = {EFFECT: EFFECT}
     bins = sorted({name for x in lines for name in x if name.startswith("loss/sigma")})
     figures = {
-        "reference effect": {words: line(name) for words, name in effects.items()},
+        EFFECT: {words: line(name) for words, name in effects.items()},
         "loss": {"loss": line("loss"), f"mean of {MEAN_OF}": _running_mean(line("loss"))},
         "loss by noise level": {x.removeprefix("loss/sigma "): line(x) for x in bins},
         "learning rate": {"learning rate": line("learning rate")},
@@ -71,7 +73,7 @@ def charts_of(lines: Sequence[dict[str, Any]], recipe: Recipe) -> list[Chart]:
     charts = []
     for title, named in figures.items():
         if drawn := {words: points for words, points in named.items() if points}:
-            charts.append(Chart(title, drawn, marks))
+            charts.append(Chart(title, drawn, marks, zero=title == EFFECT))
     return charts
 
 
