@@ -106,7 +106,9 @@ def _number(kind: Any, value: Any, name: str) -> Any:
     try:
         return kind(value)
     except OverflowError:
-        raise ConfigError(f"{name} is {shown(value)}, which no float holds") from None
+        raise ConfigError(
+            f"{name} is {shown(value)}, too large to convert to {kind.__name__}"
+        ) from None
 
 
 def _is(kind: Any, value: Any) -> bool:

@@ -422,8 +422,9 @@ class InstantCharacterPipeline:
         LoRAs.
 
         Args:
-            path: a safetensors file; a folder or a Hub repository, org/name, with one such file;
-                org/name/FILE; or what `read_lora` returned, which has its weight and trigger.
+            path: a safetensors file; a folder or a Hub repository, org/name or org/name@revision,
+                with one such file; one of these ids with /FILE; or what `read_lora` returned, which
+                has its weight and trigger.
             adapter_name: name for the methods below; "default_0", "default_1", ... by default.
             weight: strength; may be negative.
             trigger: words that the LoRA was trained to answer to.
@@ -431,10 +432,8 @@ class InstantCharacterPipeline:
         Raises:
             WeightsError: not such a LoRA, or one for another model; nothing changed.
             FileNotFoundError: no such file, folder or Hub repository, or no LoRA file in it.
-            ValueError: the name is taken, a folder has several files, or the model is sharded over
-                several processes.
+            ValueError: the name is taken, or a folder has several files.
         """
-        self._refuse_several_processes("a LoRA")
         if not isinstance(path, LoraFile):
             targets = self._loras.targets
             path = read_lora(find_lora(path), weight, trigger, targets=targets)
@@ -493,8 +492,9 @@ class InstantCharacterPipeline:
         base back bit for bit, from a copy in host memory.
 
         Raises:
-            ValueError: no LoRA is active.
+            ValueError: no LoRA is active, or the model is sharded over several processes.
         """
+        self._refuse_several_processes("merging LoRAs")
         if not self._loras.active:
             raise ValueError("no LoRA is active; load one first")
         self._loras.merge()

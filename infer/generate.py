@@ -94,6 +94,8 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> dict[Job, Path]:
 def _load_loras(pipe: InstantCharacterPipeline, request: GenerateRequest) -> None:
     for option in request.loras:
         pipe.load_lora_weights(option.lora)
+    if request.fuse_lora:
+        pipe.fuse_lora()
 
 
 def _encode_reference(

@@ -78,6 +78,8 @@ def _add_how(group: cli.Arguments) -> None:
     add("--lora", action="append", metavar="FILE[=WEIGHT]", help=lora)
     trigger = "trigger words of a LoRA, put before every prompt; one for each --lora"
     add("--trigger", action="append", metavar="WORDS", help=trigger)
+    fuse = "merge the LoRAs into the transformer's weights: no products at every step, but rounding"
+    add("--fuse-lora", action="store_true", help=fuse)
 
 
 def _add_running(group: cli.Arguments) -> None:

@@ -72,6 +72,7 @@ class GenerateRequest:
     negative_prompt_2: str | None
     sampling: dict[str, Any]  # the pipeline's arguments in SAMPLING
     loras: tuple[LoraOption, ...]
+    fuse_lora: bool
     dtype: str
     mesh: Mesh | None
     offload_encoders: bool
@@ -120,6 +121,8 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     subject, prompts = _subject_and_prompts(args)
     _refuse_without_effect(command_line, subject)
     loras = _lora_options(args.lora or [], args.trigger or [])
+    if args.fuse_lora and not loras:
+        raise ValueError("--fuse-lora merges LoRAs, and there is none; name one with --lora")
     seeds = _seeds([0] if args.seed is None else args.seed, args.num_images_per_prompt)
     keep = args.out is None and not args.overwrite
     jobs = _jobs(args.out or output.DEFAULT, prompts, seeds, keep=keep)
@@ -152,6 +155,7 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
         negative_prompt_2=args.negative_prompt_2,
         sampling={name: value for name, value in asdict(settings).items() if name in SAMPLING},
         loras=tuple(_read_lora(*option, targets_of(configs)) for option in loras),
+        fuse_lora=args.fuse_lora,
         dtype=dtype,
         mesh=auto_mesh.for_inference(args.mesh, model, dtype),
         offload_encoders=args.offload_encoders,

@@ -119,8 +119,12 @@ def test_lora_changes_the_picture(infer, tmp_path):
         "ink.png",
     )
     assert infer(*styled)[0] == 0
-    plain, ink = (np.asarray(Image.open(tmp_path / f"{n}.png")) for n in ("plain", "ink"))
-    assert (plain != ink).any()
+    assert infer(*styled[:-1], "fused.png", "--fuse-lora")[0] == 0
+    plain, ink, fused = (
+        np.asarray(Image.open(tmp_path / f"{n}.png"), np.int32) for n in ("plain", "ink", "fused")
+    )
+    assert np.abs(plain - ink).max() > 1
+    assert np.abs(fused - ink).max() <= 1  # of float32, rounded otherwise
 
 
 def test_a_lora_is_read_before_the_model(infer, tmp_path, monkeypatch):
@@ -160,6 +164,7 @@ def test_without_a_model_the_small_one_draws_and_says_so(tmp_path, capfd, monkey
         (["--prompts-file", "nowhere.txt"], 2, "nowhere.txt: No such file"),
         (["--lora", "style=strong"], 2, "'strong' is no number"),
         (["--trigger", "ink"], 2, "1 --trigger for 0 --lora"),
+        (["--fuse-lora"], 2, "--fuse-lora merges LoRAs, and there is none"),
         (["--lora", REFERENCE], 3, "reference.png"),
         (["--guidance-scale", "nan"], 2, "guidance_scale is nan"),
         (["--model", "nowhere"], 2, "nowhere"),

@@ -13,11 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ic_jax.weights.loading import folder_configs
+from ic_jax.weights.lora.delta import LoraDelta
+from ic_jax.weights.lora.targets import targets_of
+from ic_jax.weights.lora.writing import write_lora
+from ic_jax.weights.model_folder import ModelFolder
 from tests.conftest import GOLDENS
 
 ROOT = Path(__file__).parent.parent
+MODEL = GOLDENS / "toy_model"
 ARGUMENTS = [
-    f"--model={GOLDENS / 'toy_model'}",
+    f"--model={MODEL}",
     f"--subject={GOLDENS / 'tiny_instantcharacter' / 'reference.png'}",
     *("--height=32", "--width=32", "--steps=1", "--max-sequence-length=16", "--dtype=float32"),
     *("--seed", "1", "2", "3"),
@@ -30,12 +36,15 @@ def start(tmp_path_factory):
     """Return a function that starts the command on two devices; programs are compiled once."""
     folder = tmp_path_factory.mktemp("prompts")
     (folder / "prompts.txt").write_text("a girl\na boy\n")
+    lora = folder / "lora.safetensors"
+    write_lora(lora, changes(), np.dtype(np.float32))
     devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     environment = os.environ | devices | {"XDG_CACHE_HOME": str(folder), "PYTHONUNBUFFERED": "1"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
 
     def begin(*arguments, how=("infer",)):
         run = [sys.executable, "-m", *how, *ARGUMENTS, f"--prompts-file={folder / 'prompts.txt'}"]
+        run.append(f"--lora={lora}")
         return subprocess.Popen(
             [*run, *map(str, arguments)],
             cwd=ROOT,
@@ -46,6 +55,21 @@ def start(tmp_path_factory):
         )
 
     return begin
+
+
+def changes():
+    """Return a LoRA of every linear map of FLUX and CLIP, which all processes hold alike."""
+    rng = np.random.default_rng(0)
+    targets = targets_of(folder_configs(ModelFolder.open(MODEL)))
+    return {
+        (component, module): LoraDelta(
+            rng.standard_normal((2, inputs), np.float32) / inputs**0.5,
+            rng.standard_normal((outputs, 2), np.float32) / 4,
+            1.0,
+        )
+        for component in ("transformer", "clip")
+        for module, (inputs, outputs) in targets[component].items()
+    }
 
 
 def drawn(text):

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 
 from ic_jax import InstantCharacterPipeline
+from ic_jax.config import FluxConfig
 from ic_jax.flow import position_ids
 from ic_jax.models.rope import rope_table
 from ic_jax.models.unstacked import split_output, unstack_flux
@@ -212,14 +213,15 @@ def test_alpha_scales(flux, loras, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, halved, values(flux))
 
 
-def test_settings_that_diffusers_keeps_in_the_header(tmp_path):
+@pytest.mark.parametrize(("use_rslora", "expected"), [(False, (0.5, 4.0)), (True, (1.0, 8.0))])
+def test_settings_that_diffusers_keeps_in_the_header(tmp_path, use_rslora, expected):
     """Read the header of FluxPipeline.save_lora_weights: alpha 16 at rank 4, one override."""
     layers = {k.removeprefix("transformer."): v for k, v in load_torch_file(STYLE).items()}
     settings = {
         "r": 4,
         "lora_alpha": 16,
         "alpha_pattern": {"proj_mlp": 2},
-        "use_rslora": False,
+        "use_rslora": use_rslora,
         "use_dora": False,
     }
     diffusers.FluxPipeline.save_lora_weights(
@@ -227,17 +229,29 @@ def test_settings_that_diffusers_keeps_in_the_header(tmp_path):
     )
     lora = read_lora(tmp_path / "pytorch_lora_weights.safetensors")
     scales = {module: change.scale for (_, module), change in lora.changes.items()}
-    assert {s for m, s in scales.items() if m.endswith("proj_mlp")} == {0.5}
-    assert {s for m, s in scales.items() if not m.endswith("proj_mlp")} == {4.0}
+    assert {s for m, s in scales.items() if m.endswith("proj_mlp")} == {expected[0]}
+    assert {s for m, s in scales.items() if not m.endswith("proj_mlp")} == {expected[1]}
 
 
-def test_kinds_that_header_settings_name_are_refused(tmp_path):
+def test_a_dora_by_its_header_is_refused(tmp_path):
     file = tmp_path / "lora.safetensors"
-    for kind in ("use_rslora", "use_dora"):
-        header = {"lora_adapter_metadata": json.dumps({f"transformer.{kind}": True})}
-        save_file(load_file(STYLE), file, metadata=header)
-        with pytest.raises(WeightsError, match=f"{kind} is set"):
-            read_lora(file)
+    header = {"lora_adapter_metadata": json.dumps({"transformer.use_dora": True})}
+    save_file(load_file(STYLE), file, metadata=header)
+    with pytest.raises(WeightsError, match="use_dora is set"):
+        read_lora(file)
+
+
+def test_a_model_of_shapes_is_merged_without_values():
+    """Programs are compiled ahead for a merged model, which has no matrices beside it."""
+    config = FluxConfig(1, 1, 2, 16, 24, 12, (4, 6, 6), in_channels=16)
+    model = loading.abstract("transformer", config)
+    before = jax.tree.leaves(model)
+    loras = LoraSet(targets_of({"transformer": config}), lambda: {"transformer": model})
+    change = LoraDelta(np.ones((2, 16), np.float32), np.ones((32, 2), np.float32), 1.0)
+    loras.add(LoraFile("style", {("transformer", "x_embedder"): change}))
+    assert len(jax.tree.leaves(model)) > len(before)
+    loras.merge()
+    assert jax.tree.leaves(model) == before
 
 
 def test_triggers_are_remembered_in_order(loras):

@@ -27,7 +27,7 @@ from ic_jax.weights.safetensors_io import read_metadata
 from tests.oracle import converted, randomize, relative
 from tests.toy import write_data, write_model
 from train import loop
-from train.checkpoints import Checkpoints
+from train.checkpoints import MANIFESTS, Checkpoints
 from train.commands import main
 from train.export import read_params, recipe_in
 from train.lora import initial, published, targeted, with_lora
@@ -149,12 +149,17 @@ def test_velocity_and_gradients_equal_peft(case):
     theirs.delete_adapters("default")
 
 
-def test_a_file_of_peft_itself_is_what_peft_computes(case, tmp_path):
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_a_file_of_peft_itself_is_what_peft_computes(case, tmp_path, use_rslora):
     """The alpha is in a file of settings beside it."""
     _, ours, _, examples, rope = case
     theirs = randomize(diffusers.FluxTransformer2DModel(**FLUX.to_dict()))  # as the case's
     config = peft.LoraConfig(
-        r=4, lora_alpha=6, target_modules=["attn.to_q", "proj_out"], init_lora_weights=False
+        r=4,
+        lora_alpha=6,
+        target_modules=["attn.to_q", "proj_out"],
+        init_lora_weights=False,
+        use_rslora=use_rslora,
     )
     peft.get_peft_model(theirs, config).save_pretrained(tmp_path)
     expected = torch_velocity(theirs, examples).detach()
@@ -217,7 +222,7 @@ def test_training_goes_on_with_a_file(case, tmp_path):
     changes = {k: v for k, v in published(lora).items() if "transformer_blocks.1." not in k[1]}
     write_lora(file, changes, jnp.dtype("float32"))
     settings = replace(SETTINGS, rank=6, alpha=3.0, start=str(file))
-    start = read_start(settings, FLUX)
+    start = read_start(settings, FLUX, tmp_path)
     pairs = continued(initial(flux, settings, seed=2), start)
     ours, theirs = published(pairs), published(lora)
     for key, change in ours.items():
@@ -231,8 +236,15 @@ def test_training_goes_on_with_a_file(case, tmp_path):
         ({"targets": ATTENTION}, "add it to lora.targets"),
     ):
         with pytest.raises(ConfigError, match=message):
-            read_start(replace(settings, **change), FLUX)
-    assert read_start(SETTINGS, FLUX) is None
+            read_start(replace(settings, **change), FLUX, tmp_path)
+    assert read_start(SETTINGS, FLUX, tmp_path) is None
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="no such LoRA file"):
+        read_start(settings, FLUX, tmp_path)
+    (tmp_path / MANIFESTS).mkdir()
+    (tmp_path / MANIFESTS / "3.json").touch()
+    with pytest.warns(UserWarning, match="start.*the run's checkpoints replace it"):
+        assert read_start(settings, FLUX, tmp_path) is None
 
 
 def test_unknown_targets_name_the_near_ones(case):

@@ -43,7 +43,13 @@ OLD_FIELDS = {
 OLD_METADATA = {"optimizer": "adamw"}
 
 
+MANIFESTS = "manifests"  # folder of the finished checkpoints' checksums, in RUN
 QUARANTINED = 2  # incomplete or damaged checkpoints that are kept
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Return whether a RUN folder has a finished checkpoint, valid or not; nothing is opened."""
+    return any((run / MANIFESTS).glob("*.json"))
 
 
 class CheckpointError(ConfigError):
@@ -67,7 +73,7 @@ class Checkpoints:
         Raises:
             CheckpointError: every checkpoint is damaged, or with `restart` one is whole.
         """
-        self._steps, self._manifests = run / "checkpoints", run / "manifests"
+        self._steps, self._manifests = run / "checkpoints", run / MANIFESTS
         self._quarantine = run / "quarantine"
         for folder in (self._steps, self._manifests):
             folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,8 +87,10 @@ def export(
     trigger = f"; draw with --trigger {recipe.trigger!r}" if recipe.trigger else ""
     print(f"{out}: {what} after step {step} of {recipe.total_steps}{trigger}")
     if ema and state.ema_params is not None:
-        ways = averages.ways(params_before(recipe, base), state.ema_params, state.params)
-        print(_average_in_words(recipe, step, ways))
+        before = params_before(replace(recipe, out=run), base)
+        if before is not None:
+            ways = averages.ways(before, state.ema_params, state.params)
+            print(_average_in_words(recipe, step, ways))
     if push:
         try:
             print(f"{_upload(out, card, push, private=not public)}: uploaded")

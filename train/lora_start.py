@@ -1,5 +1,8 @@
 """LoRA file that training goes on with."""
 
+import warnings
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,14 +13,16 @@ from ic_jax.weights.lora.lora_set import split_number
 from ic_jax.weights.lora.reading import read_lora
 from ic_jax.weights.lora.source import find_lora
 from ic_jax.weights.lora.targets import targets_of
+from train.checkpoints import has_checkpoint
 from train.lora import StyleLora, targeted
 from train.recipe import LoraConfig
 
 
-def read_start(settings: LoraConfig, config: FluxConfig) -> LoraFile | None:
+def read_start(settings: LoraConfig, config: FluxConfig, run: Path) -> LoraFile | None:
     """Return the LoRA that a recipe goes on with; None if it starts anew.
 
-    Changes of text encoders, which are not trained, are passed over with a warning.
+    Changes of text encoders, which are not trained, are passed over with a warning. A run that has
+    checkpoints goes on without the file if it is gone, since they replace it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -28,7 +33,14 @@ def read_start(settings: LoraConfig, config: FluxConfig) -> LoraFile | None:
     if not settings.start:
         return None
     targets = targets_of({"transformer": config})
-    lora = read_lora(find_lora(settings.start), targets=targets)
+    try:
+        file = find_lora(settings.start)
+    except FileNotFoundError as error:
+        if not has_checkpoint(run):
+            raise
+        warnings.warn(f"lora.start: {error}; the run's checkpoints replace it", stacklevel=2)
+        return None
+    lora = read_lora(file, targets=targets)
     maps = sorted({split_number(name)[0] for name in targets["transformer"]})
     chosen = set(targeted(maps, settings.targets))
     place = f"lora.start {settings.start!r}"

@@ -84,9 +84,9 @@ def load_models(recipe: Recipe, base: ModelFolder) -> Models:
             part of the model, or its file to go on with does not fit the recipe.
         NotEnoughMemoryError: the base and the training state do not fit; nothing was read.
     """
-    start = (
-        read_start(recipe.lora, loading.read_config(base, "transformer")) if recipe.lora else None
-    )
+    start = None
+    if recipe.lora:
+        start = read_start(recipe.lora, loading.read_config(base, "transformer"), recipe.out)
     mesh, replicate = mesh_for(recipe, base)
     memory.check_training(
         base,
@@ -187,12 +187,19 @@ def tokenizers(recipe: Recipe, model: loading.Model) -> Tokenizers:
     return Tokenizers(tokenizer, recipe.text_length)
 
 
-def params_before(recipe: Recipe, base: ModelFolder) -> Trainable:
-    """Return the trainable parameters from before training on one device, float32."""
+def params_before(recipe: Recipe, base: ModelFolder) -> Trainable | None:
+    """Return the trainable parameters from before training on one device, float32.
+
+    None if they came from a LoRA file that is gone.
+    """
     modules = auto_mesh.shapes_of(base, recipe.dtype)
     shapes: dict[str, Any] = {name: modules.get(name) for name in Frozen._fields}
     frozen = Frozen(**shapes)
-    start = read_start(recipe.lora, modules["transformer"].config) if recipe.lora else None
+    start = None
+    if recipe.lora and recipe.lora.start:
+        start = read_start(recipe.lora, modules["transformer"].config, recipe.out)
+        if start is None:
+            return None
     mesh = make_mesh(parse("data=1"), jax.devices()[:1])
     return _initial_params(recipe, base, frozen, mesh, start)
 

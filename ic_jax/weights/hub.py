@@ -47,6 +47,9 @@ def fetch(repo_id: str, patterns: Sequence[str], revision: str | None = None) ->
 def file_names(repo_id: str, revision: str | None = None) -> list[str]:
     """Return the names of a repository's files; those in the cache where the Hub is not reached.
 
+    Args:
+        revision: as for `fetch`.
+
     Raises:
         FileNotFoundError: as for `fetch`.
     """

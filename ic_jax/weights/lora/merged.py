@@ -22,8 +22,13 @@ class Merged:
     """Model whose weights hold LoRAs."""
 
     def __init__(self, model: Any, maps: Mapping[str, LowRank]):
-        """Write the LoRAs into the weights, keeping those that change in host memory."""
+        """Write the LoRAs into the weights, keeping those that change in host memory.
+
+        A model of shapes stays as it is.
+        """
         self._parameters, self._base = parameters(model), dict[str, np.ndarray]()
+        if isinstance(jax.tree.leaves(model)[0], jax.ShapeDtypeStruct):
+            return  # to compile for
         for name, low_rank in maps.items():
             self._write(f"{name}.kernel", partial(_sum, a=low_rank.a, b=low_rank.b))
             if low_rank.bias is not None:

@@ -68,9 +68,11 @@ def pairs_of(
     pairs: dict[tuple[str, str], Pair] = {}
     for (component, modules), parts in groups.items():
         group = _Group(file, modules, {part: tensors[name] for part, name in parts.items()})
+        rank = group.rank()
+        alpha = group.alpha(settings.alpha(component, modules[0]), rank)
+        scale = alpha / settings.divisor(component, rank)
         swapped = keys[next(iter(parts.values()))].swapped
-        alpha = settings.alpha(component, modules[0])
-        for module, pair in group.split(alpha, swapped=swapped):
+        for module, pair in group.split(scale, swapped=swapped):
             if (component, module) in pairs:
                 raise WeightsError(f"{file}: two pairs of matrices change {module}")
             pairs[component, module] = pair
@@ -85,9 +87,8 @@ class _Group:
     modules: tuple[str, ...]
     tensors: dict[str, Tensor]
 
-    def split(self, alpha: object, *, swapped: bool) -> Iterator[tuple[str, Pair]]:
-        """Yield each linear map and its pair; A and alpha serve all."""
-        rank = self._rank()
+    def split(self, scale: float, *, swapped: bool) -> Iterator[tuple[str, Pair]]:
+        """Yield each linear map and its pair; A and the scale serve all."""
         a, b, bias = (self.tensors.get(part) for part in ("a", "b", "bias"))
         assert a is not None
         assert b is not None
@@ -95,14 +96,13 @@ class _Group:
             raise self._error(f"the bias {bias.shape} does not fit B {b.shape}")
         if swapped:
             b, bias = b.halves_swapped(), bias and bias.halves_swapped()
-        scale = self._alpha(alpha, rank) / rank
         start = 0
         for module, size in zip(self.modules, self._sizes(a.shape[1], b.shape[0]), strict=True):
             rows = slice(start, start := start + size)
             of_bias = bias and bias.rows(rows)
             yield module, Pair(f"{self.file}: {module}", a, b.rows(rows), of_bias, scale)
 
-    def _rank(self) -> int:
+    def rank(self) -> int:
         """Return the rank; WeightsError unless A and B are there and share it."""
         missing = [NAMES[part] for part in ("a", "b") if part not in self.tensors]
         if missing:
@@ -115,7 +115,8 @@ class _Group:
             raise self._error(f"A {list(a)} and B {list(b)} do not share a rank")
         return a[0]
 
-    def _alpha(self, setting: object, rank: int) -> float:
+    def alpha(self, setting: object, rank: int) -> float:
+        """Return alpha: the file's tensor, or else the setting, or else the rank."""
         alpha: object = rank if setting is None else setting
         if (tensor := self.tensors.get("alpha")) is not None:
             if math.prod(tensor.shape) != 1:

@@ -1,6 +1,7 @@
 """Settings that peft writes beside the matrices of a LoRA: alphas, and what kind it is."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,6 @@ PREFIXES = {"transformer": "transformer.", "clip": "text_encoder.", "t5": "text_
 HEADER = "lora_adapter_metadata"
 PEFT_CONFIG = "adapter_config.json"  # beside a file that peft writes
 PEFT_PREFIX = "base_model.model."
-KINDS = ("use_rslora", "use_dora")
 
 
 class Settings:
@@ -35,11 +35,17 @@ class Settings:
         if any(key.startswith(PEFT_PREFIX) for key in keys) and beside.is_file():
             self._of["transformer"] = _json(beside.read_text(encoding="utf-8-sig"), str(beside))
         for settings in self._of.values():
-            for kind in KINDS:
-                if settings.get(kind):
-                    raise WeightsError(
-                        f"{file}: {kind} is set: this kind is not supported; get a plain LoRA"
-                    )
+            if settings.get("use_dora"):
+                raise WeightsError(
+                    f"{file}: use_dora is set: this kind is not supported; get a plain LoRA"
+                )
+
+    def divisor(self, component: str, rank: int) -> float:
+        """Return what alpha is divided by: the rank, or its root for a rank-stabilised LoRA.
+
+        Source: arXiv 2312.03732, and peft's `use_rslora`.
+        """
+        return math.sqrt(rank) if self._of[component].get("use_rslora") else rank
 
     def alpha(self, component: str, module: str) -> Any:
         """Return the alpha of a module; None if no setting names one."""
