@@ -15,7 +15,10 @@ from train.data.sources import read_source
 
 
 def command(name, out, *more: str) -> list[str]:
-    return [name, "--out", str(out), "--characters", "3", "--views", "2", "--size", "32", *more]
+    """A command with three characters of 32 pixels, unless `more` says otherwise."""
+    options = {"--out": str(out), "--characters": "3", "--views": "2", "--size": "32"}
+    options |= dict(zip(more[::2], more[1::2], strict=True))
+    return [name, *(word for option in options.items() for word in option)]
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -44,9 +47,10 @@ def test_the_data_set_repeats_byte_for_byte(tmp_path):
 
 
 def test_prepare_writes_the_same_data_set_every_time(tmp_path, capsys):
-    arguments = command("prepare", tmp_path / "one", "--workers", "1", "--size", "64")
+    more = ("--workers", "1", "--size", "64")
+    arguments = command("prepare", tmp_path / "one", *more)
     assert main(arguments) == 0
-    assert main([*arguments, "--out", str(tmp_path / "two")]) == 0
+    assert main(command("prepare", tmp_path / "two", *more)) == 0
     assert {p.name for p in tmp_path.iterdir()} == {"one", "two"}
     first = Dataset(tmp_path / "one")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

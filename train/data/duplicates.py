@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-# Of 90 drawn people, resized and saved as JPEG, none differed from itself in more than 13 bits, and
-# no two pictures of one person in fewer than 25.
+# Of 90 pictures of ten drawn people, resized and saved as JPEG, none differed from itself in more
+# than 8 bits, and no two of one person in fewer than 24.
 GRID = 16  # rows and columns of cells that a picture is compared in
 STEP = 4  # grey levels that a cell must be brighter by, more than JPEG changes even areas
-NEAR = 16  # bits of 512 in which near-duplicates differ at most
+NEAR = 12  # bits of 512 in which near-duplicates differ at most
 COMPARED = 4096  # pictures of a character that are compared each with each
 
 
@@ -22,8 +22,9 @@ def difference_hash(rgb: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
     A bit says whether a cell is brighter than the one to its left, or above it (dHash).
     """
-    grey = Image.fromarray(rgb).convert("L")
-    small = grey.resize((GRID + 1, GRID + 1), Image.Resampling.BOX)
+    # Means of whole pixels first: faster, and as good.
+    reduced = Image.fromarray(rgb).reduce(max(1, min(rgb.shape[:2]) // (8 * GRID)))
+    small = reduced.convert("L").resize((GRID + 1, GRID + 1), Image.Resampling.HAMMING)
     cells = np.asarray(small).astype(np.int16)
     across = cells[:-1, 1:] > cells[:-1, :-1] + STEP
     down = cells[1:, :-1] > cells[:-1, :-1] + STEP
