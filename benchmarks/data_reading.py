@@ -106,36 +106,6 @@ def parts(dataset: Dataset, repeats: int = 100) -> dict[str, float]:
     return spent
 
 
-def planning(records: int = 10_000_000, batch: int = 1024) -> dict[str, float]:
-    """Return the seconds that a batch plan takes, for that many records that are not read."""
-    rng = np.random.default_rng(0)
-
-    class Index:
-        path = "none"
-        character = rng.integers(0, records // 3, records).astype(np.int32)
-        width = rng.choice(np.array([512, 512, 768], np.int32), records)
-        height = rng.choice(np.array([512, 768], np.int32), records)
-
-        def __len__(self) -> int:
-            return records
-
-    start = time.perf_counter()
-    plan = BatchPlan(Index(), batch=batch, resolution=SIDE, paired=0.5, seed=0)  # type: ignore[arg-type]
-    opened = time.perf_counter()
-    plan.rows(0)
-    shuffled = time.perf_counter()
-    for step in range(100, 200):
-        plan.rows(step)
-    each = (time.perf_counter() - shuffled) / 100
-    return {
-        "records": records,
-        "batch": batch,
-        "open_s": round(opened - start, 2),
-        "shuffle_an_epoch_s": round(shuffled - opened, 2),
-        "batch_ms": round(1e3 * each, 2),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=12, help="batches of 16 for each figure")
@@ -160,7 +130,7 @@ def main() -> None:
             "read": figures,
             "milliseconds_of_a_sample": parts(dataset),
         }
-    results |= {"plan": planning(), **origin(*PACKAGES)}
+    results |= origin(*PACKAGES)
     args.out.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 

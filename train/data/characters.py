@@ -37,7 +37,7 @@ class PairIndex:
         """
         self._character = np.asarray(character)
         owners = self._character[records]
-        self._by_character = records[np.argsort(owners, kind="stable")]
+        self._by_character = records[_stable_order(owners)]
         self._counts = np.bincount(owners, minlength=int(self._character.max()) + 1)
         self._starts = np.cumsum(self._counts) - self._counts
         self._rank = np.zeros(len(character), np.int32)  # among the records of its character
@@ -55,3 +55,11 @@ class PairIndex:
         step = 1 + (seeds % others).astype(np.int64)
         rank = (self._rank[records] + step) % count
         return self._by_character[self._starts[self._character[records]] + rank]
+
+
+def _stable_order(values: np.ndarray) -> np.ndarray:
+    """Return the stable `argsort` of int32 values by a plain sort, which is much faster."""
+    keys = values.astype(np.uint64) << np.uint64(32)
+    keys |= np.arange(len(values), dtype=np.uint64)
+    keys.sort()
+    return keys.astype(np.uint32)  # the lower half: the positions
