@@ -15,6 +15,7 @@ from train.commands import main
 from train.new.memory_fit import Devices, fitted
 from train.new.recipe_text import changed_text, field_comments, recipe_text
 from train.recipe import TABLES, LoraConfig, Recipe, Reporting, Saving, Stage, recipe_of
+from train.recipe_warnings import recipe_warnings
 
 CLASSES = {"saving": Saving, "reporting": Reporting, "stage1": Stage}
 
@@ -63,6 +64,7 @@ def test_every_key_is_there_and_explained(options, folder, capsys):
     for table, cls in classes.items():
         assert values[table].keys() == names(cls)
     assert without_comment(text) <= names(AdapterConfig)
+    assert recipe_warnings(recipe_of(values)) == []
     assert "[small model] measured on" in " ".join(text.split("\n# "))
 
 

@@ -11,11 +11,12 @@ from ic_jax.config import CONFIGS
 from ic_jax.version import __version__
 from ic_jax.weights import loading
 from ic_jax.weights.model_folder import HUB_IDS, SMALL_MODEL, ModelFolder
+from train.effect import EFFECT
 from train.new.recipe_text import changed_text
 from train.recipe import Recipe, Reporting, Saving
+from train.run_folder import read_metrics
 
 TASK = "text-to-image"
-EFFECT = "reference effect"
 KONTEXT_ID = "black-forest-labs/FLUX.1-Kontext-dev"
 
 
@@ -81,17 +82,9 @@ class Trained:
 def figures(run: Path, step: int) -> dict[str, float]:
     """Return the last loss and the last reference effect that a run reported up to a step."""
     values: dict[str, float] = {}
-    try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return values
-    for line in lines:
-        try:
-            reported = json.loads(line)
-        except ValueError:  # a line cut short by a kill
-            continue
-        if reported["step"] <= step:
-            values |= {name: reported[name] for name in ("loss", EFFECT) if name in reported}
+    for line in read_metrics(run):
+        if line["step"] <= step:
+            values |= {name: line[name] for name in ("loss", EFFECT) if name in line}
     return values
 
 

@@ -14,6 +14,7 @@ from train.chart import Chart
 from train.effect import ANOTHER, EFFECT, SAME
 from train.export import recipe_in
 from train.recipe import Recipe
+from train.run_folder import read_metrics
 
 MEAN_OF = 10  # log lines in the running mean of the loss
 STYLE = (
@@ -40,17 +41,6 @@ def plot(run: Path) -> list[Path]:
         chart.picture(charts).save(part, "PNG")
     atomic_write(page, _page(run, recipe, lines, charts).encode())
     return [picture, page]
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of RUN/metrics.jsonl; one that a kill cut short is left out."""
-    file, lines = run / "metrics.jsonl", []
-    for text in file.read_text().splitlines() if file.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
 
 
 def charts_of(lines: Sequence[dict[str, Any]], recipe: Recipe) -> list[Chart]:

@@ -1,10 +1,12 @@
 """RUN folder: its lock, and the request to stop a run."""
 
+import json
 import signal
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
@@ -103,3 +105,14 @@ class StopAgreement:
     def _flags(self, asked: bool) -> Int[Array, "d"]:
         flags = np.full(self._one_per_device.mesh.size, asked)
         return to_global_array(flags, self._one_per_device, np.int32)
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of RUN/metrics.jsonl; one that a kill cut short is left out."""
+    file, lines = run / "metrics.jsonl", []
+    for text in file.read_text().splitlines() if file.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
