@@ -76,11 +76,11 @@ def _wrapped(text: str, width: int, height: int, line: int) -> str:
     """Break each line of a text to `width` pixels, and cut it to `height` of lines of `line`."""
     font = ImageFont.load_default(line)
     lines: list[str] = []
-    for part in text.splitlines():
+    most = max(height // (line + 6), 1)
+    for part in text[: most * width].splitlines():
         for characters in range(max(min(len(part), width), 1), 0, -1):
             broken = textwrap.wrap(part, characters, break_on_hyphens=False)
             if all(font.getlength(words) <= width for words in broken):
                 break
         lines += broken
-    most = max(height // (line + 6), 1)
     return "\n".join(lines if len(lines) <= most else [*lines[: most - 1], "..."])

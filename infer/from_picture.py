@@ -55,6 +55,7 @@ class PictureArguments:
     max_sequence_length: int | None = None
     lora: tuple[str, ...] = ()
     trigger: tuple[str, ...] = ()
+    fuse_lora: bool = False
 
     def __post_init__(self) -> None:
         """Check what no other code bounds."""
@@ -110,7 +111,7 @@ def with_picture(args: argparse.Namespace) -> argparse.Namespace:
 
 def _replaced(args: argparse.Namespace, told: PictureArguments) -> set[str]:
     """Return the options of the picture that the command line replaces."""
-    names = {name for name, value in vars(args).items() if value is not None}
+    names = {name for name, value in vars(args).items() if value is not None and value is not False}
     if args.prompts_file is not None:
         names.add("prompt")
     if args.lora is not None:

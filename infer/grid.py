@@ -16,7 +16,7 @@ from PIL import Image
 from ic_jax import cli
 from ic_jax.cli import say
 from ic_jax.contact_sheet import SMALL, Cell, draw_sheet, shown_side
-from ic_jax.preprocessing.images import read_rgb
+from ic_jax.preprocessing.images import ImageError, read_rgb
 from ic_jax.version import __version__
 from infer import output
 from infer.output import ELSEWHERE, Job
@@ -110,8 +110,12 @@ def _labels(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _subject(shown: dict[str, Any]) -> Image.Image | None:
     """Return the reference picture, if it is still where it was."""
-    file = shown.get(SUBJECT)
-    return _opened(Path(file)) if isinstance(file, str) and Path(file).is_file() else None
+    if not isinstance(shown.get(SUBJECT), str):
+        return None
+    try:
+        return _opened(Path(shown[SUBJECT]))
+    except ImageError:
+        return None
 
 
 def _opened(file: Path) -> Image.Image:

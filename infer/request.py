@@ -3,8 +3,9 @@
 import argparse
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -22,16 +23,12 @@ from ic_jax.preprocessing.tokenizers import check_prompt
 from ic_jax.text_files import lines_of, read_text
 from ic_jax.version import __version__
 from ic_jax.weights.loading import folder_configs, read_config
-from ic_jax.weights.lora.delta import LoraFile
-from ic_jax.weights.lora.reading import read_lora
-from ic_jax.weights.lora.source import find_lora
-from ic_jax.weights.lora.targets import Targets, targets_of
-from ic_jax.weights.lora.writing import TRIGGER
+from ic_jax.weights.lora.targets import targets_of
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 from ic_jax.weights.model_source import open_model
-from ic_jax.weights.safetensors_io import read_metadata
 from infer import demo, output
 from infer.from_picture import with_picture
+from infer.lora_options import LoraOption, lora_options, read_option
 from infer.output import Destination, Job
 
 # Settings that the pipeline takes under the same name.
@@ -48,13 +45,6 @@ SAMPLING = (
     "max_sequence_length",
 )
 OF_SUBJECTS = ("subject_scale", "negative_subject_scale", "subject_fit")
-
-
-class LoraOption(NamedTuple):
-    """A `--lora`, read with its weight and its `--trigger`."""
-
-    source: str
-    lora: LoraFile
 
 
 @dataclass(frozen=True)
@@ -101,6 +91,7 @@ class GenerateRequest:
             "dtype": self.dtype,
             "lora": [name for name, _ in loras],
             "trigger": [trigger for _, trigger in loras],
+            "fuse_lora": self.fuse_lora,
         }
 
 
@@ -120,7 +111,7 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
         args = with_picture(args)
     subject, prompts = _subject_and_prompts(args)
     _refuse_without_effect(command_line, subject)
-    loras = _lora_options(args.lora or [], args.trigger or [])
+    loras = lora_options(args.lora or [], args.trigger or [])
     if args.fuse_lora and not loras:
         raise ValueError("--fuse-lora merges LoRAs, and there is none; name one with --lora")
     seeds = _seeds([0] if args.seed is None else args.seed, args.num_images_per_prompt)
@@ -154,7 +145,7 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
         negative_prompt=args.negative_prompt,
         negative_prompt_2=args.negative_prompt_2,
         sampling={name: value for name, value in asdict(settings).items() if name in SAMPLING},
-        loras=tuple(_read_lora(*option, targets_of(configs)) for option in loras),
+        loras=tuple(read_option(*option, targets_of(configs)) for option in loras),
         fuse_lora=args.fuse_lora,
         dtype=dtype,
         mesh=auto_mesh.for_inference(args.mesh, model, dtype),
@@ -207,13 +198,9 @@ def _jobs(out: Destination, prompts: list[str], seeds: list[int], *, keep: bool)
     """Return the pictures to draw, the same in every process; `keep` takes names that are free."""
     if not keep:
         return output.jobs(out, prompts, seeds)
-
-    def free_stem() -> str | None:
-        return output.free_stem(out, prompts, seeds)
-
-    stem = multihost.broadcast_json("stem", free_stem)
+    stem = multihost.broadcast_json("stem", partial(output.free_stem, out, prompts, seeds))
     if stem != out.stem:
-        say(f"{out.file} exists; the pictures of this run are called {stem}")
+        say(f"{out.stem} is the name of a picture that exists; this run's name is {stem}")
     return output.jobs(out._replace(stem=stem), prompts, seeds)
 
 
@@ -259,27 +246,3 @@ def _seeds(seeds: list[int], num_images_per_prompt: int) -> list[int]:
     count = arguments.check_count("num_images_per_prompt", num_images_per_prompt)
     counted = list(dict.fromkeys(seed + i for seed in seeds for i in range(count)))
     return arguments.seeds(counted, prompts=1, images_each=len(counted))
-
-
-def _lora_options(specs: list[str], triggers: list[str]) -> list[tuple[str, float, str | None]]:
-    """Return the source, weight and trigger of each `--lora`."""
-    if len(triggers) > len(specs):
-        raise ValueError(f"{len(triggers)} --trigger for {len(specs)} --lora; one each at most")
-    padded = triggers + [None] * (len(specs) - len(triggers))
-    return [(*_weighted(spec), trigger) for spec, trigger in zip(specs, padded, strict=True)]
-
-
-def _weighted(spec: str) -> tuple[str, float]:
-    source, _, weight = spec.rpartition("=") if "=" in spec else (spec, "", "1")
-    try:
-        return source, arguments.check_finite(f"the weight of --lora {source}", float(weight))
-    except ValueError:
-        raise ValueError(f"--lora {spec}: {weight!r} is no number; write FILE=0.8") from None
-
-
-def _read_lora(source: str, weight: float, trigger: str | None, targets: Targets) -> LoraOption:
-    file = find_lora(source)
-    lora = read_lora(file, weight, trigger, targets=targets)
-    if trigger is None and (trained := read_metadata(file).get(TRIGGER)):
-        say(f'--lora {source} was trained with a trigger; --trigger "{trained}" puts it first')
-    return LoraOption(source, lora)

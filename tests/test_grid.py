@@ -83,6 +83,14 @@ def test_pictures_are_placed_by_what_they_tell(drawn, monkeypatch):
     ]
 
 
+def test_a_subject_that_is_gone_is_left_out(drawn, tmp_path, monkeypatch):
+    (tmp_path / "ana.png").write_text("no picture")
+    calls = []
+    monkeypatch.setattr(grid, "draw_sheet", lambda *cells, side: calls.append(cells))
+    grid.draw(drawn, [read_metadata(file) for file in drawn])
+    assert calls[0][0] == ["prompt", "seed 0", "seed 5"]
+
+
 def test_the_command_writes_a_sheet_once_and_replaces_nothing_else(drawn, tmp_path, capsys):
     out = tmp_path / "sheet.png"
     pictures, options = [str(file) for file in drawn], ["--out", str(out)]

@@ -260,7 +260,7 @@ def test_nothing_is_replaced_without_out(infer, tmp_path):
     (tmp_path / "out.png").write_bytes(b"precious")
     code, out, _ = infer("--prompt", "a girl", "--steps", 1)
     assert code == 0
-    assert "out.png exists; the pictures of this run are called out-2" in out
+    assert "out is the name of a picture that exists; this run's name is out-2" in out
     assert "drew out-2.png" in out
     assert (tmp_path / "out.png").read_bytes() == b"precious"
     assert infer("--prompt", "a girl", "--steps", 1, "--overwrite")[0] == 0

@@ -169,12 +169,13 @@ def parsed(*arguments):
 
 def test_a_picture_tells_what_the_command_line_does_not(tmp_path):
     told = {"sigmas": [1.0, 0.5], "true_cfg_scale": 2.0, "negative_prompt": "dark"}
-    told |= {"subject_scale": 0.9, "negative_subject_scale": 0.9}
+    told |= {"subject_scale": 0.9, "negative_subject_scale": 0.9, "fuse_lora": True}
     file = picture_with(tmp_path, **told)
     args = with_picture(parsed("--from", file))
     assert (args.prompt, args.seed) == ([METADATA["prompt"]], [2**32 - 1])
     assert (args.model, args.guidance_scale, args.sigmas) == (None, 0.1 + 0.2, (1.0, 0.5))
     assert args.num_inference_steps is None  # the levels are as many
+    assert args.fuse_lora
     assert (args.negative_prompt, args.negative_subject_scale) == ("dark", 0.9)
     args = with_picture(parsed("--from", file, "--seed", 1, 2, "--steps", 3, "--prompt", "a boy"))
     assert (args.prompt, args.seed, args.width) == (["a boy"], [1, 2], 64)
