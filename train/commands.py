@@ -31,15 +31,15 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     share = "stop when more than this fraction of the pictures cannot be used"
     add("--max-bad", type=float, metavar="FRACTION", default=DEFAULTS.max_bad, help=share)
     key = "key or column that names the character; folder: each folder is one; file: each picture"
-    add("--character", metavar="KEY", default="", help=key)
+    add("--character", metavar="KEY", help=key)
     small = "leave out pictures with a side below this; else training enlarges them"
     add("--min-side", type=int, metavar="PIXELS", default=DEFAULTS.min_side, help=small)
     links = "read also what links lead to outside of SOURCE"
     add("--follow-links", action="store_true", help=links)
     runs = "program that prints the caption of the picture whose path is {}, or the last argument"
-    add("--caption", metavar="COMMAND", default="", help=runs)
+    add("--caption", metavar="COMMAND", help=runs)
     masks = "program that prints the mask of a picture as PNG, or writes it to {mask}"
-    add("--mask", metavar="COMMAND", default="", help=masks)
+    add("--mask", metavar="COMMAND", help=masks)
     cli.add_overwrite(parser, "DATASET if it exists")
 
 
@@ -52,8 +52,8 @@ def _prepare(args: argparse.Namespace) -> None:
     options = PrepareOptions(
         tuple(args.resolution or DEFAULTS.resolutions),
         *(args.shard_size, args.max_bad, args.min_side),
-        SourceOptions(args.character, not args.caption, args.follow_links),
-        *(args.caption, args.mask),
+        SourceOptions(args.character or "", not args.caption, args.follow_links),
+        *(args.caption or "", args.mask or ""),
     )
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers {args.workers} is not a positive number")

@@ -157,6 +157,7 @@ left out on purpose. Prepared for training at
 A side is the square root of the area in pixels; caption lengths are in characters.
 {frequent}
 {account}
+
 This is a tensorflow-datasets folder: `tfds.builder_from_directory(folder).as_data_source("train")`
 reads it without TensorFlow. `image` and `mask` are the bytes of image files; `card.json` lists the
 SHA-256 of every shard.
