@@ -1,6 +1,7 @@
 """RUN folder: its lock, and the request to stop a run."""
 
 import json
+import os
 import signal
 from collections import deque
 from collections.abc import Iterator
@@ -70,6 +71,8 @@ class StopRequest:
     def _ask(self, number: int, _frame: object) -> None:
         self.wanted = True
         signal.signal(number, signal.SIG_DFL)
+        # A handler may interrupt a print, so it does not use the same buffer.
+        os.write(2, b"\nstopping after this step, to save; a second time ends the run at once\n")
 
 
 class StopAgreement:
