@@ -388,8 +388,10 @@ def test_numbered_folders_stay_apart(tmp_path):
         (tmp_path / folder).mkdir()
         picture(1).save(tmp_path / folder / "0.png")
         (tmp_path / folder / "0.txt").write_text("1girl, solo")
+    for folder in ("train", "test"):  # no characters, and their pictures not one
+        shutil.copytree(tmp_path / "1_hero", tmp_path / folder)
     characters = {entry.character for entry in read_source(tmp_path).entries}
-    assert characters == {"1_hero", "2_hero", "ann woman", "2024_x"}
+    assert characters == {"1_hero", "2_hero", "ann woman", "2024_x", "train/0", "test/0"}
 
 
 def test_rows_that_are_wrong_reject_no_others(tmp_path):

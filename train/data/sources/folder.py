@@ -128,7 +128,7 @@ class FolderReader:
                 SetAside(other, "is a second caption of its picture") for other in beside[1:]
             )
             folder = character_of(file)
-            character = file if key == "file" else shorter.get(folder, folder) or path.stem
+            character = file if key == "file" else shorter.get(folder, folder) or str(path.with_suffix(""))
             try:
                 yield check(Entry(file, self._caption(path, beside), character))
             except (OSError, ValueError) as error:
