@@ -128,9 +128,10 @@ class FolderReader:
                 SetAside(other, "is a second caption of its picture") for other in beside[1:]
             )
             folder = character_of(file)
-            character = file if key == "file" else shorter.get(folder, folder) or str(path.with_suffix(""))
+            own = file if key == "file" else str(path.with_suffix(""))
+            character = "" if key == "file" else shorter.get(folder, folder)
             try:
-                yield check(Entry(file, self._caption(path, beside), character))
+                yield check(Entry(file, self._caption(path, beside), character or own))
             except (OSError, ValueError) as error:
                 yield Rejected(file, " ".join(str(error).split()))
 
