@@ -16,7 +16,7 @@ from train.new.memory_fit import Devices
 PIXELS = 16  # sides are multiples of this
 # What each stage sees every picture so often, between the least and the most steps. The most are
 # those of docs/training.md for a batch of 32; the paper gives none.
-PASSES = {"stage1": (50, 100, 20000), "stage2": (30, 60, 10000), "stage3": (10, 50, 2000)}
+PASSES = {"stage1": (30, 100, 20000), "stage2": (14, 50, 10000), "stage3": (10, 50, 2000)}
 LORA_PASSES = (100, 200, 2000)
 BASE_RESOLUTION = 512  # of stages 1 and 2 [paper]
 NARROW = 1024  # width of FLUX below which the small model's measured values are taken
