@@ -8,6 +8,7 @@ from pathlib import Path
 from convert.containers import read_file
 from convert.layouts import recognise
 from convert.shards import weights_file
+from ic_jax.from_dict import first_few
 from ic_jax.weights.loading import COMPONENTS
 from ic_jax.weights.lora.keys import kind_of
 from ic_jax.weights.model_folder import MANIFEST, ModelFolder
@@ -63,8 +64,7 @@ def _print_file(path: Path) -> None:
             f"  {part.layout.component:<12} {part.layout.name:<17}{_summary(part.tensors)}{where}"
         )
     if left := [*contents.left_out, *rest]:
-        names = ", ".join(left[:5]) + (", ..." if left[5:] else "")
-        print(f"  and {len(left)} entries that are of none: {names}")
+        print(f"  and {len(left)} entries that are of none: {first_few(left, 5)}")
 
 
 def _print_model(model: ModelFolder, *, verify: bool) -> None:

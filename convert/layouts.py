@@ -7,6 +7,7 @@ from pathlib import Path
 
 from convert.configs import refuse_other
 from convert.published import OTHER_CHANNELS, OTHERWISE
+from ic_jax.from_dict import first_few
 from ic_jax.weights.tensors import OtherWeightsError, Tensor
 
 
@@ -191,10 +192,10 @@ def _other(names: Iterable[str]) -> str | None:
 
 def _unknown(names: Iterable[str]) -> str:
     names = sorted(names)
-    some = ", ".join(names[:5]) + (", ..." if names[5:] else "")
     return (
-        f"nothing that ic_jax knows, by its {len(names)} tensors ({some or 'none'}); give a file "
-        "of FLUX.1, its autoencoder, T5, CLIP, SigLIP, DINOv2 or InstantCharacter's adapter"
+        f"nothing that ic_jax knows, by its {len(names)} tensors "
+        f"({first_few(names, 5) or 'none'}); give a file of FLUX.1, its autoencoder, T5, CLIP, "
+        "SigLIP, DINOv2 or InstantCharacter's adapter"
     )
 
 

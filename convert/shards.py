@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from convert.configs import read_json
+from ic_jax.from_dict import first_few
 from ic_jax.weights.tensors import Tensor, WeightsError
 
 STEMS = ("diffusion_pytorch_model", "model")  # file names of diffusers and transformers
@@ -32,7 +33,7 @@ def weights_file(folder: Path) -> Path:
     others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".safetensors"))
     raise WeightsError(
         f"{folder}: has no {STEMS[0]}.safetensors or {STEMS[1]}.safetensors"
-        + (f", only {', '.join(others[:5])}; give one of these files instead" if others else "")
+        + (f", only {first_few(others, 5)}; give one of these files instead" if others else "")
     )
 
 
@@ -55,9 +56,8 @@ def read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[
             raise WeightsError(f"{shard}: {twice[0]} is in another shard too; download both again")
         tensors |= new
     if unmatched := sorted(tensors.keys() ^ where.keys()):
-        names = ", ".join(unmatched[:10])
         raise WeightsError(
-            f"{index}: differs from its shards by {len(unmatched)} keys: {names}; "
+            f"{index}: differs from its shards by {len(unmatched)} keys: {first_few(unmatched)}; "
             "download them again"
         )
     return tensors

@@ -6,6 +6,7 @@ What no shape tells has the published value; `config_of` says which.
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ic_jax.config import (
@@ -23,6 +24,29 @@ from ic_jax.weights.tensors import Tensor
 Tensors = Mapping[str, Tensor]
 CLIP_HEAD, SIGLIP_HEAD, DINOV2_HEAD = 64, 72, 64  # widths of a head of the published models
 SIGLIP_SIDE = 384  # pixels, no multiple of the 14 of its patches
+
+
+# Names of tensors, and starts of the names of blocks, that tell FLUX's sizes.
+FLUX_BFL = {
+    "image": "img_in.weight",
+    "text": "txt_in.weight",
+    "pooled": "vector_in.in_layer.weight",
+    "guidance": "guidance_in.in_layer.weight",
+    "double": "double_blocks",
+    "single": "single_blocks",
+    "double norm": "double_blocks.0.img_attn.norm.query_norm.scale",
+    "single norm": "single_blocks.0.norm.query_norm.scale",
+}
+FLUX_DIFFUSERS = {
+    "image": "x_embedder.weight",
+    "text": "context_embedder.weight",
+    "pooled": "time_text_embed.text_embedder.linear_1.weight",
+    "guidance": "time_text_embed.guidance_embedder.linear_1.weight",
+    "double": "transformer_blocks",
+    "single": "single_transformer_blocks",
+    "double norm": "transformer_blocks.0.attn.norm_q.weight",
+    "single norm": "single_transformer_blocks.0.attn.norm_q.weight",
+}
 
 
 def config_of(component: str, layout: str, tensors: Tensors) -> tuple[Any, str]:
@@ -60,38 +84,6 @@ def _flux(tensors: Tensors, names: Mapping[str, str]) -> FluxConfig:
         axes_dims_rope=FLUX_DEV.axes_dims_rope,
         in_channels=in_channels,
         guidance_embeds=names["guidance"] in tensors,
-    )
-
-
-def _flux_bfl(tensors: Tensors) -> FluxConfig:
-    return _flux(
-        tensors,
-        {
-            "image": "img_in.weight",
-            "text": "txt_in.weight",
-            "pooled": "vector_in.in_layer.weight",
-            "guidance": "guidance_in.in_layer.weight",
-            "double": "double_blocks",
-            "single": "single_blocks",
-            "double norm": "double_blocks.0.img_attn.norm.query_norm.scale",
-            "single norm": "single_blocks.0.norm.query_norm.scale",
-        },
-    )
-
-
-def _flux_diffusers(tensors: Tensors) -> FluxConfig:
-    return _flux(
-        tensors,
-        {
-            "image": "x_embedder.weight",
-            "text": "context_embedder.weight",
-            "pooled": "time_text_embed.text_embedder.linear_1.weight",
-            "guidance": "time_text_embed.guidance_embedder.linear_1.weight",
-            "double": "transformer_blocks",
-            "single": "single_transformer_blocks",
-            "double norm": "transformer_blocks.0.attn.norm_q.weight",
-            "single norm": "single_transformer_blocks.0.attn.norm_q.weight",
-        },
     )
 
 
@@ -175,8 +167,8 @@ def _square(positions: int) -> int:
 
 
 READERS: dict[tuple[str, str], tuple[Callable[[Tensors], Any], str]] = {
-    ("transformer", "BFL"): (_flux_bfl, "rotary axes"),
-    ("transformer", "diffusers"): (_flux_diffusers, "rotary axes"),
+    ("transformer", "BFL"): (partial(_flux, names=FLUX_BFL), "rotary axes"),
+    ("transformer", "diffusers"): (partial(_flux, names=FLUX_DIFFUSERS), "rotary axes"),
     ("vae", "BFL"): (
         lambda tensors: _vae(tensors, "encoder.down", "block"),
         "scaling and shift factor, norm groups",

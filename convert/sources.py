@@ -25,6 +25,7 @@ from convert.shards import weights_file
 from convert.sizes import config_of
 from ic_jax.config import CONFIGS, SchedulerConfig
 from ic_jax.files import as_json
+from ic_jax.from_dict import first_few
 from ic_jax.weights import hub
 from ic_jax.weights.fit import ENCODERS
 from ic_jax.weights.model_source import in_hub_cache
@@ -106,7 +107,7 @@ def open_component(component: str, path: Path) -> Source:
     if not (path / "config.json").is_file() and component in SUBFOLDERS:
         folder = path / SUBFOLDERS[component]
     if not (folder / "config.json").is_file():
-        has = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
+        has = first_few(sorted(p.name for p in path.iterdir())) or "nothing"
         raise WeightsError(f"{path}: has no config.json of a {component}; it holds {has}")
     config, files = read_config(component, folder / "config.json")
     preprocessor = folder / "preprocessor_config.json"
@@ -162,7 +163,7 @@ def _notes(path: Path, contents: Contents, rest: Sequence[str]) -> list[str]:
     if contents.dtype is not None:
         notes.append(f"{path}: is stored as {contents.storage}; becomes bfloat16 unless --dtype is")
     if left := [*contents.left_out, *rest]:
-        names = ", ".join(left[:5]) + (", ..." if left[5:] else "")
+        names = first_few(left, 5)
         notes.append(f"{path}: leaves out {len(left)} entries that are of none: {names}")
     return notes
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ic_jax.from_dict import first_few
 from ic_jax.weights.safetensors_io import AGAIN
 from ic_jax.weights.tensors import DTYPES, Tensor, WeightsError, mapped
 
@@ -69,7 +70,7 @@ def read_torch(path: Path, left_out: list[str] | None = None) -> dict[str, Tenso
     others: list[str] = []
     tensors = _flat(path, content, others)
     if others and not tensors:
-        raise WeightsError(f"{path}: holds no tensors, only {', '.join(others[:10])}")
+        raise WeightsError(f"{path}: holds no tensors, only {first_few(others)}")
     if left_out is not None:
         left_out += others
     return tensors

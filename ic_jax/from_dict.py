@@ -102,6 +102,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def first_few(names: Iterable[str], count: int = 10) -> str:
+    """Return the first names for an error message, and dots where there are more."""
+    names = list(names)
+    return ", ".join(names[:count]) + (", ..." if names[count:] else "")
+
+
 def _number(kind: Any, value: Any, name: str) -> Any:
     try:
         return kind(value)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
-from ic_jax.from_dict import ConfigError, shown
+from ic_jax.from_dict import ConfigError, first_few, shown
 
 CLIP_LENGTH = 77
 # Neither encoder has seen control characters in training, except white space such as tabs.
@@ -124,17 +124,14 @@ def warn_of_unknown(tokenizer: PromptTokenizer, prompts: list[str], prompts_2: l
     if unknown["CLIP"] == unknown["T5"]:
         unknown = {"no text encoder": unknown["T5"]}
     parts = [
-        f"{name} {'knows' if name.startswith('no') else 'does not know'} {_listed(words)}"
+        f"{name} {'knows' if name.startswith('no') else 'does not know'} "
+        f"{first_few(map(repr, words))}"
         for name, words in unknown.items()
         if words
     ]
     if parts:
         hint = "; `python -m infer words` lists what can be said" if tokenizer.t5.words else ""
         warnings.warn("; ".join(parts) + hint, stacklevel=3)
-
-
-def _listed(words: list[str]) -> str:
-    return ", ".join(map(repr, words[:10])) + (", ..." if words[10:] else "")
 
 
 def check_prompt(prompt: Any) -> str:

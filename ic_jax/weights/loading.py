@@ -68,8 +68,8 @@ def _abstract(component: str, config: Any, flux: FluxConfig | None) -> Any:
 def parameters(module: Any) -> dict[str, Any]:
     """Return the variables of a module by dotted path, as published; those of LoRAs are none."""
     state = nnx.to_flat_state(nnx.state(module))
-    own = {".".join(map(str, path)): x for path, x in state if "low_rank" not in path}
-    return published_parameters(own)
+    variables = {".".join(map(str, path)): x for path, x in state if "low_rank" not in path}
+    return published_parameters(variables)
 
 
 def config_class(component: str) -> Any:
@@ -244,9 +244,9 @@ def load_model(
 
 def configs(model: Model) -> dict[str, Any]:
     """Return the configs of a model's components, those that are loaded on demand among them."""
-    found = {} if model.source is None else folder_configs(model.source)
+    on_disk = {} if model.source is None else folder_configs(model.source)
     modules = {component: getattr(model, component) for component in COMPONENTS}
-    return found | {name: module.config for name, module in modules.items() if module is not None}
+    return on_disk | {name: module.config for name, module in modules.items() if module is not None}
 
 
 def folder_configs(folder: ModelFolder) -> dict[str, Any]:

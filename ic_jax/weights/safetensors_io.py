@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ic_jax.files import atomic_file, sync
+from ic_jax.from_dict import first_few
 from ic_jax.weights.tensors import DTYPES, Shape, Tensor, WeightsError, contiguous, mapped
 
 MAX_HEADER = 100_000_000  # the published reader's limit
@@ -72,9 +73,9 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
-            listed = ", ".join(twice[:10]) + (", ..." if len(twice) > 10 else "")
             raise WeightsError(
-                f"{path}: {len(twice)} duplicate keys: {listed}; get the file from its publisher"
+                f"{path}: {len(twice)} duplicate keys: {first_few(twice)}; get the file from its "
+                "publisher"
             )
         return dict(pairs)
 

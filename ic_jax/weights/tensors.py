@@ -1,12 +1,14 @@
 """Lazily read tensors, and the strict comparison of their names and shapes."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+
+from ic_jax.from_dict import first_few
 
 Shape = tuple[int, ...]
 
@@ -147,9 +149,4 @@ class Mismatch:
             "misshapen": self.misshapen,
             "not finite": self.not_finite,
         }
-        return "; ".join(f"{len(v)} {k}: {_first_ten(v)}" for k, v in kinds.items() if v)
-
-
-def _first_ten(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        return "; ".join(f"{len(v)} {k}: {first_few(v)}" for k, v in kinds.items() if v)

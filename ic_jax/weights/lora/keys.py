@@ -34,13 +34,13 @@ class Key:
 def meaning(key: str) -> Key | None:
     """Return what a key means; None if no layout has it."""
     for layout, pattern, names in _patterns():
-        found = pattern.fullmatch(key)
-        module = None if found is None else _module(found["module"], names, layout.separator)
-        if found is None or module is None or (part := _part(found.groupdict())) is None:
+        match = pattern.fullmatch(key)
+        module = None if match is None else _module(match["module"], names, layout.separator)
+        if match is None or module is None or (part := _part(match.groupdict())) is None:
             continue
         name, number = module
         modules = tuple(x.replace("*", number) for x in layout.names.modules[name])
-        adapter = found.groupdict().get("adapter") or ""
+        adapter = match.groupdict().get("adapter") or ""
         component, swapped = layout.names.component, name == HALVES_SWAPPED
         return Key(layout.name, component, modules, part, adapter, swapped)
     return None
@@ -59,7 +59,7 @@ def passed_over(key: str) -> str | None:
 def kind_of(keys: Iterable[str]) -> str | None:
     """Return what a file with these keys is, a LoRA that is read or refused; None if it is none."""
     keys = list(keys)
-    known = [found for key in keys if (found := meaning(key))]
+    known = [read for key in keys if (read := meaning(key))]
     if not known:
         return None
     if refused := next((why for key in keys if (why := refusal(key))), None):

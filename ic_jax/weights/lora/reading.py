@@ -68,8 +68,8 @@ def _meanings(file: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Key]
         raise WeightsError(f"{file}: is {kind} ({named[0]}): {reason}")
     keys = {key: meaning(key) for key in tensors}
     left_out = Counter(what for key in tensors if (what := passed_over(key)))
-    unknown = [key for key, found in keys.items() if found is None and not passed_over(key)]
-    known = {key: found for key, found in keys.items() if found is not None}
+    unknown = [name for name, key in keys.items() if key is None and not passed_over(name)]
+    known = {name: key for name, key in keys.items() if key is not None}
     if unknown or not known:
         what = "keys that are no LoRA's for FLUX" if known else "no LoRA for FLUX"
         raise WeightsError(

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from ic_jax.from_dict import first_few
 from ic_jax.weights import hub
 from ic_jax.weights.model_source import in_hub_cache
 
@@ -56,6 +57,7 @@ def _chosen(source: str, names: list[str]) -> str:
     if not top:
         raise FileNotFoundError(f"{source}: has no LoRA file (*{SUFFIX})")
     if len(top) > 1:
-        listed = ", ".join(top[:10]) + (", ..." if len(top) > 10 else "")
-        raise ValueError(f"{source}: has {len(top)} files, {listed}; name one as {source}/FILE")
+        raise ValueError(
+            f"{source}: has {len(top)} files, {first_few(top)}; name one as {source}/FILE"
+        )
     return top[0]
