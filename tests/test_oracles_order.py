@@ -3,6 +3,7 @@
 Each needs no compiled model, so that a wrong sign or order shows within a second.
 """
 
+import hashlib
 from types import SimpleNamespace
 
 import jax
@@ -27,9 +28,9 @@ from tests.test_oracles_step import some_examples
 from train import effect
 from train.data import loader
 from train.data.batch_plan import BatchRows
-from train.data.characters import PairIndex
+from train.data.characters import PairIndex, held_out, is_held_out
 from train.data.decode import encode_png
-from train.data.hashing import permutation, splitmix64
+from train.data.hashing import hash_names, permutation, splitmix64
 from train.data.ingest import FIGURE
 from train.data.pictures import CENTRED, MaskedPicture, cut_out
 from train.data.records import Record
@@ -90,6 +91,7 @@ def test_random_bits_are_those_of_splitmix64():
 def test_permutations_are_even():
     orders = np.array([permutation(np.uint64(seed), 6) for seed in range(3000)])
     assert (np.sort(orders, axis=1) == np.arange(6)).all()
+    assert len(np.unique(orders, axis=0)) > 690  # of 720, of which 709 are expected
     counts = np.array([np.bincount(column, minlength=6) for column in orders.T])
     assert abs(counts - 500).max() < 5 * (500 * 5 / 6) ** 0.5
 
@@ -111,6 +113,19 @@ def test_partners_are_drawn_evenly_from_the_others():
     assert set(np.flatnonzero(counts)) == {0, 3, 6}
     assert abs(counts[[0, 3, 6]] - 1000).max() < 150
     assert (index.sample(np.full(10, 5), seeds[:10]) == 5).all()  # alone
+
+
+def test_a_hash_of_the_name_holds_a_character_out():
+    """The first 8 bytes of SHA-256 of the name's repr, as a number, in both forms."""
+    names = [f"c{n}" for n in range(2000)]
+    digests = [hashlib.sha256(repr((name,)).encode()).digest() for name in names]
+    shares = np.array([int.from_bytes(digest[:8], "little") / 2**64 for digest in digests])
+    dataset = SimpleNamespace(character_hash=hash_names(names))
+    for share in (0.0, 0.02, 0.5):
+        expected = shares < share
+        assert [is_held_out(name, share) for name in names] == expected.tolist()
+        np.testing.assert_array_equal(held_out(dataset, share), expected)
+        assert abs(expected.mean() - share) < 0.05
 
 
 class Colours:
