@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> None:
     recipe = recipe_of(sizes.values)
     shapes = auto_mesh.shapes_of(model, jnp.dtype(recipe.dtype))
     fit = fitted(recipe, shapes, devices)
-    text = recipe_text(fit.recipe, sizes.reasons | _reasons(fit), _header(args, fit, devices))
+    published = shapes["transformer"].config == auto_mesh.published_configs()["transformer"]
+    header = _header(args, fit, devices, published=published)
+    text = recipe_text(fit.recipe, sizes.reasons | _reasons(fit), header)
     if not fit.fits:
         print(f"warning: {_memory(fit, devices)}, which is too much", file=sys.stderr)
     if args.out is None:
@@ -68,17 +70,18 @@ def _reasons(fit: Fit) -> dict[str, str]:
     return {path: "for the memory of these devices" for path, is_so in changed.items() if is_so}
 
 
-def _header(args: argparse.Namespace, fit: Fit, devices: Devices) -> str:
+def _header(args: argparse.Namespace, fit: Fit, devices: Devices, *, published: bool) -> str:
     recipe = fit.recipe
     file = args.out or "first.toml"
     what = "A style LoRA" if recipe.lora else "An adapter"
     commands = [f"python -m train cache {file}"] if recipe.cache else []
     commands.append(f"python -m train {file}")
+    # The plan is always of a model of the published sizes.
+    plan = f"; `python -m train plan {file}` compiles the step to know it" if published else ""
     lines = [
         f"{what} for {recipe.data}, sized by `python -m train new` of ic_jax {__version__}.",
         *(f"    {command}" for command in commands),
-        f"Devices: {devices}. Estimated: {_memory(fit, devices)}; "
-        f"`python -m train plan {file}` compiles the step to know it.",
+        f"Devices: {devices}. Estimated: {_memory(fit, devices)}{plan}.",
         "Each key has its meaning, the source of its default, and why it differs from that.",
     ]
     return "\n".join(lines) + "\n"
