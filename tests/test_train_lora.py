@@ -361,7 +361,7 @@ def test_a_run_lowers_the_loss_and_leaves_the_base_alone(world, uninterrupted):
     assert all(np.any(pair.b[...]) for pair in weights.values())
 
 
-def test_stopped_and_resumed_it_ends_bit_equal(world, uninterrupted, monkeypatch):
+def test_stopped_and_resumed_it_ends_bit_equal(world, uninterrupted, monkeypatch, capsys):
     scalars = Report.scalars
 
     def stop(self, step, values):
@@ -374,6 +374,12 @@ def test_stopped_and_resumed_it_ends_bit_equal(world, uninterrupted, monkeypatch
         with pytest.raises(Stopped):
             loop.train(recipe(world, "stopped"))
     loop.train(recipe(world, "stopped"))
+    said = capsys.readouterr().out
+    assert f"out       {world / 'stopped'}: a new run" in said
+    assert f"out       {world / 'stopped'}: resumed from step 20 of 48" in said
+    assert "held out  nobody: a LoRA has no reference" in said
+    assert "drawing previews after step 24" in said
+    assert f"trained 48 steps: {world / 'stopped'}" in said
     for ema in (False, True):
         ours, theirs = (trained(world / name, ema=ema) for name in ("stopped", "whole"))
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
