@@ -1,5 +1,6 @@
 """Progress of a run over all its stages: the bar, the figures on it, and the summary at the end."""
 
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 
@@ -70,8 +71,9 @@ class Progress:
         elif values and recipe.lora is None:
             lines.append("  reference effect: not measured, as the recipe asks")
         out = "LORA.safetensors" if recipe.lora else "MODEL"
-        lines.append(f"  python -m train plot {recipe.out}")
-        lines.append(f"  python -m train export {recipe.out} --out {out}")
+        run = shlex.quote(str(recipe.out))
+        lines.append(f"  python -m train plot {run}")
+        lines.append(f"  python -m train export {run} --out {out}")
         self._speaker.say("\n".join(lines))
 
     def _seconds_left(self, step: int) -> float | None:
