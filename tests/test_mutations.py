@@ -3,7 +3,7 @@
 import ast
 from collections import Counter
 
-from tests.mutations.catalogue import ROOT, read_list
+from tests.mutations.catalogue import BEGIN, DOCS, END, ROOT, read_list, read_results, table
 
 MUTATIONS = read_list()
 
@@ -20,3 +20,10 @@ def test_every_mutation_has_its_name_and_its_test():
     for m in MUTATIONS:
         file, _, test = m.test.partition("::")
         assert f"def {test.partition('[')[0]}(" in (ROOT / file).read_text(), m.name
+
+
+def test_all_are_caught_as_the_docs_say():
+    results = read_results()
+    assert results["mutations"].keys() == {m.name for m in MUTATIONS}
+    assert {entry["outcome"] for entry in results["mutations"].values()} == {"caught"}
+    assert f"{BEGIN}{table(MUTATIONS, results)}{END}" in DOCS.read_text()
