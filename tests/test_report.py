@@ -4,8 +4,12 @@ import json
 import sys
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from train.data.errors import DataError
+from train.nonfinite import NonfiniteStop
 from train.report import Report, by_sigma
 
 
@@ -50,3 +54,40 @@ def test_losses_by_noise_level():
         "loss/sigma 0.50-0.75": 5.0,
         "loss/sigma 0.75-1.00": 7.0,
     }
+
+
+def test_what_is_not_finite_is_left_out_of_the_lines(tmp_path):
+    lines = Report(tmp_path, 0, "", {})
+    lines.scalars(3, {"loss": float("nan"), "gradient norm": float("inf"), "nonfinite steps": 3})
+    lines.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"step": 3, "nonfinite steps": 3}
+
+
+class Pictures:
+    """Data set whose record 7 is damaged."""
+
+    def read(self, number):
+        if number == 7:
+            raise DataError("damaged")
+        return SimpleNamespace(file=f"ana/{number}.png")
+
+
+def test_a_run_stops_two_steps_after_its_limit_and_names_the_pictures():
+    stop = NonfiniteStop(3, Pictures())
+    counts = [1, 2, 0, 1, 2, 3, 4, 5]
+    for step, count in enumerate(counts[:-1], 1):
+        stop.add(step, jnp.int32(count), np.array([step, 7]))
+    with pytest.raises(FloatingPointError) as error:
+        stop.add(8, jnp.int32(5), np.array([8, 7]))
+    assert str(error.value).startswith(
+        "3 steps in a row up to step 6 had a loss or gradient that is not finite; they saw record "
+        "4 (ana/4.png), record 5 (ana/5.png), record 6 (ana/6.png), record 7; lower"
+    )
+
+
+def test_the_last_steps_of_a_run_are_looked_at_too():
+    stop = NonfiniteStop(1, Pictures())
+    stop.add(1, jnp.int32(1), np.array([2]))
+    with pytest.raises(FloatingPointError, match=r"1 steps in a row up to step 1 .*ana/2\.png"):
+        stop.finish()

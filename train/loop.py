@@ -16,6 +16,7 @@ from ic_jax.sharding import shardings
 from train.checkpoints import Checkpoints
 from train.data.loader import SkipCounter
 from train.effect import effect_meter
+from train.nonfinite import NonfiniteStop
 from train.optimizer import estimates, evaluated, optimizer
 from train.preview import Preview
 from train.progress import Progress
@@ -64,6 +65,7 @@ def train(recipe: Recipe, *, restart: bool = False) -> None:
         stack.enter_context(jax.set_mesh(run.models.mesh))
         work = {name: inputs.step_flops(stage) for name, stage in recipe.stages.items()}
         progress, seen = Progress(recipe, speaker, work), set[Any]()
+        nonfinite = NonfiniteStop(recipe.stop_after_bad, run.dataset)
 
         for name, stage in recipe.stages.items():
             first = recipe.first_steps()[name]
@@ -94,12 +96,12 @@ def train(recipe: Recipe, *, restart: bool = False) -> None:
                 seen.add(shapes)
                 progress.begin(step)
                 log.add(metrics, stage.batch, inputs.sample_flops(host_batch))
-                jax.block_until_ready(log.metrics[-3:-2])
+                nonfinite.add(step, metrics.nonfinite_steps, host_batch.record)
 
                 # Log.
                 due = partial(_is_due, step=step, last=step == end)
                 if due(recipe.reporting.every):
-                    values = log.summary(step, recipe.stop_after_bad)
+                    values = log.summary()
                     values |= {"learning rate": learning_rate(stage, at)}
                     report.scalars(step, values | estimates(state.opt_state))
                     progress.report(step, values)
@@ -126,6 +128,7 @@ def train(recipe: Recipe, *, restart: bool = False) -> None:
                     raise Stopped(f"stopped after step {step} of {recipe.total_steps}, as asked")
                 if due(recipe.reporting.every):
                     log = StepLog()  # its clock leaves out the effect, previews and saving
+        nonfinite.finish()
         with speaker.silence("writing the last checkpoint"):
             checkpoints.wait()
         progress.summarise()

@@ -1,6 +1,7 @@
 """Reports of a run: metrics as JSON lines, for TensorBoard and, if asked for, for wandb."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -58,7 +59,8 @@ class Report:
             self._wandb = _wandb(run, wandb_project, settings)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Append the values of a step."""
+        """Append the values of a step; those that are not finite are left out, as JSON has none."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
@@ -137,19 +139,10 @@ class StepLog:
         self._samples += samples
         self._flops += samples * sample_flops
 
-    def summary(self, step: int, stop_after: int) -> dict[str, float]:
-        """Return the means over the finite steps, and the speed.
-
-        Raises:
-            FloatingPointError: `stop_after` steps in a row were not finite.
-        """
+    def summary(self) -> dict[str, float]:
+        """Return the means over the finite steps, and the speed."""
         steps = gather_to_host(self.metrics)
         nonfinite = max(int(m.nonfinite_steps) for m in steps)
-        if nonfinite >= stop_after:
-            raise FloatingPointError(
-                f"{nonfinite} steps in a row up to step {step} had a loss or gradient that is not "
-                "finite; lower the learning rate, or look at the data of those steps"
-            )
         speed = {"nonfinite steps": nonfinite, **self._speed(time.perf_counter() - self._start)}
         finite = [m for m in steps if m.nonfinite_steps == 0]
         if not finite:
