@@ -1,12 +1,13 @@
 """Settings that peft writes beside the matrices of a LoRA: alphas, and what kind it is."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ic_jax.from_dict import shown
+from ic_jax.untrusted_files import parse_json, read_bytes
 from ic_jax.weights.safetensors_io import read_metadata
 from ic_jax.weights.tensors import WeightsError
 
@@ -15,6 +16,11 @@ PREFIXES = {"transformer": "transformer.", "clip": "text_encoder.", "t5": "text_
 HEADER = "lora_adapter_metadata"
 PEFT_CONFIG = "adapter_config.json"  # beside a file that peft writes
 PEFT_PREFIX = "base_model.model."
+
+
+# What a regular expression of `alpha_pattern` may be made of: names, numbers and gaps.
+NAME_PATTERN = re.compile(r"\^?(?:[\w.-]|\\\.|\\d\+?|\.\*)*\$?")
+REPEATS, MAX_REPEATS = re.compile(r"[*+]"), 2
 
 
 class Settings:
@@ -26,19 +32,24 @@ class Settings:
         Raises:
             WeightsError: the settings are damaged, or are those of another kind of LoRA.
         """
-        header = _json(read_metadata(file).get(HEADER, "{}"), f"{file}: {HEADER} in its header")
+        place = f"{file}: {HEADER} in its header"
+        header = _settings(read_metadata(file).get(HEADER, "{}"), place)
         self._of = {
             component: {k.removeprefix(p): v for k, v in header.items() if k.startswith(p)}
             for component, p in PREFIXES.items()
         }
         beside = file.with_name(PEFT_CONFIG)
         if any(key.startswith(PEFT_PREFIX) for key in keys) and beside.is_file():
-            self._of["transformer"] = _json(beside.read_text(encoding="utf-8-sig"), str(beside))
+            self._of["transformer"] = _settings(read_bytes(beside), str(beside))
         for settings in self._of.values():
             if settings.get("use_dora"):
                 raise WeightsError(
                     f"{file}: use_dora is set: this kind is not supported; get a plain LoRA"
                 )
+        self._patterns = {
+            component: _compiled(settings.get("alpha_pattern") or {}, file)
+            for component, settings in self._of.items()
+        }
 
     def divisor(self, component: str, rank: int) -> float:
         """Return what alpha is divided by: the rank, or its root for a rank-stabilised LoRA.
@@ -49,16 +60,30 @@ class Settings:
 
     def alpha(self, component: str, module: str) -> Any:
         """Return the alpha of a module; None if no setting names one."""
-        settings = self._of[component]
-        patterns = settings.get("alpha_pattern") or {}
-        # As in peft, a pattern is a regular expression for the end of a module's name.
-        matching = (v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", module))
-        return next(matching, settings.get("lora_alpha"))
+        matching = (v for pattern, v in self._patterns[component] if pattern.fullmatch(module))
+        return next(matching, self._of[component].get("lora_alpha"))
 
 
-def _json(text: str, place: str) -> dict[str, Any]:
+def _compiled(patterns: Any, file: Path) -> list[tuple[re.Pattern, Any]]:
+    """Return the patterns of `alpha_pattern`: as in peft, for the end of a module's name.
+
+    Raises:
+        WeightsError: no names, or regular expressions that could take any time.
+    """
+    if not isinstance(patterns, dict):
+        raise WeightsError(f"{file}: alpha_pattern is no JSON object; get the LoRA again")
+    for pattern in patterns:
+        if not NAME_PATTERN.fullmatch(pattern) or len(REPEATS.findall(pattern)) > MAX_REPEATS:
+            raise WeightsError(
+                f"{file}: the pattern {shown(pattern)} of alpha_pattern is no name of a layer; "
+                "save the LoRA with names"
+            )
+    return [(re.compile(rf"(?:.*\.)?(?:{k})"), value) for k, value in patterns.items()]
+
+
+def _settings(text: bytes | str, place: str) -> dict[str, Any]:
     try:
-        settings = json.loads(text)
+        settings = parse_json(text, place)
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
