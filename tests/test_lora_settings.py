@@ -27,7 +27,7 @@ def settings(folder, patterns):
         r"attn\.to_q",
         "^.*to_q$",
         r"transformer_blocks\.\d+.attn.to_q",
-        "blocks.3.*to_q",
+        "3.*to_q",
     ],
 )
 def test_a_pattern_names_the_end_of_a_layer(tmp_path, pattern):
