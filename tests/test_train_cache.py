@@ -231,9 +231,9 @@ def test_filling_again_does_nothing_and_shares(world, capsys):
 
 def test_verify(world, tmp_path, capsys):
     assert main(["verify", str(world.folder / "data")]) == 0
-    assert "1 shards" in capsys.readouterr().out
+    assert "11 files" in capsys.readouterr().out
     assert main(["verify", str(world.folder / "cache")]) == 0
-    assert "5 shards, 0.00 GB, all as they were written" in capsys.readouterr().out
+    assert "5 files, 0.00 GB, all as they were written" in capsys.readouterr().out
     for name in ("data", "cache"):
         copy = tmp_path / name
         shutil.copytree(world.folder / name, copy)
@@ -243,7 +243,7 @@ def test_verify(world, tmp_path, capsys):
         shard.write_bytes(data)
         assert main(["verify", str(copy)]) == 4
         err = capsys.readouterr().err
-        assert f"shards differ from their checksum: {shard.name};" in err
+        assert f"files differ from their checksum: {shard.name};" in err
         shard.unlink()
         assert main(["verify", str(copy)]) == 4
         assert f"{shard.name} (missing)" in capsys.readouterr().err

@@ -100,6 +100,7 @@ def setup(recipe: Recipe) -> Setup:
     """
     check_wandb(recipe.reporting)
     dataset = Dataset(recipe.data)
+    dataset.check_index()
     check_focus(recipe, dataset)
     held = held_out_characters(recipe, dataset)
     stages = stage_data(recipe, dataset, held)

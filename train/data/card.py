@@ -3,12 +3,14 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from ic_jax.files import sha256_file
 from ic_jax.version import __version__
 from train.data.account import account_text, count_traits
 from train.data.errors import DataError
@@ -50,16 +52,24 @@ def write(
     card = _statistics(records, np.bincount(numbers)) | account
     card |= count_traits(records, resolutions)
     card["prepared_for"] = sorted(resolutions)
-    card["index"] = {
-        name: path.stat().st_size for name, path in sorted((p.name, p) for p in index.iterdir())
-    }
     card["shards"] = [
         {"file": s.file, "records": len(s.records), "bytes": s.size, "sha256": s.sha256}
         for s in shards
     ]
     (folder / TEXT).write_text(_text(card))
     shutil.rmtree(folder / WORK)
+    card["written"] = _written(folder, {s.file for s in shards})
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _written(folder: Path, shards: Collection[str]) -> list[dict[str, Any]]:
+    """Return name, size and SHA-256 of every file beside the shards."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return [
+        {"file": n, "bytes": (folder / n).stat().st_size, "sha256": sha256_file(folder / n)}
+        for n in names
+        if n not in shards
+    ]
 
 
 def summary(folder: Path) -> str:
@@ -160,5 +170,5 @@ A side is the square root of the area in pixels; caption lengths are in characte
 
 This is a tensorflow-datasets folder: `tfds.builder_from_directory(folder).as_data_source("train")`
 reads it without TensorFlow. `image` and `mask` are the bytes of image files; `card.json` lists the
-SHA-256 of every shard.
+SHA-256 of every other file.
 """

@@ -1,18 +1,23 @@
 """Random access to a prepared data set: records by number, and an index for batch plans."""
 
-import json
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import UInt64
 
-from train.data.card import CARD, CHARACTER_HASH, INDEX
+from ic_jax.files import sha256_file
+from ic_jax.untrusted_files import read_json
+from train.data.card import CHARACTER_HASH, INDEX
+from train.data.card_reading import read_card
 from train.data.errors import DataError
 from train.data.hashing import hash_names
 from train.data.records import Record, deserialize
+
+MAX_NAMES = 2**30  # bytes of the list of characters
 
 
 class Dataset:
@@ -33,19 +38,43 @@ class Dataset:
         """Open the card and the index; no record is read.
 
         Raises:
-            DataError: the folder holds no data set, or a file is missing or of a wrong size.
+            DataError: the folder holds no data set, a file is missing or of a wrong size, or the
+                index is not that of the card.
         """
         self.path = Path(path)
-        self.card = _card(self.path)
-        index = self.path / INDEX
-        for name, size in self.card["index"].items():
-            _check_size(index / name, size)
-        for shard in self.card["shards"]:
-            _check_size(self.path / shard["file"], shard["bytes"])
+        self.card = read_card(self.path)
+        for file in self.card["shards"] + self.card["written"]:
+            _check_size(self.path / file["file"], file["bytes"])
         self.character, self.width, self.height = (
-            np.load(index / f"{name}.npy", mmap_mode="r")
+            self._index(f"{name}.npy", np.int32, len(self))
             for name in ("character", "width", "height")
         )
+
+    def check_index(self) -> None:
+        """Compare the index with its checksums, which takes a second for ten million records.
+
+        Raises:
+            DataError: a file differs.
+        """
+        for file in self.card["written"]:
+            path = self.path / file["file"]
+            expected = file.get("sha256")  # earlier versions wrote none
+            if path.parent.name == INDEX and expected and sha256_file(path) != expected:
+                raise DataError(f"{path}: differs from its checksum; copy the data set again")
+
+    def _index(self, name: str, dtype: Any, count: int) -> np.ndarray:
+        path = self.path / INDEX / name
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # a damaged header raises what Python's parser does
+            kind = type(error).__name__
+            raise DataError(f"{path}: is damaged ({kind}); copy the data set again") from None
+        if array.dtype != dtype or array.shape != (count,):
+            raise DataError(
+                f"{path}: has {array.dtype}{list(array.shape)}, not {np.dtype(dtype)}[{count}]; "
+                "copy the data set again"
+            )
+        return array
 
     def __len__(self) -> int:
         return int(self.card["pictures"])
@@ -56,14 +85,21 @@ class Dataset:
     @cached_property
     def characters(self) -> list[str]:
         """Ids of the characters, by character number."""
-        return json.loads((self.path / INDEX / "characters.json").read_text())
+        file = self.path / INDEX / "characters.json"
+        try:
+            names = read_json(file, limit=MAX_NAMES)
+        except ValueError as error:
+            raise DataError(f"{error}; copy the data set again") from None
+        if not isinstance(names, list) or len(names) != self.card["characters"]:
+            raise DataError(f"{file}: is no list of the characters; copy the data set again")
+        return names
 
     @cached_property
     def character_hash(self) -> UInt64[np.ndarray, "characters"]:
         """Hash of each character's id, by character number; memory-mapped."""
         file = self.path / INDEX / CHARACTER_HASH
         if file.exists():
-            return np.load(file, mmap_mode="r")
+            return self._index(CHARACTER_HASH, np.uint64, self.card["characters"])
         return hash_names(self.characters)  # a data set of an earlier version
 
     def read(self, number: int) -> Record:
@@ -80,21 +116,23 @@ class Dataset:
 
     @cached_property
     def _source(self) -> ArrayRecordDataSource:
-        builder = tfds.builder_from_directory(self.path)
-        return ArrayRecordDataSource(builder.info.splits["train"].file_instructions)
+        # By the card alone: tensorflow-datasets' reader imports what features.json names.
+        return ArrayRecordDataSource(
+            [_WholeShard(str(self.path / s["file"]), s["records"]) for s in self.card["shards"]]
+        )
 
 
-def _card(path: Path) -> dict:
-    try:
-        return json.loads((path / CARD).read_text())
-    except OSError:
-        partial = path.with_name(path.name + ".partial")
-        hint = "run the same command again to finish it" if partial.exists() else "check the path"
-        raise DataError(
-            f"{path}: is not a data set of `python -m train prepare` (it has no {CARD}); {hint}"
-        ) from None
-    except ValueError:
-        raise DataError(f"{path / CARD}: is damaged; copy the data set again") from None
+@dataclass(frozen=True)
+class _WholeShard:
+    """Shard of which all records are read, as array_record is told of it."""
+
+    filename: str
+    take: int
+    skip: int = 0
+
+    @property
+    def examples_in_shard(self) -> int:
+        return self.take
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -7,7 +7,7 @@
 The folder appears whole, at the end; until then its files are in FOLDER.partial.
 """
 
-import json
+import zlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ic_jax.files import atomic_folder, sha256_file, write_json
-from ic_jax.weights.safetensors_io import Spec, read_tensors, write_file
-from ic_jax.weights.tensors import Tensor
+from ic_jax.untrusted_files import below, read_json
+from ic_jax.weights.safetensors_io import Spec, read_metadata, read_tensors, write_file
+from ic_jax.weights.tensors import Tensor, contiguous
 from train.data.errors import DataError
 
 FACTS, MANIFEST = "facts.json", "manifest.json"
@@ -66,9 +67,8 @@ class EncodedRows:
         """Raise DataError unless the folder is complete and has the same metadata."""
         again = "run `python -m train cache` with this recipe"
         try:
-            stored = json.loads((self.folder / FACTS).read_text())
-            shards = json.loads((self.folder / MANIFEST).read_text())["shards"]
-        except (OSError, ValueError, KeyError):
+            stored, shards = read_json(self.folder / FACTS), read_manifest(self.folder)
+        except (OSError, ValueError):
             raise DataError(f"{self.folder}: is not cached, or only in part; {again}") from None
         if other := self._differing(stored):
             raise DataError(f"{self.folder}: was made with another {other}; {again}")
@@ -80,7 +80,7 @@ class EncodedRows:
     def refuse_replacing(self) -> None:
         """Raise DataError if the folder exists with other metadata."""
         if (self.folder / FACTS).exists():
-            stored = json.loads((self.folder / FACTS).read_text())
+            stored = read_json(self.folder / FACTS)
             if other := self._differing(stored):
                 raise DataError(
                     f"{self.folder}: was made with another {other}; give --overwrite to replace "
@@ -91,16 +91,26 @@ class EncodedRows:
         return ", ".join(k for k, value in self.metadata.items() if stored.get(k) != value)
 
     def read(self, record: int) -> Any:
-        """Read the arrays of a record; DataError if its picture could not be read for encoding."""
+        """Read the arrays of a record.
+
+        Raises:
+            DataError: its picture could not be read for encoding, or an array differs from its
+                checksum.
+        """
         rank = int(np.searchsorted(self.records, record))
-        tensors = self._shard(rank // ROWS)
-        try:
-            names = self.row_type._fields
-            return self.row_type(*(tensors[_key(record, name)].array() for name in names))
-        except KeyError:
-            raise DataError(
-                f"{self.folder}: record {record} could not be read when cached"
-            ) from None
+        tensors, checksums = self._shard(rank // ROWS)
+        keys = [_key(record, name) for name in self.row_type._fields]
+        if not tensors.keys() >= set(keys):
+            raise DataError(f"{self.folder}: record {record} could not be read when cached")
+        arrays = [tensors[key].array() for key in keys]
+        for key, array in zip(keys, arrays, strict=True):
+            expected = checksums.get(key)  # none in earlier caches
+            if expected and expected != _checksum(array):
+                raise DataError(
+                    f"{self.folder / _name(rank // ROWS)}: {key} differs from its checksum; remove "
+                    f"{self.folder} and make the cache again"
+                )
+        return self.row_type(*arrays)
 
     def write(self, make: Callable[[np.ndarray], Mapping[int, Any]]) -> None:
         """Write the missing shards; a call that was interrupted is resumed by the next.
@@ -120,8 +130,29 @@ class EncodedRows:
                 shards.append({"file": path.name, **entry})
             write_json(partial / MANIFEST, {"shards": shards})
 
-    def _open(self, number: int) -> dict[str, Tensor]:
-        return read_tensors(self.folder / _name(number))
+    def _open(self, number: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return the tensors of a shard, and their checksums, by name."""
+        path = self.folder / _name(number)
+        return read_tensors(path), read_metadata(path)
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """Return the shards of a finished folder: name, size and SHA-256 of each.
+
+    Raises:
+        OSError: there is no manifest.
+        DataError: it is damaged, or names a file elsewhere.
+    """
+    file = folder / MANIFEST
+    try:
+        manifest = read_json(file)
+        for shard in manifest["shards"]:
+            below(folder, shard["file"])
+            int(shard["bytes"])
+            str(shard["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: is damaged ({error}); make the cache again") from None
+    return manifest["shards"]
 
 
 def _name(number: int) -> str:
@@ -135,7 +166,7 @@ def _is_ours(name: str) -> bool:
 def _start(partial: Path, metadata: Mapping[str, Any]) -> None:
     """Keep the shards of an interrupted call if their metadata is the same."""
     try:
-        same = json.loads((partial / FACTS).read_text()) == metadata
+        same = read_json(partial / FACTS) == metadata
     except (OSError, ValueError):
         same = False
     if not same:
@@ -155,4 +186,10 @@ def _write_shard(path: Path, rows: Mapping[int, Any]) -> None:
         for name, value in row._asdict().items()
     }
     specs = {name: Spec(value.dtype, value.shape) for name, value in arrays.items()}
-    write_file(path, specs, lambda name: [arrays[name]])
+    checksums = {name: _checksum(value) for name, value in arrays.items()}
+    write_file(path, specs, lambda name: [arrays[name]], checksums)
+
+
+def _checksum(array: np.ndarray) -> str:
+    """Return the CRC-32 of an array's bytes, which is compared whenever the array is read."""
+    return f"{zlib.crc32(contiguous(array).reshape(-1).view(np.uint8).data):08x}"
