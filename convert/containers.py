@@ -9,6 +9,7 @@ from convert.gguf_read import read_gguf
 from convert.quantised import dequantised
 from convert.shards import read_shards
 from convert.torch_read import read_torch
+from ic_jax.untrusted_files import open_regular
 from ic_jax.weights.safetensors_io import read_tensors
 from ic_jax.weights.tensors import FLOATS, Tensor
 
@@ -38,7 +39,7 @@ def read_file(path: Path) -> Contents:
     if path.suffix == ".json":
         tensors = read_shards(path, lambda shard: read_file(shard).tensors)
         return Contents(tensors, "plain")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(4)
     if start == b"GGUF":
         tensors, types = read_gguf(path)

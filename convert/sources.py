@@ -26,6 +26,7 @@ from convert.sizes import config_of
 from ic_jax.config import CONFIGS, SchedulerConfig
 from ic_jax.files import as_json
 from ic_jax.from_dict import first_few
+from ic_jax.untrusted_files import read_bytes
 from ic_jax.weights import hub
 from ic_jax.weights.fit import ENCODERS
 from ic_jax.weights.model_source import in_hub_cache
@@ -112,7 +113,7 @@ def open_component(component: str, path: Path) -> Source:
     config, files = read_config(component, folder / "config.json")
     preprocessor = folder / "preprocessor_config.json"
     if preprocessor.is_file():
-        files[preprocessor.name] = preprocessor.read_bytes()
+        files[preprocessor.name] = read_bytes(preprocessor)
     contents = read_file(weights_file(folder))
     notes = _notes(folder, contents, [])
     return Source(

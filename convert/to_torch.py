@@ -16,6 +16,7 @@ from convert.sources import SUBFOLDERS
 from convert.torch_write import write_torch
 from ic_jax import cli
 from ic_jax.files import as_json, atomic_folder
+from ic_jax.untrusted_files import read_bytes
 from ic_jax.weights.loading import COMPONENTS, read_config
 from ic_jax.weights.model_folder import CONFIG, PIPELINE_FILE, UNUSED, ModelFolder
 from ic_jax.weights.safetensors_io import Spec, write_tensors
@@ -183,7 +184,7 @@ def _copy(model: ModelFolder, component: str, target: Path) -> None:
     ours = (CONFIG, ORIGINAL, PIPELINE_FILE, UNUSED)
     for name in model.components[component]:
         if name not in ours and not name.endswith(".safetensors"):
-            (target / name).write_bytes((model.path / component / name).read_bytes())
+            (target / name).write_bytes(read_bytes(model.path / component / name))
 
 
 def _is_generic(model: ModelFolder, component: str) -> bool:

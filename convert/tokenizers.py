@@ -4,6 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+from ic_jax.untrusted_files import read_bytes
 from ic_jax.weights.tensors import WeightsError
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -26,7 +27,7 @@ def read_tokenizer(component: str, folder: Path) -> dict[str, bytes]:
         WeightsError: no tokenizer, or a damaged one.
     """
     paths = [folder / name for name in TOKENIZER_FILES]
-    files = {path.name: path.read_bytes() for path in paths if path.is_file()}
+    files = {path.name: read_bytes(path) for path in paths if path.is_file()}
     if not files:
         raise WeightsError(f"{folder}: holds no tokenizer ({', '.join(TOKENIZER_FILES)})")
     if TOKENIZER_JSON in files:

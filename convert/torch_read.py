@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ic_jax.from_dict import first_few
+from ic_jax.untrusted_files import open_regular
 from ic_jax.weights.safetensors_io import AGAIN
 from ic_jax.weights.tensors import DTYPES, Tensor, WeightsError, mapped
 
@@ -50,7 +51,7 @@ def read_torch(path: Path, left_out: list[str] | None = None) -> dict[str, Tenso
     """
     if not path.stat().st_size:
         raise WeightsError(f"{path}: is empty; {AGAIN}")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(24).lstrip()
     if start.startswith((b"<", b"version https://git")):
         raise WeightsError(f"{path}: is a web page or a Git LFS pointer, not weights; {AGAIN}")
@@ -147,7 +148,7 @@ class _Entries:
         info = self.infos[f"{self.root}data/{key}"]
         if info.file_size != count * dtype.itemsize:
             raise WeightsError(f"{self.path}: storage {key} has another size than its tensors")
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(info.header_offset)
             header = file.read(30)  # the local header; its name and extra field vary in length
         skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")

@@ -1,6 +1,5 @@
 """`python -m train export`: the trained adapter as a MODEL folder, or the LoRA as a file."""
 
-import json
 import shutil
 import warnings
 from dataclasses import replace
@@ -16,6 +15,7 @@ import numpy as np
 from ic_jax.config import AdapterConfig, ConfigError
 from ic_jax.files import atomic_write
 from ic_jax.models.adapter import Adapter
+from ic_jax.untrusted_files import read_json
 from ic_jax.weights import hub, loading, model_folder
 from ic_jax.weights.lora.writing import Training, write_lora
 from ic_jax.weights.model_folder import MODEL_CARD, ModelFolder, ModelWriter
@@ -136,7 +136,7 @@ def _write_cast(writer: ModelWriter, base: ModelFolder, component: str, dtype: n
 def recipe_in(run: Path) -> Recipe:
     """Return the recipe of a RUN folder; ConfigError if `run` is not one."""
     try:
-        return recipe_of(json.loads((run / "recipe.json").read_text()))
+        return recipe_of(read_json(run / "recipe.json"))
     except FileNotFoundError:
         raise ConfigError(f"{run} is no run of `python -m train` (it has no recipe.json)") from None
     except ConfigError as error:

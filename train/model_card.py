@@ -11,6 +11,8 @@ from ic_jax.config import CONFIGS
 from ic_jax.version import __version__
 from ic_jax.weights import loading
 from ic_jax.weights.model_folder import HUB_IDS, SMALL_MODEL, ModelFolder
+from train.data.card_reading import read_card
+from train.data.errors import DataError
 from train.effect import EFFECT
 from train.new.recipe_text import changed_text
 from train.recipe import Recipe, Reporting, Saving
@@ -191,8 +193,8 @@ def _training(trained: Trained) -> str:
 
 def _data(recipe: Recipe) -> str:
     try:
-        card = json.loads((recipe.data / "card.json").read_text())
-    except (OSError, ValueError):
+        card = read_card(recipe.data)
+    except DataError:
         return "The data set was not at hand when this was written."
     lines = [
         f"{card['pictures']} pictures of {card['characters']} characters; {card['in_pairs']} of "

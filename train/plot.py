@@ -9,6 +9,7 @@ from typing import Any
 
 from ic_jax.config import ConfigError
 from ic_jax.files import atomic_file, atomic_write
+from ic_jax.untrusted_files import read_bytes
 from train import chart
 from train.chart import Chart
 from train.effect import ANOTHER, EFFECT, SAME
@@ -96,5 +97,5 @@ def _preview(run: Path) -> str:
     files = sorted((run / "previews").glob("*.png"))
     if not files:
         return ""
-    data = base64.b64encode(files[-1].read_bytes()).decode()
+    data = base64.b64encode(read_bytes(files[-1])).decode()
     return f'<h2>Newest preview</h2>\n<img alt="preview" src="data:image/png;base64,{data}">\n'

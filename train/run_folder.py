@@ -1,6 +1,5 @@
 """RUN folder: its lock, and the request to stop a run."""
 
-import json
 import os
 import signal
 from collections import deque
@@ -17,6 +16,10 @@ from jaxtyping import Array, Int
 from ic_jax import multihost
 from ic_jax.files import locked
 from ic_jax.sharding import to_global_array
+from ic_jax.text_files import lines_of, read_text
+from ic_jax.untrusted_files import parse_json
+
+MAX_METRICS = 2**30  # bytes of metrics.jsonl
 
 
 class Stopped(Exception):
@@ -113,9 +116,12 @@ class StopAgreement:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Return the lines of RUN/metrics.jsonl; one that a kill cut short is left out."""
     file, lines = run / "metrics.jsonl", []
-    for text in file.read_text().splitlines() if file.exists() else []:
+    text = read_text(file, errors="replace", limit=MAX_METRICS) if file.exists() else ""
+    for line in lines_of(text):
         try:
-            lines.append(json.loads(text))
+            values = parse_json(line, str(file))
         except ValueError:
             continue
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            lines.append(values)
     return lines

@@ -1,6 +1,5 @@
 """What a run says while it works: lines between the bars, and one before each long silence."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from ic_jax import multihost
 from ic_jax.cli import say
 from ic_jax.files import write_json
+from ic_jax.untrusted_files import read_json
 
 SHORT = 2.0  # seconds that need no announcement
 
@@ -24,9 +24,10 @@ class Speaker:
     def __init__(self, run: Path):
         self._file = run / "seconds.json"
         try:
-            self._seconds: dict[str, float] = json.loads(self._file.read_text())
+            known = read_json(self._file)
         except (OSError, ValueError):
-            self._seconds = {}
+            known = {}
+        self._seconds: dict[str, float] = known if isinstance(known, dict) else {}
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""

@@ -12,6 +12,7 @@ import numpy as np
 from ic_jax import auto_mesh
 from ic_jax.files import write_json
 from ic_jax.sharding import describe
+from ic_jax.untrusted_files import read_json
 from train.data.characters import held_out
 from train.encode import Frozen
 from train.recipe import Recipe
@@ -62,9 +63,10 @@ def changes_since_start(recipe: Recipe, step: int) -> list[str]:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(file.read_text())
+        values = read_json(file)
     except (OSError, ValueError):
         return None
+    return values if isinstance(values, dict) else None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,5 @@
 """Tokenizers of CLIP and T5: prompts to token ids, by a MODEL folder's tokenizer.json files."""
 
-import json
 import re
 import warnings
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from ic_jax.from_dict import ConfigError, first_few, shown
+from ic_jax.untrusted_files import read_json
 
 CLIP_LENGTH = 77
 # Neither encoder has seen control characters in training, except white space such as tabs.
@@ -198,8 +198,8 @@ def _padding_token(folder: Path) -> str | None:
         if not path.is_file():
             continue
         try:
-            token: Any = dict(json.loads(path.read_text(encoding="utf-8"))).get("pad_token")
-        except (TypeError, ValueError, RecursionError) as error:
+            token: Any = dict(read_json(path)).get("pad_token")
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"{path}: not a JSON object: {error}") from None
         text = token.get("content") if isinstance(token, dict) else token
         if text is not None and not isinstance(text, str):

@@ -4,12 +4,12 @@ Each part is complete in itself, and JAX does not say where an index is out of r
 last row. So what one part gives another is compared before a weight is read.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ic_jax import flow
+from ic_jax.untrusted_files import parse_json
 from ic_jax.weights.tensors import WeightsError
 
 ENCODERS = {"tokenizer": "clip", "tokenizer_2": "t5"}  # by the component of their tokenizer
@@ -98,7 +98,7 @@ def check_fit(configs: Mapping[str, Any], tokenizers: Mapping[str, bytes]) -> No
 def largest_id(content: bytes) -> int | None:
     """Return the largest id of a tokenizer.json; None if it is damaged, which loading it says."""
     try:
-        values = json.loads(content)
+        values = parse_json(content, "tokenizer.json")
         vocab = values["model"]["vocab"]
         ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
         return max([*ids, *(token["id"] for token in values.get("added_tokens") or ())])

@@ -34,6 +34,7 @@ from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.unstacked import published_parameters
 from ic_jax.models.vae import Vae
 from ic_jax.sharding import parameter_sharding, to_global_array
+from ic_jax.untrusted_files import read_bytes
 from ic_jax.weights.fit import ENCODERS, check_fit
 from ic_jax.weights.model_folder import COMPONENT_NAMES, CONFIG, ModelFolder, ModelWriter
 from ic_jax.weights.reading import Use
@@ -257,7 +258,7 @@ def folder_configs(folder: ModelFolder) -> dict[str, Any]:
 def check_folder(folder: ModelFolder) -> None:
     """Raise WeightsError if the parts of a folder do not fit each other, by their configs."""
     files = {name: folder.path / name / "tokenizer.json" for name in ENCODERS}
-    tokenizers = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    tokenizers = {name: read_bytes(file) for name, file in files.items() if file.is_file()}
     try:
         check_fit(folder_configs(folder), tokenizers)
     except WeightsError as error:
@@ -315,4 +316,4 @@ def write_model(writer: ModelWriter, model: Model, encoder: Callable[[str], Sequ
     for component in ("tokenizer", "tokenizer_2"):
         if (folder := getattr(model, component)) is not None:
             for file in sorted(folder.iterdir()):
-                writer.add_file(component, file.name, file.read_bytes())
+                writer.add_file(component, file.name, read_bytes(file))

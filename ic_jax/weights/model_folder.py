@@ -27,7 +27,7 @@ import numpy as np
 
 from ic_jax.files import as_json, atomic_folder, atomic_write, write_json
 from ic_jax.host_memory import free_host_memory
-from ic_jax.untrusted_files import read_json
+from ic_jax.untrusted_files import read_bytes, read_json
 from ic_jax.version import __version__
 from ic_jax.weights import safetensors_io
 from ic_jax.weights.reading import ByteBudget, FileToRead, Use, read_files
@@ -297,7 +297,7 @@ class ModelWriter:
         written = self.components[component]
         for name in model.components.get(component, {}):
             if name not in written and not name.startswith(PARAMETERS):
-                self.add_file(component, name, (model.path / component / name).read_bytes())
+                self.add_file(component, name, read_bytes(model.path / component / name))
 
     def _component(self, component: str) -> Path:
         self.components.setdefault(component, {})

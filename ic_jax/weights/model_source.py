@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ic_jax.text_files import read_text
+from ic_jax.untrusted_files import below
 from ic_jax.weights.model_folder import ModelFolder
 
 
@@ -48,8 +50,10 @@ def in_hub_cache(path: Path) -> Path:
     if not (path.name.startswith("models--") and (path / "snapshots").is_dir()):
         return path
     main, snapshots = path / "refs" / "main", sorted((path / "snapshots").iterdir())
-    if main.is_file() and (branch := path / "snapshots" / main.read_text().strip()).is_dir():
-        return branch
+    if main.is_file():
+        branch = below(path / "snapshots", read_text(main).strip())
+        if branch.is_dir():
+            return branch
     if len(snapshots) == 1:
         return snapshots[0]
     names = ", ".join(snapshot.name for snapshot in snapshots) or "none"

@@ -18,6 +18,7 @@ import numpy as np
 
 from ic_jax.files import atomic_file, sync
 from ic_jax.from_dict import first_few
+from ic_jax.untrusted_files import open_regular
 from ic_jax.weights.tensors import DTYPES, Shape, Tensor, WeightsError, contiguous, mapped
 
 MAX_HEADER = 100_000_000  # the published reader's limit
@@ -51,7 +52,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the header, and the offset of the tensors' bytes."""
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(64)
         if not start:
             raise WeightsError(f"{path}: is empty; {AGAIN}")
