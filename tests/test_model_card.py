@@ -38,7 +38,9 @@ def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (tmp_path / "people").mkdir()
-    card = {"pictures": 60, "characters": 15, "in_pairs": 58}
+    shards = [{"file": "a", "records": 60, "bytes": 1}]
+    counts = {"pictures": 60, "characters": 15, "in_pairs": 58}
+    card = counts | {"shards": shards, "written": []}
     (tmp_path / "people" / "card.json").write_text(json.dumps(card))
     lines = [
         {"step": 100, "loss": 0.5, "reference effect": 0.01},
