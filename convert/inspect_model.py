@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from convert.configs import read_json
 from convert.containers import read_file
 from convert.layouts import recognise
 from convert.shards import weights_file
@@ -33,6 +34,9 @@ def run(args: Namespace) -> None:
     elif (path / MANIFEST).is_file() or not (files := list(_published(path))):
         _print_model(ModelFolder.open(args.model), verify=args.verify)
     else:
+        index = path / "model_index.json"
+        if index.is_file():
+            print(f"{path}: a pipeline of the class {read_json(index).get('_class_name')}")
         for file in files:
             _print_file(file)
 

@@ -1,7 +1,9 @@
 """`python -m convert inspect` on anything that a user may name: one line, no traceback."""
 
+import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import safetensors.numpy
 from PIL import Image
 
 from convert.commands import main
+from tests.conftest import TINY
 
 
 def empty(path):
@@ -102,3 +105,14 @@ def test_one_line(make, suffix, tmp_path, capsys):
     (line,) = said.err.splitlines()
     assert line.startswith(f"error: {tmp_path}")
     assert len(line) < 500
+
+
+def test_the_class_of_a_pipeline_is_named_since_tensors_do_not_tell_kontext(tmp_path, capsys):
+    folder = shutil.copytree(TINY / "flux", tmp_path / "kontext")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = "FluxKontextPipeline"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert main(["inspect", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{folder}: a pipeline of the class FluxKontextPipeline"
+    assert any("transformer" in line for line in lines[1:])
