@@ -192,7 +192,8 @@ def test_options_that_prose_names_exist(monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(cli, "main", collect)
-    for program in ("infer", "train", "convert", "examples.open_peeps.train_all"):
+    examples = [f"examples.open_peeps.{name}" for name in ("experiments", "train_all")]
+    for program in ("infer", "train", "convert", *examples):
         with pytest.raises(Parsed):
             _main_of(program)([])
     for page in PAGES:
