@@ -1,4 +1,4 @@
-"""How far the average and the last weights of short runs go, as export says it.
+"""Norms of how far the average and the last weights of short runs go, as export says them.
 
     pip install -e '.[test]'
     python -m benchmarks.short_runs

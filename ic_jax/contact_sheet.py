@@ -33,11 +33,11 @@ def draw_sheet(
     lefts = np.cumsum([MARGIN, *(width + MARGIN for width in widths)]).tolist()
     sheet = Image.new("RGB", _size(side, is_text, len(rows)), "white")
     pen = ImageDraw.Draw(sheet)
-    for left, width, heading in zip(lefts, widths, headings, strict=False):
+    for left, width, heading in zip(lefts[:-1], widths, headings, strict=True):
         words = textwrap.shorten(heading, max(width * 2 // text, 4), placeholder="...")
         pen.text((left, text // 2), words, fill="black", font=font)
     for y, row in zip(range(top, sheet.height, side + MARGIN), rows, strict=True):
-        for left, width, cell in zip(lefts, widths, row, strict=False):
+        for left, width, cell in zip(lefts[:-1], widths, row, strict=True):
             if isinstance(cell, Image.Image):
                 fitted = _fitted(cell, side)
                 sheet.paste(fitted, (left + (side - fitted.width) // 2, y))

@@ -31,7 +31,7 @@ class Job(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """What `--out` names: a folder, or the file of a picture in one."""
+    """Target that `--out` names: a folder, or the file of a picture in one."""
 
     folder: Path
     stem: str | None = None  # None: pictures have names of their own

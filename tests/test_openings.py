@@ -47,7 +47,7 @@ RULES = {
 
 def readings(file):
     """Return the calls of a file that open or parse a file for reading."""
-    found = set()
+    calls = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if not isinstance(node, ast.Call):
             continue
@@ -57,19 +57,19 @@ def readings(file):
             continue
         modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
         if not {"w", "wb", "a"} & {mode for mode in modes if isinstance(mode, str)}:
-            found.add(name)
-    return found
+            calls.add(name)
+    return calls
 
 
 def test_every_opening_is_under_a_rule():
-    found = {
+    openings = {
         file.relative_to(ROOT).as_posix(): calls
         for package in PACKAGES
         for file in sorted((ROOT / package).rglob("*.py"))
         if (calls := readings(file))
     }
-    assert {name: calls for name, calls in found.items() if name not in RULES} == {}
-    assert sorted(RULES.keys() - found.keys()) == []
+    assert {name: calls for name, calls in openings.items() if name not in RULES} == {}
+    assert sorted(RULES.keys() - openings.keys()) == []
 
 
 def test_nothing_that_runs_code_reads_a_file():

@@ -48,12 +48,10 @@ def effective_steps(recipe: Recipe, step: int) -> float:
 
 
 def _decays(recipe: Recipe) -> Float[np.ndarray, "steps"]:
-    before = steps_before(recipe)
-    parts = []
+    before, parts = steps_before(recipe), list[float]()
     for name, stage in recipe.stages.items():
-        n = before[name] + np.arange(stage.steps)
-        parts.append(np.minimum(stage.ema, (1 + n) / (10 + n)))
-    return np.concatenate(parts)
+        parts += [decay(stage.ema, before[name] + n) for n in range(stage.steps)]
+    return np.array(parts)
 
 
 class Ways(NamedTuple):

@@ -40,8 +40,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is not a complete and well-formed safetensors file.
     """
+    return read_with_metadata(path)[0]
+
+
+def read_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file, and its free-text metadata, from one header."""
     header, data = _header(path)
-    return _tensors(path, header, data, size=path.stat().st_size)
+    metadata = header.get("__metadata__", {})
+    return _tensors(path, header, data, size=path.stat().st_size), metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:

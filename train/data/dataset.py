@@ -12,7 +12,7 @@ from jaxtyping import UInt64
 from ic_jax.files import sha256_file
 from ic_jax.untrusted_files import read_json
 from train.data.card import CHARACTER_HASH, INDEX
-from train.data.card_reading import read_card
+from train.data.card_reading import AGAIN, read_card
 from train.data.errors import DataError
 from train.data.hashing import hash_names
 from train.data.records import Record, deserialize
@@ -60,7 +60,7 @@ class Dataset:
             path = self.path / file["file"]
             expected = file.get("sha256")  # earlier versions wrote none
             if path.parent.name == INDEX and expected and sha256_file(path) != expected:
-                raise DataError(f"{path}: differs from its checksum; copy the data set again")
+                raise DataError(f"{path}: differs from its checksum; {AGAIN}")
 
     def _index(self, name: str, dtype: Any, count: int) -> np.ndarray:
         path = self.path / INDEX / name
@@ -68,11 +68,11 @@ class Dataset:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # a damaged header raises what Python's parser does
             kind = type(error).__name__
-            raise DataError(f"{path}: is damaged ({kind}); copy the data set again") from None
+            raise DataError(f"{path}: is damaged ({kind}); {AGAIN}") from None
         if array.dtype != dtype or array.shape != (count,):
             raise DataError(
                 f"{path}: has {array.dtype}{list(array.shape)}, not {np.dtype(dtype)}[{count}]; "
-                "copy the data set again"
+                f"{AGAIN}"
             )
         return array
 
@@ -89,9 +89,9 @@ class Dataset:
         try:
             names = read_json(file, limit=MAX_NAMES)
         except ValueError as error:
-            raise DataError(f"{error}; copy the data set again") from None
+            raise DataError(f"{error}; {AGAIN}") from None
         if not isinstance(names, list) or len(names) != self.card["characters"]:
-            raise DataError(f"{file}: is no list of the characters; copy the data set again")
+            raise DataError(f"{file}: is no list of the characters; {AGAIN}")
         return names
 
     @cached_property
@@ -139,4 +139,4 @@ def _check_size(path: Path, size: int) -> None:
     actual = path.stat().st_size if path.exists() else None
     if actual != size:
         state = "is missing" if actual is None else f"has {actual} bytes, not {size}"
-        raise DataError(f"{path}: {state}; copy the data set again")
+        raise DataError(f"{path}: {state}; {AGAIN}")

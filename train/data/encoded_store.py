@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from ic_jax.files import atomic_folder, sha256_file, write_json
 from ic_jax.untrusted_files import below, read_json
-from ic_jax.weights.safetensors_io import Spec, read_metadata, read_tensors, write_file
+from ic_jax.weights.safetensors_io import Spec, read_with_metadata, write_file
 from ic_jax.weights.tensors import Tensor, contiguous
 from train.data.errors import DataError
 
@@ -132,8 +132,7 @@ class EncodedRows:
 
     def _open(self, number: int) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return the tensors of a shard, and their checksums, by name."""
-        path = self.folder / _name(number)
-        return read_tensors(path), read_metadata(path)
+        return read_with_metadata(self.folder / _name(number))
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
