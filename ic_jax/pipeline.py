@@ -19,21 +19,15 @@ from jaxtyping import Array, Float
 from PIL import Image
 
 from ic_jax import auto_mesh, compilation_cache, memory
+from ic_jax.components import Components
 from ic_jax.config import SamplingConfig, SchedulerConfig
-from ic_jax.models.adapter import Adapter
-from ic_jax.models.clip import ClipText
-from ic_jax.models.dinov2 import Dinov2
+from ic_jax.lora_methods import LoraMethods
 from ic_jax.models.features import SubjectFeatures
-from ic_jax.models.flux import Flux
-from ic_jax.models.siglip import SiglipVision
-from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.target import platform
 from ic_jax.models.unstacked import drawing_form
-from ic_jax.models.vae import Vae
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import Fit, Picture
-from ic_jax.preprocessing.tokenizers import TextTokenizer
 from ic_jax.request import (
     Prompts,
     ReferenceImage,
@@ -48,10 +42,7 @@ from ic_jax.runner import ReferenceLatents, Runner, ShapesRunner
 from ic_jax.sharding import describe
 from ic_jax.weights import loading
 from ic_jax.weights.encoders import LARGE_ENCODERS, Encoders, EncodersOnDemand
-from ic_jax.weights.lora.delta import LoraFile
 from ic_jax.weights.lora.lora_set import LoraSet
-from ic_jax.weights.lora.reading import read_lora
-from ic_jax.weights.lora.source import find_lora
 from ic_jax.weights.lora.targets import targets_of
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder, create
 from ic_jax.weights.model_source import open_model
@@ -73,7 +64,7 @@ class PipelineResult:
     seeds: list[int] | None
 
 
-class InstantCharacterPipeline:
+class InstantCharacterPipeline(Components, LoraMethods):
     """Pipeline that draws a character, known from one picture, in the scene of a prompt.
 
     Every model compiles once per shape and number of steps. Prompts, subjects, seeds, guidance
@@ -193,7 +184,7 @@ class InstantCharacterPipeline:
                 something else.
             ValueError: the model is sharded over several processes.
         """
-        self._refuse_several_processes("saving")
+        self._runner.refuse_several_processes("saving")
         if self._loras.active:
             warnings.warn("saving the model without its LoRAs", stacklevel=2)
         model = replace(self._model, scheduler=self.scheduler, sampling=self.sampling)
@@ -407,179 +398,11 @@ class InstantCharacterPipeline:
         pictures = arguments.as_list("reference_image", image)
         return self._runner.encode_references(pictures, resize=resize)
 
-    def load_lora_weights(
-        self,
-        path: LoraFile | Path | str,
-        adapter_name: str | None = None,
-        *,
-        weight: float = 1.0,
-        trigger: str | None = None,
-    ) -> None:
-        """Load a style LoRA of any layout that docs/loras.md lists, and activate it.
-
-        LoRAs that are active already stay so, and all add up; the weights of the base are not
-        written. Prompts that are encoded from then on begin with the trigger words of the active
-        LoRAs.
-
-        Args:
-            path: a safetensors file; a folder or a Hub repository, org/name or org/name@revision,
-                with one such file; one of these ids with /FILE; or what `read_lora` returned, which
-                has its weight and trigger.
-            adapter_name: name for the methods below; "default_0", "default_1", ... by default.
-            weight: strength; may be negative.
-            trigger: words that the LoRA was trained to answer to.
-
-        Raises:
-            WeightsError: not such a LoRA, or one for another model; nothing changed.
-            FileNotFoundError: no such file, folder or Hub repository, or no LoRA file in it.
-            ValueError: the name is taken, or a folder has several files.
-        """
-        if not isinstance(path, LoraFile):
-            targets = self._loras.targets
-            path = read_lora(find_lora(path), weight, trigger, targets=targets)
-        self._loras.add(path, adapter_name)
-
-    def set_adapters(
-        self, adapter_names: Prompts, adapter_weights: float | Sequence[float] | None = None
-    ) -> None:
-        """Activate these loaded LoRAs, at these weights, and no others.
-
-        The result depends on the base and the active LoRAs alone, not on what was active before.
-        Other weights compile nothing anew.
-
-        Args:
-            adapter_names: a name, or a list, which may be empty.
-            adapter_weights: a weight for all, or a list with one for each; by default the
-                weights that the LoRAs were loaded with.
-
-        Raises:
-            ValueError: an unknown name, a wrong number of weights, or a weight that is not finite.
-        """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        if adapter_weights is None:
-            loras = self._loras.loras
-            weights = [loras[name].weight if name in loras else 1.0 for name in names]
-        elif isinstance(adapter_weights, Sequence):
-            weights = list(adapter_weights)
-        else:
-            weights = [adapter_weights] * len(names)
-        if len(weights) != len(names):
-            raise ValueError(f"{len(weights)} weights for {len(names)} LoRAs; give one for each")
-        self._loras.activate(dict(zip(names, weights, strict=True)))
-
-    def get_active_adapters(self) -> list[str]:
-        """Return the names of the active LoRAs."""
-        return list(self._loras.active)
-
-    def get_list_adapters(self) -> dict[str, list[str]]:
-        """Return the names of all loaded LoRAs by component: "transformer", "text_encoder", ..."""
-        published = {"clip": "text_encoder", "t5": "text_encoder_2"}
-        names: dict[str, list[str]] = {}
-        for name, lora in self._loras.loras.items():
-            for component in sorted({component for component, _ in lora.changes}):
-                names.setdefault(published.get(component, component), []).append(name)
-        return names
-
-    def delete_adapters(self, adapter_names: Prompts) -> None:
-        """Remove loaded LoRAs by name; ValueError for an unknown name."""
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        self._loras.delete(names)
-
-    def fuse_lora(self) -> None:
-        """Merge the active LoRAs into the transformer's weights: no products at every step.
-
-        Sums are rounded to the model's dtype. The next change of LoRAs, and `unfuse_lora`, put the
-        base back bit for bit, from a copy in host memory.
-
-        Raises:
-            ValueError: no LoRA is active, or the model is sharded over several processes.
-        """
-        self._refuse_several_processes("merging LoRAs")
-        if not self._loras.active:
-            raise ValueError("no LoRA is active; load one first")
-        self._loras.merge()
-
-    def unfuse_lora(self) -> None:
-        """Restore the weights of the base; the LoRAs stay active, beside them."""
-        self._loras.unmerge()
-
-    def unload_lora_weights(self) -> None:
-        """Remove every LoRA; pictures are bit for bit what they were without."""
-        self._loras.clear()
-
     def _lora_models(self) -> dict[str, Any]:
         """Return the models that LoRAs may change and that are in memory now, by component."""
         models = {"transformer": self._model.transformer, "clip": self._model.clip}
         models["t5"] = self._encoders.in_memory().get("t5")
         return {component: model for component, model in models.items() if model is not None}
-
-    @property
-    def transformer(self) -> Flux:
-        """The FLUX transformer."""
-        return self._runner.transformer
-
-    @property
-    def adapter(self) -> Adapter | None:
-        """The InstantCharacter adapter; None if the model has none."""
-        return self._model.adapter
-
-    @property
-    def vae(self) -> Vae:
-        """The autoencoder."""
-        return self._runner.vae
-
-    @property
-    def text_encoder(self) -> ClipText | None:
-        """CLIP's text encoder; None if the model has none."""
-        return self._model.clip
-
-    @property
-    def text_encoder_2(self) -> T5Encoder | None:
-        """The T5 encoder; None if the model has none or `offload_encoders` is set."""
-        return self._model.t5
-
-    @property
-    def image_encoder(self) -> SiglipVision | None:
-        """The SigLIP encoder; None if the model has none or `offload_encoders` is set."""
-        return self._model.siglip
-
-    @property
-    def image_encoder_2(self) -> Dinov2 | None:
-        """The DINOv2 encoder; None if the model has none or `offload_encoders` is set."""
-        return self._model.dinov2
-
-    @property
-    def tokenizer(self) -> TextTokenizer | None:
-        """CLIP's tokenizer; None if the model lacks a tokenizer."""
-        return None if (pair := self._runner.tokenizer) is None else pair.clip
-
-    @property
-    def tokenizer_2(self) -> TextTokenizer | None:
-        """T5's tokenizer; None if the model lacks a tokenizer."""
-        return None if (pair := self._runner.tokenizer) is None else pair.t5
-
-    @property
-    def components(self) -> dict[str, Any]:
-        """All components by the names of these properties, absent ones as None."""
-        names = "transformer adapter vae text_encoder text_encoder_2 image_encoder image_encoder_2"
-        names += " tokenizer tokenizer_2 scheduler"
-        return {name: getattr(self, name) for name in names.split()}
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of all parameters and computation."""
-        return np.dtype(self._runner.dtype)
-
-    @property
-    def mesh(self) -> Mesh | None:
-        """Mesh that the parameters are sharded over; None on one device."""
-        return self._runner.mesh
-
-    @property
-    def device(self) -> jax.Device:
-        """Device of the parameters; the first of the mesh."""
-        devices: set[Any] = self.transformer.proj_out.kernel[...].sharding.device_set
-        return min(devices, key=lambda device: device.id)
 
     def __repr__(self) -> str:
         """Say what is loaded, on which devices, in which dtype, and which LoRAs are active."""
@@ -594,12 +417,6 @@ class InstantCharacterPipeline:
         loras = ", ".join(f"{name} at {weight:g}" for name, weight in self._loras.active.items())
         lines.append(f"active LoRAs: {loras or None}")
         return "\n  ".join([f"{type(self).__name__}(", *lines]) + "\n)"
-
-    def _refuse_several_processes(self, what: str) -> None:
-        if self._runner.spans_processes:
-            raise ValueError(
-                f"{what} needs the whole model within one process; take a smaller mesh"
-            )
 
     def _images(
         self, latents: Array, args: SamplingArguments

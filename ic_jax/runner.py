@@ -68,6 +68,13 @@ class Runner:
         if model.tokenizer is not None and model.tokenizer_2 is not None:
             self.tokenizer = PromptTokenizer.from_folders(model.tokenizer, model.tokenizer_2)
 
+    def refuse_several_processes(self, what: str) -> None:
+        """Raise ValueError if the model is sharded over several processes."""
+        if self.spans_processes:
+            raise ValueError(
+                f"{what} needs the whole model within one process; take a smaller mesh"
+            )
+
     def grid(self, height: int, width: int) -> Grid:
         """Convert a picture's sides from pixels to tokens."""
         return height // self.pixels_per_token, width // self.pixels_per_token

@@ -39,7 +39,7 @@ LAYERS = (
     {"sampler", "weights"},
     {"auto_mesh", "cli"},
     {"memory", "planning", "runner"},
-    {"measuring", "request"},
+    {"components", "lora_methods", "measuring", "request"},
     {"pipeline"},
     {"__init__"},
 )
