@@ -9,9 +9,10 @@ from PIL import Image
 
 from train.data import loader
 from train.data.batch_plan import BatchPlan
-from train.data.characters import held_out, is_held_out
+from train.data.characters import held_out
 from train.data.dataset import Dataset
 from train.data.errors import DataError
+from train.data.hashing import is_held_out
 from train.data.loader import HostBatch, SkipCounter, batches
 from train.data.pictures import CENTRED, Augment, decode_pixels, prepare_reference, prepare_target
 from train.data.records import Record

@@ -52,7 +52,11 @@ def run_without(packages, script):
 
 def test_help_of_every_command_works_without_extras():
     packages = [package for extra in cli.EXTRAS.values() for package in extra]
-    ended = run_without(packages, HELP.format(programs=("train", "infer", "convert")))
+    programs = ["train", "infer", "convert"]
+    rooms = (ROOT / "examples" / "open_peeps").glob("*/commands.py")
+    programs += [f"examples.open_peeps.{room.parent.name}" for room in rooms]
+    assert len(programs) > 7
+    ended = run_without(packages, HELP.format(programs=programs))
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("helped train") == len(COMMANDS)
 
@@ -75,7 +79,8 @@ def test_a_missing_package_is_one_line(arguments, extra):
 
 
 def test_an_example_names_the_extra_that_it_needs():
-    script = "import runpy; runpy.run_module('examples.open_peeps.world', run_name='__main__')"
+    script = "from examples.open_peeps.world.commands import main\n"
+    script += "sys.exit(main(['prepare', '--out', '/nowhere/data']))"
     ended = run_without(["tensorflow_datasets"], script)
     assert ended.returncode == 2
     assert "error: tensorflow_datasets is not installed; pip install" in ended.stderr

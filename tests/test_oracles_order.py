@@ -28,9 +28,9 @@ from tests.test_oracles_step import some_examples
 from train import effect
 from train.data import loader
 from train.data.batch_plan import BatchRows
-from train.data.characters import PairIndex, held_out, is_held_out
+from train.data.characters import PairIndex, held_out
 from train.data.decode import encode_png
-from train.data.hashing import hash_names, permutation, splitmix64
+from train.data.hashing import hash_names, is_held_out, permutation, splitmix64
 from train.data.ingest import FIGURE
 from train.data.pictures import CENTRED, MaskedPicture, cut_out
 from train.data.records import Record

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ic_jax.config import ConfigError
-from train.data.characters import is_held_out, next_picture
-from train.data.hashing import hash_names
+from train.data.characters import next_picture
+from train.data.hashing import hash_names, is_held_out
 from train.effect import ANOTHER, EFFECT, SAME, Effect, Rows, summary
 from train.recipe import LoraConfig, Recipe, Stage
 from train.stage_data import held_out_characters

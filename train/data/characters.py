@@ -6,12 +6,6 @@ import numpy as np
 from jaxtyping import Bool
 
 from train.data.dataset import Dataset
-from train.data.hashing import hash64
-
-
-def is_held_out(character: str, share: float) -> bool:
-    """Return whether a hash of the character's id holds it out of training, in every run alike."""
-    return int(hash64(character)) < share * 2**64
 
 
 def held_out(dataset: Dataset, share: float) -> Bool[np.ndarray, "characters"]:

@@ -18,6 +18,11 @@ def hash64(*parts: object) -> np.uint64:
     return np.frombuffer(digest[:8], "<u8")[0]
 
 
+def is_held_out(character: str, share: float) -> bool:
+    """Return whether a hash of the character's id holds it out of training, in every run alike."""
+    return int(hash64(character)) < share * 2**64
+
+
 def hash_names(names: Sequence[str]) -> UInt64[np.ndarray, "n"]:
     """Return `hash64` of each name."""
     return np.array([hash64(name) for name in names], np.uint64)

@@ -10,7 +10,6 @@ from jaxtyping import UInt8
 
 from examples.open_peeps.world.render import Identity, View, over, picture, render
 from examples.open_peeps.world.worlds import WORLDS
-from train.data.pictures import Augment, MaskedPicture, prepare_reference
 from train.workers import parallel_map
 
 
@@ -62,6 +61,8 @@ def _picture(identity: Identity, view: View, *, side: int) -> np.ndarray:
 
 
 def _reference_crops(identity: Identity, view: View, *, side: int) -> np.ndarray:
+    from train.data.pictures import Augment, MaskedPicture, prepare_reference  # needs an extra
+
     pixels = render(identity, view, 2 * side)  # a tile of `side` pixels sees twice the detail
     shown = MaskedPicture(over(pixels, "#ffffff"), pixels[..., 3])
     rng = np.random.default_rng(list(f"{identity} {view}".encode()))

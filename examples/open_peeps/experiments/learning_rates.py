@@ -5,12 +5,6 @@ from pathlib import Path
 
 from examples.open_peeps.experiments import optimizers
 
-DESCRIPTION = """
-Train a new adapter for the small model with each schedule of the learning rate, with Prodigy and
-with Schedule-Free, and once more at a constant rate from another seed, which shows what chance
-does. Otherwise as `optimizers`. Writes learning_rates.json.
-"""
-
 RESULTS = Path(__file__).with_suffix(".json")
 STAGES = ("stage1", "stage2", "stage3")  # of the recipe, whose checks see all of them
 RUNS = {
@@ -21,11 +15,6 @@ RUNS = {
     "wsd": ("stage1.schedule=wsd",),
     "constant, another seed": ("seed=1",),
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `run`."""
-    optimizers.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:

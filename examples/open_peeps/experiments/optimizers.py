@@ -14,7 +14,7 @@ from examples.open_peeps.evaluation.triples import Triple, held_out_triples
 from examples.open_peeps.experiments.stages import reference_effect
 from examples.open_peeps.world.dataset import Characters, write_data_set
 from examples.open_peeps.world.worlds import WORLDS
-from ic_jax import InstantCharacterPipeline, cli
+from ic_jax import InstantCharacterPipeline
 from ic_jax.weights.model_folder import SMALL_MODEL
 from train.cache_command import fill
 from train.effect import effect_meter
@@ -23,15 +23,6 @@ from train.loop import train
 from train.recipe import Recipe, read_recipe
 from train.setup import setup
 from train.step_inputs import StepInputs
-
-DESCRIPTION = """
-Train a new adapter for the small model with each optimiser, and once more with AdamW from another
-seed, which shows what chance does. All runs see the same pictures in the same order, as far as
-their seed is the same: a short first stage of peeps.toml, at the default b2 of 0.999, where
-bfloat16 is hardest. The reference effect is measured with the last weights, and with those that
-export writes. Each generates the same held-out people from the same noise; every answer is the
-nearest exact render. A run that has ended is not repeated. Writes optimizers.json.
-"""
 
 HERE, RESULTS = Path(__file__).parent, Path(__file__).with_suffix(".json")
 WORLD = "peeps"
@@ -43,19 +34,6 @@ RUNS = {
 }
 STAGE = "stage1"
 SHORT = ("steps=300", "batch=16", "b2=0.999")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `run`."""
-    parser.add_argument("work", metavar="WORK", type=cli.path, help="folder for data set and runs")
-    parser.add_argument(
-        "--triples", metavar="N", type=int, default=300, help="held-out people of each kind, or 0"
-    )
-    parser.add_argument(
-        "--characters", metavar="N", type=int, default=3000, help="characters of the data set"
-    )
-    cli.add_set(parser, "stage1.steps=300")
-    cli.add_compile_cache(parser)
 
 
 def run(args: argparse.Namespace) -> None:

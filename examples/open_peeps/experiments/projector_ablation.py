@@ -14,32 +14,15 @@ from examples.open_peeps.evaluation.generation import Pictures
 from examples.open_peeps.evaluation.origin import origin
 from examples.open_peeps.evaluation.triples import Triple, held_out_triples
 from examples.open_peeps.world.worlds import WORLDS
-from ic_jax import InstantCharacterPipeline, cli, flow
+from ic_jax import InstantCharacterPipeline, flow
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.layers import sinusoid
 from ic_jax.models.projector import Resampler
 from ic_jax.weights import loading
 
-DESCRIPTION = """
-Measure how much of the identity each part of a trained projector carries, by blinding it. A blinded
-part reads the mean over all references instead of this person's features, which is uninformative
-and still what the other parts expect: the cross-layer stack its shallow features, the cross-scale
-stack its tiles, an encoder all its features. The resampler without a timestep gets the mean of the
-embeddings over the schedule. Writes projector_ablation.json.
-"""
-
 WORLD = "peeps"
 RESULTS = Path(__file__).with_suffix(".json")
 BLINDED = ("cross-layer stack", "cross-scale stack", "both stacks", "SigLIP", "DINOv2")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `run`."""
-    parser.add_argument("model", metavar="MODEL", type=cli.path, help="MODEL folder")
-    parser.add_argument(
-        "--triples", metavar="N", type=int, default=100, help="held-out people of each kind"
-    )
-    cli.add_compile_cache(parser)
 
 
 def run(args: argparse.Namespace) -> None:

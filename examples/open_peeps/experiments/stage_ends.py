@@ -13,32 +13,13 @@ from examples.open_peeps.evaluation.sheet import contact_sheet
 from examples.open_peeps.evaluation.triples import Triple, held_out_triples
 from examples.open_peeps.experiments.stages import reference_effect
 from examples.open_peeps.world.worlds import WORLDS
-from ic_jax import InstantCharacterPipeline, cli
+from ic_jax import InstantCharacterPipeline
 from train.export import export, recipe_in
 from train.recipe import Recipe
-
-DESCRIPTION = """
-Measure the adapter at the end of each stage of RUN, which peeps.toml keeps as checkpoints
-(saving.keep_every). Each generates held-out people with their prompts, and with the empty prompt,
-where the adapter alone determines the body. Every answer is the nearest exact render. Writes
-stage_ends.json, and stage_ends.png with the first people.
-"""
 
 WORLD = "peeps"
 RESULTS = Path(__file__).with_suffix(".json")
 SHOWN = 8  # triples in the picture
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `run`."""
-    parser.add_argument("run", metavar="RUN", type=cli.path, help="RUN folder of `python -m train`")
-    parser.add_argument(
-        "work", metavar="WORK", type=cli.path, help="folder for a MODEL of each stage"
-    )
-    parser.add_argument(
-        "--triples", metavar="N", type=int, default=100, help="held-out people of each kind"
-    )
-    cli.add_compile_cache(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -14,22 +14,11 @@ from examples.open_peeps.evaluation.origin import origin
 from examples.open_peeps.evaluation.sheet import contact_sheet
 from examples.open_peeps.evaluation.triples import Triple, held_out_triples
 from examples.open_peeps.experiments.characters import prepare_characters
-from ic_jax import InstantCharacterPipeline, cli
+from ic_jax import InstantCharacterPipeline
 from ic_jax.weights import loading
 from train.export import export, recipe_in
 from train.loop import train
 from train.recipe import Recipe, read_recipe
-
-DESCRIPTION = """
-Train stages 1 and 2 on MODEL, a base model of the small world, once per seed, and measure both.
-Stage 1 reconstructs a picture from itself without words, so that everything, the pose included,
-comes from the reference; stage 2 pairs two pictures of one character, so that the pose must come
-from the prompt. All seeds and both stages generate the same held-out characters in the same new
-views from the same noise: with prompts, at the usual subject scale and at a high one, where the
-poses that the adapter has learnt contend with the prompt; and with the empty prompt, where the
-adapter alone determines the pose. Every answer is the nearest exact render. Writes stages.json and
-stages.png.
-"""
 
 HERE = Path(__file__).parent
 STAGES = ("stage1", "stage2")
@@ -37,27 +26,6 @@ USUAL = 1.0  # subject scale, as in training
 STRONG = 3.0  # subject scale at which adapter and prompt contend
 WORDLESS = 50  # triples whose pictures of the empty prompt are scored
 SHOWN = 8  # triples in the picture
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `run`."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        type=cli.path,
-        help="base model of `base_model train --world small`",
-    )
-    parser.add_argument("work", metavar="WORK", type=cli.path, help="folder for data set and runs")
-    parser.add_argument(
-        "--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2], help="seeds of training"
-    )
-    cli.add_set(parser, "stage1.steps=300")
-    parser.add_argument(
-        "--characters", metavar="N", type=int, default=900, help="characters of the data set"
-    )
-    parser.add_argument("--views", metavar="M", type=int, default=6, help="views of each character")
-    parser.add_argument("--triples", metavar="N", type=int, default=100, help="held-out people")
-    cli.add_compile_cache(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -17,8 +17,6 @@ from examples.open_peeps.world.files import (
 )
 from examples.open_peeps.world.people import SPLITS
 from ic_jax.files import atomic_folder, check_replaceable, locked
-from train.data import card
-from train.data.prepare import PrepareOptions, is_ours, prepare
 from train.workers import parallel_map
 
 METADATA = "metadata.jsonl"
@@ -46,6 +44,9 @@ def write_data_set(
     out: Path, characters: Characters, *, workers: int, overwrite: bool = False
 ) -> None:
     """Write the data set `out` atomically, for training at `characters.size` pixels."""
+    from train.data import card  # needs an extra; --help works without it
+    from train.data.prepare import PrepareOptions, is_ours, prepare
+
     options, out = PrepareOptions(resolutions=(characters.size,)), out.absolute()
     check_replaceable(out, overwrite, is_ours)
     work = out.with_name(f".{out.name}.drawn")

@@ -19,7 +19,6 @@ from examples.open_peeps.world.render import Identity, View, over, render
 from examples.open_peeps.world.scenes import Scene, alone, focus_boxes, pair, picture
 from ic_jax.files import atomic_file
 from train.data.focus import density
-from train.data.pictures import Augment, MaskedPicture, prepare_reference
 
 PEOPLE = 16  # of a chunk
 SCENES = 5  # of each person
@@ -133,6 +132,8 @@ def reference_crops(
     identity: Identity, view: View, side: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "5 s s 3"]:
     """Render a reference, whole and in four tiles, as an adapter's image encoders see it."""
+    from train.data.pictures import Augment, MaskedPicture, prepare_reference  # needs an extra
+
     pixels = render(identity, view, 2 * side)  # a tile of `side` pixels sees twice the detail
     shown = MaskedPicture(over(pixels, "#ffffff"), pixels[..., 3])
     low, high, _ = prepare_reference(shown, side, Augment(flip=0), rng)

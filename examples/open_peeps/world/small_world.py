@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 
 from examples.open_peeps.world.render import Identity, View
-from train.data.characters import is_held_out
+from train.data.hashing import is_held_out
 
 BODIES = {
     "ArmsCrossed": "crossing-arms",
