@@ -398,6 +398,25 @@ class InstantCharacterPipeline(Components, LoraMethods):
         pictures = arguments.as_list("reference_image", image)
         return self._runner.encode_references(pictures, resize=resize)
 
+    def decode_latents(
+        self, latents: Float[Array, "b n c"] | np.ndarray, height: int, width: int
+    ) -> list[Image.Image]:
+        """Decode packed latents, such as those of a callback, to pictures.
+
+        Args:
+            latents: as `output_type="latent"` gives them.
+            height: of the pictures in pixels; likewise `width`.
+            width: see `height`.
+
+        Raises:
+            ValueError: the latents have another shape than such pictures.
+        """
+        runner = self._runner
+        grid = runner.grid(height, width)
+        shape = (None, grid[0] * grid[1], runner.transformer.config.in_channels)
+        arguments.check_shape("latents", latents, shape)
+        return _to_pil(runner.decode(jnp.asarray(latents), grid))
+
     def _lora_models(self) -> dict[str, Any]:
         """Return the models that LoRAs may change and that are in memory now, by component."""
         models = {"transformer": self._model.transformer, "clip": self._model.clip}
@@ -429,7 +448,7 @@ class InstantCharacterPipeline(Components, LoraMethods):
         runner.check_finite(pixels)
         if args.output_type == "np":
             return pixels
-        return [Image.fromarray(np.round(255 * image).astype(np.uint8)) for image in pixels]
+        return _to_pil(pixels)
 
 
 class ShapesPipeline(InstantCharacterPipeline):
@@ -442,6 +461,10 @@ class ShapesPipeline(InstantCharacterPipeline):
         if args.output_type != "latent":
             self._runner.compile_pictures(latents, self._runner.grid(args.height, args.width))
         return []
+
+
+def _to_pil(pixels: np.ndarray) -> list[Image.Image]:
+    return [Image.fromarray(np.round(255 * image).astype(np.uint8)) for image in pixels]
 
 
 @contextmanager
