@@ -37,9 +37,10 @@ from ic_jax.models.rope import rope_table
 from ic_jax.models.siglip import SiglipVision
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
-from ic_jax.pipeline import InstantCharacterPipeline, PipelineResult
+from ic_jax.pipeline import InstantCharacterPipeline
 from ic_jax.preprocessing.images import ImageError
 from ic_jax.preprocessing.tokenizers import PromptError
+from ic_jax.result import PipelineResult
 from ic_jax.runner import ReferenceLatents
 from ic_jax.sampler import (
     Conditioning,

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from ic_jax import compilation_cache, multihost
+from ic_jax import compilation_cache, multihost, progress
 from ic_jax.cli_options import Arguments as Arguments
 from ic_jax.cli_options import Help
 from ic_jax.cli_options import Parser as Parser
@@ -47,7 +47,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 EXTRAS = {
     "train": (
         *("absl", "array_record", "grain", "optax", "orbax", "tensorboardX"),
-        *("tensorflow_datasets", "tqdm"),
+        "tensorflow_datasets",
     ),
     "convert": ("sentencepiece", "transformers"),
     "parquet": ("pyarrow",),
@@ -163,6 +163,7 @@ def _is_command(argument: str, names: Sequence[str]) -> bool:
 
 
 def _start(args: argparse.Namespace) -> None:
+    progress.only_when_asked()
     if "num_processes" in args:
         multihost.initialize(args.coordinator, args.num_processes, args.process_id)
     if "no_compile_cache" in args and not args.no_compile_cache:

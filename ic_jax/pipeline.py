@@ -4,11 +4,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from PIL import Image
 
-from ic_jax import auto_mesh, compilation_cache, memory
+from ic_jax import auto_mesh, compilation_cache, keywords, memory
 from ic_jax.components import Components
 from ic_jax.config import SamplingConfig, SchedulerConfig
 from ic_jax.lora_methods import LoraMethods
@@ -28,6 +28,7 @@ from ic_jax.models.unstacked import drawing_form
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import Fit, Picture
+from ic_jax.progress import BarConfig, Progress
 from ic_jax.request import (
     Prompts,
     ReferenceImage,
@@ -38,6 +39,7 @@ from ic_jax.request import (
     encode_texts,
     text_embeddings,
 )
+from ic_jax.result import PipelineResult, to_pil
 from ic_jax.runner import ReferenceLatents, Runner, ShapesRunner
 from ic_jax.sharding import describe
 from ic_jax.weights import loading
@@ -49,19 +51,6 @@ from ic_jax.weights.model_source import open_model
 
 OutputType = Literal["pil", "np", "latent"]
 StepCallback = Callable[[Any, int, float, dict[str, Array]], Mapping[str, Array] | None]
-
-
-@dataclass(frozen=True)
-class PipelineResult:
-    """Pictures of one call; those of one prompt are neighbours.
-
-    Attributes:
-        images: PIL images; or float32 [b, height, width, 3] in 0..1; or packed latents [b, n, c].
-        seeds: the seed of each picture; None if the call had `latents`.
-    """
-
-    images: list[Image.Image] | np.ndarray | Array
-    seeds: list[int] | None
 
 
 class InstantCharacterPipeline(Components, LoraMethods):
@@ -102,8 +91,10 @@ class InstantCharacterPipeline(Components, LoraMethods):
         self.sampling = model.sampling or SamplingConfig()
         self._loras = LoraSet(targets_of(loading.configs(model)), self._lora_models)
         self._encoders.when_loaded(self._loras.apply_to)
+        self._progress = Progress()
 
     @classmethod
+    @keywords.teaches(keywords.FROM_PRETRAINED)
     def from_pretrained(
         cls,
         name_or_path: ModelFolder | Path | str = SMALL_MODEL,
@@ -214,6 +205,7 @@ class InstantCharacterPipeline(Components, LoraMethods):
             self.save_pretrained(folder)
             return hub.push(folder, repo_id, private=private, commit_message=commit_message)
 
+    @keywords.teaches(keywords.CALL)
     def __call__(
         self,
         prompt: Prompts | None = None,
@@ -334,11 +326,32 @@ class InstantCharacterPipeline(Components, LoraMethods):
             seed=seed,
             latents=latents,
         )
+        steps, total = len(request.sigmas) - 1, len(request.latents)
         if callback_on_step_end is None:
-            denoised = runner.sample(request)
+            inputs = runner.transformer, runner.model.adapter, request
+            denoised = self._progress.time(steps, partial(runner.sample, request), inputs)
         else:
-            denoised = runner.sample_stepwise(request, partial(callback_on_step_end, self))
-        return PipelineResult(self._images(denoised, args), seeds)
+            after_step = partial(callback_on_step_end, self)
+            denoise = partial(runner.sample_stepwise, request)
+            denoised = self._progress.count(steps, denoise, after_step)
+        told = None if prompt_embeds is not None else arguments.as_list("prompt", prompt or "")
+        told = told and [text for text in told for _ in range(total // len(told))]
+        return PipelineResult(self._images(denoised, args), seeds, told, args)
+
+    def set_progress_bar_config(
+        self, *, disable: bool | None = None, desc: str | None = None, leave: bool = True
+    ) -> None:
+        """Set how calls show their progress; the compiled programs are the same with and without.
+
+        The bar moves by the clock, as fast as the last call of the same shapes; with
+        `callback_on_step_end` it counts steps.
+
+        Args:
+            disable: whether to show none; None shows it in a notebook and on a terminal.
+            desc: text before the bar.
+            leave: whether the finished bar stays.
+        """
+        self._progress.config = BarConfig(disable, desc, leave)
 
     def encode_prompt(
         self,
@@ -415,7 +428,7 @@ class InstantCharacterPipeline(Components, LoraMethods):
         grid = runner.grid(height, width)
         shape = (None, grid[0] * grid[1], runner.transformer.config.in_channels)
         arguments.check_shape("latents", latents, shape)
-        return _to_pil(runner.decode(jnp.asarray(latents), grid))
+        return to_pil(runner.decode(jnp.asarray(latents), grid))
 
     def _lora_models(self) -> dict[str, Any]:
         """Return the models that LoRAs may change and that are in memory now, by component."""
@@ -437,6 +450,11 @@ class InstantCharacterPipeline(Components, LoraMethods):
         lines.append(f"active LoRAs: {loras or None}")
         return "\n  ".join([f"{type(self).__name__}(", *lines]) + "\n)"
 
+    if not TYPE_CHECKING:  # which would take every name for an attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise keywords.no_attribute(self, name)
+
     def _images(
         self, latents: Array, args: SamplingArguments
     ) -> list[Image.Image] | np.ndarray | Array:
@@ -448,7 +466,7 @@ class InstantCharacterPipeline(Components, LoraMethods):
         runner.check_finite(pixels)
         if args.output_type == "np":
             return pixels
-        return _to_pil(pixels)
+        return to_pil(pixels)
 
 
 class ShapesPipeline(InstantCharacterPipeline):
@@ -456,15 +474,15 @@ class ShapesPipeline(InstantCharacterPipeline):
 
     _make_runner = ShapesRunner
 
+    def __init__(self, model: loading.Model):
+        super().__init__(model)
+        self.set_progress_bar_config(disable=True)
+
     def _images(self, latents: Any, args: SamplingArguments) -> list[Image.Image]:
         assert isinstance(self._runner, ShapesRunner)
         if args.output_type != "latent":
             self._runner.compile_pictures(latents, self._runner.grid(args.height, args.width))
         return []
-
-
-def _to_pil(pixels: np.ndarray) -> list[Image.Image]:
-    return [Image.fromarray(np.round(255 * image).astype(np.uint8)) for image in pixels]
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from PIL import Image
-from tqdm import tqdm
 
 from ic_jax import InstantCharacterPipeline, multihost
 from ic_jax.cli import say
@@ -79,9 +76,11 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> dict[Job, Path]:
     files: dict[Job, Path] = {}
     for first in range(0, len(jobs), size):
         batch = jobs[first : first + size]
-        with _progress(request, batch[0].prompt) as callback:
-            inputs = (subject, reference, encoded)
-            images = _draw(pipe, request, _padded(batch, size), *inputs, callback)
+        shows_bar = _shows_bar(request)
+        desc = batch[0].prompt[:40] or "drawing"
+        pipe.set_progress_bar_config(disable=not shows_bar, desc=desc, leave=False)
+        inputs = (subject, reference, encoded, _ignore_step if shows_bar else None)
+        images = _draw(pipe, request, _padded(batch, size), *inputs)
         if _spans_processes(request) and not multihost.is_first():
             continue
         for job, image in zip(batch, images[: len(batch)], strict=True):
@@ -199,20 +198,4 @@ def _shows_bar(request: GenerateRequest) -> bool:
 
 
 def _ignore_step(*_: Any) -> None:
-    pass
-
-
-@contextmanager
-def _progress(request: GenerateRequest, prompt: str) -> Iterator[StepCallback | None]:
-    """Show a bar over the steps on a terminal; elsewhere the loop stays one program."""
-    if not _shows_bar(request):
-        yield None
-        return
-    steps = len(request.sampling["sigmas"] or ()) or request.sampling["num_inference_steps"]
-    with tqdm(total=steps, desc=prompt[:40] or "drawing", unit="step", leave=False) as bar:
-
-        def advance(_pipe: Any, _step: int, _timestep: float, values: dict[str, Any]) -> None:
-            jax.block_until_ready(values["latents"])  # or the bar would count queued steps
-            bar.update()
-
-        yield advance
+    """Have the steps counted, of which a single program would not tell."""

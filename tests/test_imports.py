@@ -33,13 +33,13 @@ MAY_IMPORT_ORACLES = {
 LAYERS = (
     {"untrusted_files"},
     {"devices", "files", "from_dict", "host_memory", "sharding", "text_files", "version"},
-    {"base_config", "cli_options", "contact_sheet", "multihost"},
+    {"base_config", "cli_options", "contact_sheet", "keywords", "multihost"},
     {"config"},
-    {"compilation_cache", "flow", "models", "preprocessing"},
+    {"compilation_cache", "flow", "models", "preprocessing", "progress"},
     {"sampler", "weights"},
     {"auto_mesh", "cli"},
     {"memory", "planning", "runner"},
-    {"components", "lora_methods", "measuring", "request"},
+    {"components", "lora_methods", "measuring", "request", "result"},
     {"pipeline"},
     {"__init__"},
 )
