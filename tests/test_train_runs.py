@@ -139,18 +139,18 @@ def test_a_run_reports_every_stage_and_leaves_the_base_alone(world):
     loading.ModelFolder.open(world.folder / "model").verify()
 
 
-@pytest.mark.slow  # starts the command a dozen times
-def test_killed_at_ten_random_moments_it_ends_bit_equal(world):
+@pytest.mark.slow  # starts the command five times; `-m faults` kills it twenty times and more
+def test_killed_at_random_moments_it_ends_bit_equal(world):
     rng = random.Random(0)
     kills = 0
-    while kills < 10:
+    while kills < 4:
         before = world.last_step("killed")
         process = world.start("killed")
         deadline = rng.uniform(0.0, 0.5)
         while process.poll() is None and world.last_step("killed") <= before:
             time.sleep(0.01)
         time.sleep(deadline)
-        if process.poll() is not None:  # done before its tenth kill: from the start again
+        if process.poll() is not None:  # done before its last kill: from the start again
             assert process.returncode == 0, process.communicate()[1]
             subprocess.run(["rm", "-r", str(world.folder / "killed")], check=True)
             continue
