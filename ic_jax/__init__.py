@@ -2,7 +2,7 @@
 
 - Pipeline: InstantCharacterPipeline, PipelineResult
 - Sampling: sample, prepare, step, SamplingRequest, TextEmbeddings, Subject, SubjectFeatures,
-  ReferenceLatents, TrueCfg, Conditioning, noise, rope_table
+  ReferenceLatents, TrueCfg, Inpainting, Conditioning, noise, rope_table
 - Models: Flux, Adapter, Vae, T5Encoder, ClipText, SiglipVision, Dinov2
 - Configs: FluxConfig, AdapterConfig, VaeConfig, T5Config, ClipConfig, SiglipConfig, Dinov2Config,
   SchedulerConfig, SamplingConfig, CONFIGS
@@ -44,6 +44,7 @@ from ic_jax.result import PipelineResult
 from ic_jax.runner import ReferenceLatents
 from ic_jax.sampler import (
     Conditioning,
+    Inpainting,
     SamplingRequest,
     Subject,
     TextEmbeddings,
@@ -75,6 +76,7 @@ __all__ = [
     "Flux",
     "FluxConfig",
     "ImageError",
+    "Inpainting",
     "InstantCharacterPipeline",
     "LoraDelta",
     "LoraFile",

@@ -32,6 +32,23 @@ def schedule(
     return np.append(levels, 0.0).astype(np.float32)
 
 
+def first_step(steps: int, strength: float) -> int:
+    """Return the step from which a picture is drawn over, rounded as diffusers rounds it.
+
+    Args:
+        steps: of the whole schedule.
+        strength: share of the steps to take, within (0, 1].
+    """
+    return min(int(steps - min(steps * strength, steps)), steps - 1)
+
+
+def add_noise(
+    latents: Float[Array, "b n c"], noise: Float[Array, "b n c"], sigma: Float[Array, ""]
+) -> Float[Array, "b n c"]:
+    """Return latents at the noise level sigma: sigma * noise + (1 - sigma) * latents."""
+    return sigma * noise + (1 - sigma) * latents
+
+
 def shift(image_tokens: int, config: SchedulerConfig) -> float:
     """Return the factor that shifts a level s towards noise: s' = shift / (shift + 1 / s - 1).
 

@@ -28,6 +28,7 @@ from ic_jax.models.unstacked import drawing_form
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import Fit, Picture
+from ic_jax.preprocessing.originals import STRENGTH, Originals
 from ic_jax.progress import BarConfig, Progress
 from ic_jax.request import (
     Prompts,
@@ -230,6 +231,9 @@ class InstantCharacterPipeline(Components, LoraMethods):
         negative_subject_scale: float | None = None,
         subject_fit: Fit = "pad",
         reference_image: ReferenceImage | None = None,
+        image: Picture | Sequence[Picture] | None = None,
+        mask_image: Picture | Sequence[Picture] | None = None,
+        strength: float | None = None,
         max_sequence_length: int | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
@@ -276,6 +280,14 @@ class InstantCharacterPipeline(Components, LoraMethods):
                 Kontext; a list that pairs up with the prompts; or the result of
                 `encode_reference`. It is resized to the nearest of the sizes that Kontext was
                 trained with, about 1024 x 1024, and does not decide `height` and `width`.
+            image: picture to draw over (image to image), or a list that pairs up with the prompts.
+                All are resized to `height` and `width`, which default to the sides of the first,
+                or to smaller ones of its aspect ratio where these would be more pixels than the
+                model's default.
+            mask_image: mask of `image`, white where it is drawn anew and black where it stays
+                (inpainting); one for all pictures, or one for each. It is resized like them.
+            strength: share of the steps that are taken, from a noised `image` on, within (0, 1]
+                [0.6]. 1 forgets the picture but for what the mask keeps.
             max_sequence_length: T5 tokens, at most 512 [512].
             output_type: "pil", "np" (float32 in 0..1) or "latent".
             callback_on_step_end: called after each step as in diffusers, with (pipeline, step,
@@ -286,6 +298,11 @@ class InstantCharacterPipeline(Components, LoraMethods):
             ValueError: an argument that cannot be used, in one line.
             FloatingPointError: the model produced numbers that are not finite.
         """
+        originals = Originals.read(image, mask_image, strength)
+        if originals is not None:
+            area = self.sampling.height * self.sampling.width
+            height, width = originals.size(height, width, area, self._runner.pixels_per_token)
+            strength = STRENGTH if strength is None else strength
         negative_texts = (negative_prompt, negative_prompt_2)
         negative_embeds = (negative_prompt_embeds, negative_pooled_prompt_embeds)
         args = arguments.sampling_arguments(
@@ -303,6 +320,7 @@ class InstantCharacterPipeline(Components, LoraMethods):
             subject_fit=subject_fit,
             max_sequence_length=max_sequence_length,
             output_type=output_type,
+            strength=strength,
         )
         args.check_size(self._runner.pixels_per_token)
         embeds = (prompt_embeds, pooled_prompt_embeds)
@@ -323,6 +341,7 @@ class InstantCharacterPipeline(Components, LoraMethods):
             negative=negative,
             subjects=encode_subjects(runner, subject_image, subject_fit),
             references=encode_references(runner, reference_image),
+            originals=originals,
             seed=seed,
             latents=latents,
         )

@@ -14,6 +14,7 @@ from ic_jax.models.rope import rope_table
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import Fit, Picture
+from ic_jax.preprocessing.originals import Originals
 from ic_jax.preprocessing.tokenizers import check_prompt
 from ic_jax.runner import ReferenceLatents, Runner
 
@@ -31,6 +32,7 @@ def build_request(
     negative: sampler.TextEmbeddings | None,
     subjects: SubjectFeatures | None,
     references: ReferenceLatents | None,
+    originals: Originals | None,
     seed: Any,
     latents: Any,
 ) -> tuple[sampler.SamplingRequest, list[int] | None]:
@@ -40,6 +42,8 @@ def build_request(
         negatives=None if negative is None else len(negative.embeds),
         subjects=None if subjects is None else len(subjects.low_res_deep),
         references=None if references is None else len(references.latents),
+        images=None if originals is None else len(originals.pictures),
+        masks=None if originals is None or originals.masks is None else len(originals.masks),
     )
     total = count * args.num_images_per_prompt
 
@@ -64,6 +68,12 @@ def build_request(
     height, width = runner.grid(args.height, args.width)
     ids = flow.position_ids(texts.embeds.shape[1], height, width, reference_grid)
     sigmas: Any = flow.schedule(args.sigmas or args.num_inference_steps, height * width, scheduler)
+    inpainting = None
+    if originals is not None:
+        assert args.strength is not None
+        sigmas = sigmas[flow.first_step(len(sigmas) - 1, args.strength) :]
+        pixels, masks = originals.resized(args.height, args.width, runner.vae.config.downscale)
+        noise, inpainting = runner.noise_originals(pixels, masks, noise, sigmas[0], seeds)
     request = sampler.SamplingRequest(
         latents=noise,
         prompt=per_picture(texts),
@@ -73,6 +83,7 @@ def build_request(
         subject=subject,
         true_cfg=true_cfg,
         reference=reference,
+        inpainting=inpainting,
     )
     return request, seeds
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from ic_jax import flow, sampler
 from ic_jax.models.clip import ClipText
@@ -19,6 +19,7 @@ from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.target import platform
 from ic_jax.models.unstacked import compiler_options
 from ic_jax.models.vae import Vae
+from ic_jax.noised_originals import noised_originals
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.images import Fit, Picture, read_rgb, tiles, to_square
 from ic_jax.preprocessing.references import to_references
@@ -136,6 +137,20 @@ class Runner:
         with self._on_mesh():
             latents = self._run(_encode_references, self.vae, pixels, dtype=self.dtype)
         return ReferenceLatents(latents, self.grid(*pixels.shape[1:3]))
+
+    def noise_originals(
+        self,
+        pixels: UInt8[np.ndarray, "r h w 3"],
+        masks: Bool[np.ndarray, "m y x"] | None,
+        noise: Float[Array, "b n c"],
+        sigma: np.float32,
+        seeds: Sequence[int] | None,
+    ) -> tuple[Float[Array, "b n c"], sampler.Inpainting | None]:
+        """Return the noised latents of pictures to draw over, and what their masks keep."""
+        numbers = None if seeds is None else np.asarray(seeds, np.uint32)
+        with self._on_mesh():
+            inputs = self.vae, pixels, masks, noise, sigma, numbers
+            return self._run(noised_originals, *inputs, dtype=self.dtype)
 
     def repeat_rows(self, rows: Rows, times: int) -> Rows:
         """Repeat each row of some arrays `times` times; the copies of a row are neighbours."""

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
+from ic_jax import flow
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.flux import Flux, Modulation
@@ -43,10 +44,18 @@ class TrueCfg(NamedTuple):
     subject_scale: Float[Array, "b"]  # in v_negative; 0 guides towards the subject, too
 
 
+class Inpainting(NamedTuple):
+    """Pictures to keep where a mask is 0, as packed latents; where it is 1 they are drawn anew."""
+
+    original: Float[Array, "b n c"]
+    noise: Float[Array, "b n c"]  # that `SamplingRequest.latents` has of the first level's
+    mask: Float[Array, "b n c"]
+
+
 class SamplingRequest(NamedTuple):
     """All inputs of a sampling run, which computes in the dtype of `prompt.embeds`."""
 
-    latents: Float[Array, "b n c"]  # packed noise, float32
+    latents: Float[Array, "b n c"]  # packed noise, or a picture at the first level's; float32
     prompt: TextEmbeddings
     guidance_scale: Float[Array, "b"]  # FLUX.1-dev's distilled guidance
     sigmas: Float[Array, "steps_1"]  # steps + 1 levels, see flow.schedule
@@ -54,6 +63,7 @@ class SamplingRequest(NamedTuple):
     subject: Subject | None = None
     true_cfg: TrueCfg | None = None
     reference: Float[Array, "b m c"] | None = None  # packed latents; `rope` has their ids, last
+    inpainting: Inpainting | None = None
 
 
 class Steps(NamedTuple):
@@ -77,6 +87,7 @@ class Conditioning(NamedTuple):
     subject_scale: Float[Array, "rows"]
     true_cfg_scale: Float[Array, "b"] | None
     reference: Float[Array, "rows m c"] | None
+    inpainting: Inpainting | None = None
 
 
 def prepare(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Conditioning:
@@ -102,6 +113,7 @@ def prepare(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Co
         subject_scale=scale,
         true_cfg_scale=None if true_cfg is None else true_cfg.scale,
         reference=None if reference is None else reference.astype(prompt.embeds.dtype),
+        inpainting=request.inpainting,
     )
 
 
@@ -155,7 +167,7 @@ def step(
     """Take Euler step `index` in float32: latents + (next_sigma - sigma) * velocity.
 
     A reference's tokens follow those of the picture through all blocks, and no velocity is read
-    from them.
+    from them. What inpainting keeps is put back after the step, with the noise of its level.
     """
     c, at = conditioning, jax.tree.map(lambda x: x[index], conditioning.steps)
     prompt = None
@@ -170,7 +182,12 @@ def step(
         pairs = velocity.reshape(-1, 2, *velocity.shape[1:])
         negative, positive = pairs[:, 0], pairs[:, 1]
         velocity = negative + c.true_cfg_scale[:, None, None] * (positive - negative)
-    return latents + (at.next_sigma - at.sigma) * velocity
+    latents = latents + (at.next_sigma - at.sigma) * velocity
+    if c.inpainting is None:
+        return latents
+    original, noise, mask = c.inpainting
+    kept = flow.add_noise(original, noise, at.next_sigma)
+    return (1 - mask) * kept + mask * latents
 
 
 def sample(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Float[Array, "b n c"]:

@@ -18,7 +18,7 @@ from infer import demo
 from infer.picture_file import read_metadata
 
 MAX_STEPS = 1000
-PICTURES = ("subject", "reference")
+PICTURES = ("subject", "reference", "image", "mask")
 DTYPES = ("bfloat16", "float32")
 
 
@@ -40,6 +40,11 @@ class PictureArguments:
     subject_sha256: str | None = None
     reference: str | None = None
     reference_sha256: str | None = None
+    image: str | None = None
+    image_sha256: str | None = None
+    mask: str | None = None
+    mask_sha256: str | None = None
+    strength: float | None = None
     prompt_2: str | None = None
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None

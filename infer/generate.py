@@ -184,6 +184,8 @@ def _draw(
     result = pipe(
         subject_image=subject,
         reference_image=reference,
+        image=request.image,
+        mask_image=request.mask,
         seed=[job.seed for job in jobs],
         callback_on_step_end=callback,
         **_prompt_arguments(request, jobs, encoded),

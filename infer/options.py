@@ -6,6 +6,7 @@ from typing import get_args
 from ic_jax import cli
 from ic_jax.config import SamplingConfig
 from ic_jax.preprocessing.images import Fit
+from ic_jax.preprocessing.originals import STRENGTH
 from infer import output
 from infer.from_picture import DTYPES
 
@@ -30,6 +31,9 @@ def _add_what(group: cli.Arguments) -> None:
     add("--subject", type=cli.path, metavar="PICTURE", help="reference picture of the character")
     edited = "picture that the prompt changes or takes things from; for FLUX.1 Kontext"
     add("--reference", type=cli.path, metavar="PICTURE", help=edited)
+    add("--image", type=cli.path, metavar="PICTURE", help="picture to draw over, see --strength")
+    mask = "mask of --image, white where it is drawn anew and black where it stays"
+    add("--mask", type=cli.path, metavar="PICTURE", help=mask)
     add("--prompt", action="append", help="the scene; repeat for several")
     again = (
         "draw a picture of this command again, from the arguments that it tells; other options "
@@ -48,12 +52,14 @@ def _add_what(group: cli.Arguments) -> None:
 
 def _add_how(group: cli.Arguments) -> None:
     add = group.add_argument
-    add("--height", type=int, metavar="PIXELS", help=_help("height", "a multiple of 16"))
-    add("--width", type=int, metavar="PIXELS", help=_help("width", "a multiple of 16"))
+    add("--height", type=int, metavar="PIXELS", help=_size("height"))
+    add("--width", type=int, metavar="PIXELS", help=_size("width"))
     steps = _help("num_inference_steps", "number of denoising steps")
     add("--num-inference-steps", "--steps", type=int, metavar="N", help=steps)
     levels = "noise levels of the steps, falling from 1, instead of --num-inference-steps"
     add("--sigmas", type=float, nargs="+", metavar="SIGMA", help=levels)
+    strength = f"share of the steps that are taken from --image on (default: {STRENGTH})"
+    add("--strength", type=float, metavar="SHARE", help=strength)
     for name, meaning in (
         ("guidance_scale", "distilled guidance of FLUX.1-dev; higher follows the prompt more"),
         ("true_cfg_scale", "classifier-free guidance; above 1 every step takes twice as long"),
@@ -106,6 +112,10 @@ def _add_running(group: cli.Arguments) -> None:
     unverified = "load the model without comparing its files with their checksums"
     add("--no-verify", action="store_true", help=unverified)
     cli.add_compile_cache(group)
+
+
+def _size(name: str) -> str:
+    return _help(name, "a multiple of 16").replace("(default: ", "(default: that of --image, or ")
 
 
 def _help(name: str, meaning: str) -> str:

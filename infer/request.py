@@ -18,6 +18,7 @@ from ic_jax.flow import PATCH
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import read_rgb
+from ic_jax.preprocessing.originals import STRENGTH, Originals
 from ic_jax.preprocessing.references import to_references
 from ic_jax.preprocessing.tokenizers import check_prompt
 from ic_jax.text_files import lines_of, read_text
@@ -27,7 +28,7 @@ from ic_jax.weights.lora.targets import targets_of
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 from ic_jax.weights.model_source import open_model
 from infer import demo, output
-from infer.from_picture import with_picture
+from infer.from_picture import PICTURES, with_picture
 from infer.lora_options import LoraOption, lora_options, read_option
 from infer.output import Destination, Job
 
@@ -43,6 +44,7 @@ SAMPLING = (
     "negative_subject_scale",
     "subject_fit",
     "max_sequence_length",
+    "strength",
 )
 OF_SUBJECTS = ("subject_scale", "negative_subject_scale", "subject_fit")
 
@@ -56,6 +58,8 @@ class GenerateRequest:
     model_name: str  # as the user names it
     subject: Path | None  # file of the character's picture
     reference: Path | None  # file of the picture to edit
+    image: Path | None  # file of the picture to draw over
+    mask: Path | None  # file of its mask
     digests: dict[str, str | None]  # SHA-256 of these files
     prompt_2: str | None
     negative_prompt: str | None
@@ -81,8 +85,7 @@ class GenerateRequest:
             "prompt": job.prompt,
             "seed": job.seed,
             "model": self.model_name,
-            "subject": None if self.subject is None else str(self.subject),
-            "reference": None if self.reference is None else str(self.reference),
+            **{name: None if (x := getattr(self, name)) is None else str(x) for name in PICTURES},
             **self.digests,
             "prompt_2": self.prompt_2,
             "negative_prompt": self.negative_prompt,
@@ -130,17 +133,14 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     if args.reference is not None:
         to_references([args.reference], multiple)
     # XLA widens every bfloat16 weight on a CPU, at every step.
+    pictures = {name: getattr(args, name) for name in PICTURES} | {"subject": subject}
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     return GenerateRequest(
         jobs=tuple(jobs),
         model=model,
         model_name=demo.MODEL_NAME if args.model is None else str(args.model),
-        subject=subject,
-        reference=args.reference,
-        digests={
-            f"{name}_sha256": None if picture is None else sha256_file(picture)
-            for name, picture in (("subject", subject), ("reference", args.reference))
-        },
+        **pictures,
+        digests={f"{name}_sha256": x and sha256_file(x) for name, x in pictures.items()},
         prompt_2=args.prompt_2,
         negative_prompt=args.negative_prompt,
         negative_prompt_2=args.negative_prompt_2,
@@ -162,7 +162,7 @@ def _subject_and_prompts(args: argparse.Namespace) -> tuple[Path | None, list[st
     subject, prompts = args.subject, _prompts(args.prompt, args.prompts_file)
     if args.model is None:
         say(demo.NO_MODEL)
-        if subject is None and args.reference is None and not prompts:
+        if subject is args.reference is args.image is None and not prompts:
             subject, prompts = demo.SUBJECT, [demo.PROMPT]
             say(demo.NO_PROMPT)
     if not prompts:
@@ -180,6 +180,10 @@ def _refuse_without_effect(args: argparse.Namespace, subject: Path | None) -> No
     """Raise ValueError for an option of the command line that others leave without effect."""
     if args.sigmas is not None and args.num_inference_steps is not None:
         raise ValueError("--sigmas and --num-inference-steps exclude each other; give one")
+    if args.image is None and args.mask is not None:
+        raise ValueError("--mask does nothing without --image, the picture that it belongs to")
+    if args.image is None and args.strength is not None:
+        raise ValueError("--strength does nothing without --image, the picture to draw over")
     for name in OF_SUBJECTS if subject is None else ():
         if getattr(args, name) is not None:
             option = "--" + name.replace("_", "-")
@@ -207,16 +211,24 @@ def _jobs(out: Destination, prompts: list[str], seeds: list[int], *, keep: bool)
 def _settings(args: argparse.Namespace, model: ModelFolder, multiple: int) -> SamplingArguments:
     """Return the sampling settings: the options, and the model's defaults where none is set."""
     has_own, fit = "sampling" in model.components, args.subject_fit or "pad"
+    defaults = read_config(model, "sampling") if has_own else SamplingConfig()
+    values = {name: getattr(args, name) for name in SAMPLING} | {"subject_fit": fit}
+    originals = Originals.read(args.image, args.mask, args.strength)
+    if originals is not None:
+        area = defaults.height * defaults.width
+        strength = STRENGTH if args.strength is None else args.strength
+        size = originals.size(args.height, args.width, area, multiple)
+        values |= {"height": size[0], "width": size[1], "strength": strength}
     settings = arguments.sampling_arguments(
-        read_config(model, "sampling") if has_own else SamplingConfig(),
+        defaults,
         has_negative=args.negative_prompt is not None or args.negative_prompt_2 is not None,
         num_images_per_prompt=1,
         output_type="pil",
-        **{name: getattr(args, name) for name in SAMPLING} | {"subject_fit": fit},
+        **values,
     )
     settings.check_size(multiple)
     if has_own:
-        _warn_of_another_size(settings, read_config(model, "sampling"))
+        _warn_of_another_size(settings, defaults)
     return settings
 
 

@@ -37,7 +37,7 @@ LAYERS = (
     {"config"},
     {"compilation_cache", "flow", "models", "preprocessing", "progress"},
     {"sampler", "weights"},
-    {"auto_mesh", "cli"},
+    {"auto_mesh", "cli", "noised_originals"},
     {"memory", "planning", "runner"},
     {"components", "lora_methods", "measuring", "request", "result"},
     {"pipeline"},

@@ -18,7 +18,8 @@ MAX_SIDE = 4096  # pixels; FLUX was trained up to about 2 megapixels
 class SamplingArguments:
     """The numbers and choices of a call that can be checked without a model.
 
-    `true_cfg_scale` is 1 and `negative_subject_scale` None without true guidance.
+    `true_cfg_scale` is 1 and `negative_subject_scale` None without true guidance; `strength` is
+    None without a picture to draw over.
     """
 
     height: int
@@ -33,6 +34,7 @@ class SamplingArguments:
     subject_fit: str
     max_sequence_length: int
     output_type: str
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         """Convert every field to its plain type; ValueError names the first that cannot be."""
@@ -49,6 +51,10 @@ class SamplingArguments:
         checked["max_sequence_length"] = check_count(
             "max_sequence_length", self.max_sequence_length, 512
         )
+        if self.strength is not None:
+            checked["strength"] = check_finite("strength", self.strength)
+            if not 0 < checked["strength"] <= 1:
+                raise ValueError(f"strength is {self.strength}; it must be within (0, 1]")
         if self.sigmas is not None:
             checked["sigmas"] = check_sigmas(self.sigmas)
         check_choice("subject_fit", self.subject_fit, ("pad", "stretch"))
