@@ -23,7 +23,7 @@ class Chart:
     title: str
     lines: Mapping[str, Sequence[Point]]  # step and value
     marks: Mapping[str, float] = field(default_factory=dict)  # steps with a dotted line, by name
-    zero: bool = False  # shows 0 whatever the values
+    includes: Sequence[float] = ()  # values that the scale shows, whatever the lines
 
 
 class Stroke(NamedTuple):
@@ -90,7 +90,7 @@ def _chart(chart: Chart, top: float) -> Iterator[Stroke | Label]:
     """Yield the strokes and labels of a chart whose upper edge is at `top`."""
     points = [p for line in chart.lines.values() for p in line if math.isfinite(p[1])]
     xs, ys = [x for x, _ in points] or [0.0], [y for _, y in points] or [0.0]
-    ys += [0.0] if chart.zero else []
+    ys += chart.includes
     columns, rows = _ticks(0.0, max(xs)), _ticks(min(ys), max(ys))
     right, low, high = max(columns[-1], max(xs)), rows[0], rows[-1]
 

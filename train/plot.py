@@ -64,7 +64,7 @@ def charts_of(lines: Sequence[dict[str, Any]], recipe: Recipe) -> list[Chart]:
     charts = []
     for title, named in figures.items():
         if drawn := {words: points for words, points in named.items() if points}:
-            charts.append(Chart(title, drawn, marks, zero=title == EFFECT))
+            charts.append(Chart(title, drawn, marks, (0.0,) if title == EFFECT else ()))
     return charts
 
 

@@ -28,6 +28,14 @@ Train a new adapter for the small model with each schedule of the learning rate,
 with Schedule-Free, and once more at a constant rate from another seed, which shows what chance
 does. Otherwise as `optimizers`. Writes learning_rates.json.
 """
+EFFECT_CURVES = """
+Train a new adapter for the small model three times, from the same start on the same people, and
+measure the reference effect on held-out people at the same noise: with another picture of the
+person as reference; the same at a learning rate that is ten times too high; and with each picture
+as its own reference. All train without words, so that only the reference tells what to draw. A run
+goes on where it stopped; more steps by --set are a longer experiment. Writes effect_curves.json
+and the figure of docs/training.md.
+"""
 STAGE_ENDS = """
 Measure the adapter at the end of each stage of RUN, which peeps.toml keeps as checkpoints
 (saving.keep_every). Each generates held-out people with their prompts, and with the empty prompt,
@@ -75,6 +83,15 @@ def _optimizers_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_compile_cache(parser)
 
 
+def _effect_curves_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("work", metavar="WORK", type=cli.path, help="folder for data set and runs")
+    parser.add_argument(
+        "--characters", metavar="N", type=int, default=600, help="characters of the data set"
+    )
+    cli.add_set(parser, "stage1.steps=2000")
+    cli.add_compile_cache(parser)
+
+
 def _stage_ends_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=cli.path, help="RUN folder of `python -m train`")
     parser.add_argument(
@@ -112,6 +129,12 @@ def _run_learning_rates(args: argparse.Namespace) -> None:
     learning_rates.run(args)
 
 
+def _run_effect_curves(args: argparse.Namespace) -> None:
+    from examples.open_peeps.experiments import effect_curves
+
+    effect_curves.run(args)
+
+
 def _run_stage_ends(args: argparse.Namespace) -> None:
     from examples.open_peeps.experiments import stage_ends
 
@@ -145,6 +168,13 @@ COMMANDS = (
         _optimizers_arguments,
         _run_learning_rates,
         LEARNING_RATES,
+    ),
+    cli.Command(
+        "effect-curves",
+        "Measure the reference effect of runs that use, ignore and copy the reference.",
+        _effect_curves_arguments,
+        _run_effect_curves,
+        EFFECT_CURVES,
     ),
     cli.Command(
         "stage-ends",

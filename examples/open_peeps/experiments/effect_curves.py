@@ -1,0 +1,88 @@
+"""Reference effect of a run that uses its reference, one that ignores it and one that copies it."""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from examples.open_peeps.evaluation.origin import origin
+from examples.open_peeps.world.dataset import Characters, write_data_set
+from ic_jax.files import atomic_write
+from ic_jax.weights.model_folder import SMALL_MODEL
+from train import chart
+from train.cache_command import fill
+from train.chart import Chart
+from train.effect import ANOTHER, SAME
+from train.loop import train
+from train.recipe import Recipe, read_recipe
+from train.run_folder import read_metrics
+
+HERE, RESULTS = Path(__file__).parent, Path(__file__).with_suffix(".json")
+FIGURE = HERE.parents[2] / "docs" / "reference-effect.svg"
+STAGE = "stage1"
+# The averages go into nothing that is measured here.
+SHORT = ("steps=480", "batch=16", "ema=0")
+COMMON = (*(f"{STAGE}.{change}" for change in SHORT), "holdout=0.1", "saving.every=80")
+MEASURED = ("reporting.every=40", "reporting.effect_every=40", "reporting.effect_batches=10")
+RUNS = {
+    "uses the reference": (f"{STAGE}.paired=1.0",),
+    "ignores it": (f"{STAGE}.paired=1.0", f"{STAGE}.learning_rate=3e-3"),
+    "copies it": (f"{STAGE}.paired=0.0",),
+}
+LINES = {"same picture": SAME, "another picture": ANOTHER}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train every run that has not ended; write the results and the figure."""
+    data = args.work / "data"
+    if not data.exists():
+        write_data_set(data, Characters(args.characters, views=2, size=192), workers=1)
+    results: dict[str, Any] = {}
+    for name, changes in RUNS.items():
+        before = time.process_time()
+        recipe = _recipe(args, data, name)
+        fill(recipe, overwrite=False)
+        train(recipe)
+        results[name] = {"changes": list(changes), "effect": _curves(recipe)}
+        results[name] |= {"processor seconds": round(time.process_time() - before)}
+    settings = {"characters": args.characters, "set": args.set, "recipe": _settings(recipe)}
+    text = json.dumps(results | {"settings": settings} | origin(), indent=1)
+    atomic_write(RESULTS, f"{text}\n".encode())
+    atomic_write(FIGURE, f"{chart.svg(_charts(results))}\n".encode())
+
+
+def _recipe(args: argparse.Namespace, data: Path, name: str) -> Recipe:
+    """Return the recipe of a run: the first stage of peeps.toml, changed."""
+    out, cache = args.work / name.replace(" ", "-"), args.work / "cache"
+    folders = {"model": SMALL_MODEL, "data": data, "cache": cache, "out": out}
+    changes = [f"{key}={folder}" for key, folder in folders.items()]
+    changes += [*COMMON, *MEASURED, *RUNS[name], *args.set]
+    recipe = read_recipe(HERE / "peeps.toml", changes)
+    return replace(recipe, stages={STAGE: recipe.stages[STAGE]})
+
+
+def _curves(recipe: Recipe) -> dict[str, list[tuple[int, float]]]:
+    """Return the measurements of a run, as steps and effects; a resumed run repeats none."""
+    by_step = {line["step"]: line for line in read_metrics(recipe.out) if SAME in line}
+    return {
+        name: [(step, round(line[key], 5)) for step, line in sorted(by_step.items())]
+        for name, key in LINES.items()
+    }
+
+
+def _charts(results: Mapping[str, Any]) -> list[Chart]:
+    """Return a chart of each run, all on one scale."""
+    effects = {name: results[name]["effect"] for name in RUNS}
+    every = [y for lines in effects.values() for line in lines.values() for _, y in line]
+    scale = (0.0, min(every), max(every))
+    return [Chart(name, lines, includes=scale) for name, lines in effects.items()]
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what all runs have in common."""
+    values = recipe.to_dict()
+    names = ("seed", "holdout", "reporting", STAGE)
+    return {name: values[name] for name in names if name in values}
