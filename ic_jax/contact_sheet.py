@@ -14,7 +14,11 @@ LARGEST = 16_000  # pixels of a sheet's side, on which pictures are made smaller
 
 
 def draw_sheet(
-    headings: Sequence[str], rows: Sequence[Sequence[Cell]], *, side: int | None = None
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    side: int | None = None,
+    legend: Sequence[str] = (),
 ) -> Image.Image:
     """Draw a sheet of pictures and texts.
 
@@ -22,6 +26,7 @@ def draw_sheet(
         headings: one for each column.
         rows: a picture, a text or nothing for each column. A column holds either pictures or texts.
         side: pixels of the longer side of each picture; by default `shown_side` of the largest.
+        legend: paragraphs below the sheet, over its whole width.
     """
     pictures = [cell for row in rows for cell in row if isinstance(cell, Image.Image)]
     is_text = [any(isinstance(row[i], str) for row in rows) for i in range(len(headings))]
@@ -45,7 +50,20 @@ def draw_sheet(
                 words = _wrapped(cell, width - MARGIN, side, text)
                 middle = (left, y + side // 2)
                 pen.multiline_text(middle, words, "black", font, spacing=4, anchor="lm")
-    return sheet
+    return _with_legend(sheet, legend, text) if legend else sheet
+
+
+def _with_legend(sheet: Image.Image, legend: Sequence[str], text: int) -> Image.Image:
+    """Return a sheet with paragraphs below it, in letters of `text` pixels."""
+    most = sheet.width // text  # lines: as much as a square has
+    words = _wrapped("\n".join(legend), sheet.width - 2 * MARGIN, most * (text + 6), text)
+    font, place = ImageFont.load_default(text), (MARGIN, sheet.height)
+    pen = ImageDraw.Draw(sheet)
+    below = pen.multiline_textbbox(place, words, font, spacing=4)[3]
+    longer = Image.new("RGB", (sheet.width, math.ceil(below) + MARGIN), "white")
+    longer.paste(sheet)
+    ImageDraw.Draw(longer).multiline_text(place, words, "black", font, spacing=4)
+    return longer
 
 
 def shown_side(side: int) -> int:

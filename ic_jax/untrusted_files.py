@@ -7,6 +7,7 @@ another file, and what it says is data: nothing is imported, evaluated or execut
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -92,10 +93,20 @@ def below(root: Path, name: str) -> Path:
     Raises:
         ValueError: it is empty, absolute, or lies elsewhere when all links are followed.
     """
-    if not name or "\0" in name:
-        raise ValueError(f"{root}: {name!r} names no file")
-    path = root / name
-    resolved = Path(os.path.realpath(path))  # resolve() fails on a link that leads to itself
-    if not resolved.is_relative_to(root.resolve()):
-        raise ValueError(f"{root}: {name} lies outside this folder; put the file into it")
-    return path
+    return files_below(root)(name)
+
+
+def files_below(root: Path) -> Callable[[str], Path]:
+    """Return `below` of one folder, for many names: the links to the folder are followed once."""
+    real_root = root.resolve()
+
+    def path_of(name: str) -> Path:
+        if not name or "\0" in name:
+            raise ValueError(f"{root}: {name!r} names no file")
+        path = root / name
+        real_path = Path(os.path.realpath(path))  # resolve() fails on a link that leads to itself
+        if not real_path.is_relative_to(real_root):
+            raise ValueError(f"{root}: {name} lies outside this folder; put the file into it")
+        return path
+
+    return path_of

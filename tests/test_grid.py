@@ -38,6 +38,20 @@ def test_a_sheet_has_rows_under_headings():
     assert (text[tops[1] :] == 255).all()
 
 
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_a_legend_is_below_the_sheet_and_within_it(pictures):
+    headings, row = ["1"] * pictures, [plain(RED)] * pictures
+    alone = np.asarray(draw_sheet(headings, [row]))
+    legend = ["after step 3: " + "seed 0, " * 20, "1: the empty prompt"]
+    pixels = np.asarray(draw_sheet(headings, [row], legend=legend))
+    assert (pixels[: len(alone)] == alone).all()
+    rows, columns = np.nonzero((pixels[len(alone) :] < 128).all(-1))
+    lines = 1 + (np.diff(np.unique(rows)) > 1).sum()
+    assert lines >= 5 - pictures
+    assert MARGIN <= columns.min() < columns.max() < pixels.shape[1] - MARGIN // 2
+    assert rows.max() < pixels.shape[0] - len(alone) - MARGIN // 2
+
+
 @pytest.mark.parametrize("text", ["", "女孩" * 300, "a girl " * 300, "one\n\ntwo", "x" * 5000])
 def test_any_text_stays_in_its_cell(text):
     sheet = draw_sheet(["prompt", "picture"], [[text, plain("white")]])

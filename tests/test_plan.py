@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ic_jax import auto_mesh
+from ic_jax.config import ConfigError
 from ic_jax.devices import Chip
 from ic_jax.planning import compile_plan
 from ic_jax.planning.gpu_targets import GPU_TARGETS
@@ -19,7 +20,8 @@ from ic_jax.planning.hlo_cost import Work
 from ic_jax.planning.report import seconds_at_least
 from ic_jax.planning.topologies import topology_devices
 from ic_jax.sharding import ShardingError, make_mesh, parse
-from train import plan_command
+from ic_jax.weights.model_folder import SMALL_MODEL
+from train import commands, plan_command
 from train.recipe import changed, recipe_of
 
 ROWS, WIDTH, BLOCKS = 64, 256, 10
@@ -156,6 +158,31 @@ def test_settings_with_which_training_would_fit(full_size, changes, settings, mo
     recipe = recipe_of(changed(values, changes))
     with pytest.raises(ShardingError, match=rf"; 2 would, as fsdp=2; or take {settings}$"):
         plan_command.step_reports(recipe, full_size, jax.devices()[:1])
+
+
+def test_the_plan_is_of_the_recipes_model(full_size, monkeypatch, capsys):
+    arguments = []
+    monkeypatch.setattr(plan_command, "run", arguments.append)
+
+    def recipe_and_shapes(*options):
+        assert commands.main(["plan", *options]) == 0
+        recipe = plan_command.recipe_to_plan(arguments.pop())
+        return recipe, plan_command.model_shapes(recipe)
+
+    recipe, shapes = recipe_and_shapes("--model", str(SMALL_MODEL), "--resolution", "96")
+    assert shapes["transformer"].config.hidden_size == 192
+    assert plan_command.trained_of(recipe, shapes) is shapes.pop("adapter")
+    with pytest.raises(ConfigError, match="has no adapter to continue with"):
+        plan_command.trained_of(recipe, shapes)
+    shapes.pop("dinov2")
+    with pytest.raises(ConfigError, match="small_model: training needs dinov2; convert it again"):
+        plan_command.base_of(recipe, shapes)
+    published = full_size["transformer"].config
+    assert recipe_and_shapes()[1]["transformer"].config == published
+    assert not capsys.readouterr().err
+    absent = recipe_and_shapes("docs/recipes/h100.toml", "--set", "model=absent")[1]
+    assert absent["transformer"].config == published
+    assert "absent: is not here; the published sizes are planned" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from train import chart, progress, speaker
 from train.chart import Chart, _ticks
 from train.commands import main
 from train.effect import ANOTHER, EFFECT, SAME, reading
-from train.preview_sheet import PreviewRow, contact_sheet
 from train.progress import Progress
 from train.recipe import LoraConfig, Recipe, Reporting, Saving, Stage
 from train.recipe_warnings import recipe_warnings
@@ -128,20 +127,6 @@ def test_a_request_to_stop_is_no_error(capsys):
 
     assert cli.run(stop) == 75
     assert capsys.readouterr().err.startswith("stopped after step 3 of 9")
-
-
-def test_a_contact_sheet_has_a_legend():
-    red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
-    texts = ("after step 3", ["c1 (held out)"], ["a disc left", ""])
-    sheet = contact_sheet([PreviewRow(red, [blue, blue])], 32, *texts)
-    colours = {colour: n for n, colour in sheet.getcolors(1 << 16)}
-    assert colours[(255, 0, 0)] == 32 * 32
-    assert colours[(0, 0, 255)] == 2 * 32 * 32
-    assert sheet.width == 480
-    longer = contact_sheet([PreviewRow(red, [blue, blue])], 32, texts[0] * 20, *texts[1:])
-    assert longer.height > sheet.height
-    alone = contact_sheet([PreviewRow(None, [blue])], 32, texts[0], [], ["x"])
-    assert (0, 0, 255) in {colour for _, colour in alone.getcolors(1 << 16)}
 
 
 def test_ticks_are_round_and_enclose():

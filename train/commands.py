@@ -127,6 +127,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
         help="TOML file whose stages are planned (default: one stage of the options below)",
     )
     cli.add_set(parser, "optimizer=adafactor")
+    add("--model", type=cli.path, help="MODEL folder (default: the published sizes)")
     add("--topology", help=TOPOLOGY_HELP)
     add("--mesh", metavar="AXES", help="mesh axes, such as data=4,fsdp=64 (default: auto)")
     add("--base", choices=BASES, help="layout of the base over the devices (default: auto)")

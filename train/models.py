@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from ic_jax.models.unstacked import split_output
 from ic_jax.preprocessing.tokenizers import PromptTokenizer
 from ic_jax.sharding import make_mesh, parse, replicate_to_mesh, shardings
 from ic_jax.weights import loading
+from ic_jax.weights.fit import misfits
 from ic_jax.weights.lora.delta import LoraFile
 from ic_jax.weights.model_folder import ModelFolder
 from ic_jax.weights.tensors import WeightsError
@@ -215,11 +217,16 @@ def _initial_params(
     if recipe.adapter:
         return _initial_adapter(recipe, frozen, mesh)
     if "adapter" not in base.components:
-        raise ConfigError(
-            f"{base.path} has no adapter to continue with; give a table [adapter] with its sizes, "
-            'or adapter = "instantcharacter" for the published ones; or train a LoRA, [lora]'
-        )
+        raise no_adapter(base.path)
     return loading.load_component(base, "adapter", jnp.float32, mesh=mesh)
+
+
+def no_adapter(model: Path) -> ConfigError:
+    """Return the error of a MODEL without an adapter, where the recipe has none either."""
+    return ConfigError(
+        f"{model} has no adapter to continue with; give a table [adapter] with its sizes, "
+        'or adapter = "instantcharacter" for the published ones; or train a LoRA, [lora]'
+    )
 
 
 def base_digests(base: ModelFolder) -> dict[str, str]:
@@ -243,12 +250,9 @@ def _initial_adapter(recipe: Recipe, frozen: Frozen, mesh: Mesh) -> Adapter:
     config = adapter_config(recipe)
     assert frozen.siglip is not None
     assert frozen.dinov2 is not None
-    width = frozen.siglip.config.hidden_size + frozen.dinov2.config.hidden_size
-    if config.inner_dim != width:
-        raise ConfigError(
-            f"adapter.inner_dim is {config.inner_dim}; it must be {width}, SigLIP's width plus "
-            "DINOv2's"
-        )
+    parts = {"siglip": frozen.siglip.config, "dinov2": frozen.dinov2.config, "adapter": config}
+    for misfit in misfits(parts):
+        raise ConfigError(f"[adapter]: {misfit}; correct inner_dim or the layers in the recipe")
     static: dict[str, Any] = {
         "config": config,
         "flux": frozen.transformer.config,

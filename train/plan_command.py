@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,9 +24,10 @@ from ic_jax.planning.report import show
 from ic_jax.planning.topologies import topology_devices
 from ic_jax.sharding import ShardingError, describe, make_mesh, shardings
 from ic_jax.weights import loading
+from ic_jax.weights.model_folder import ModelFolder
 from train import flops, lora
 from train.encode import Frozen
-from train.models import adapter_config, components_of
+from train.models import adapter_config, components_of, no_adapter
 from train.objective import Trainable
 from train.optimizer import optimizer
 from train.recipe import Recipe, Stage, changed, read_recipe, recipe_of
@@ -35,6 +38,7 @@ from train.step_shapes import layout, step_inputs
 BASE, ENCODERS, PARAMS, EMA, MOMENTS, BATCH = tuple[Any, ...](
     ("base", "encoders", "params", "EMA", "moments", "batch")
 )
+PUBLISHED = Path("published")  # stands for the MODEL, DATA and RUN of a plan without a recipe
 # Labels of the step's arguments, by which their bytes are reported.
 LABELS = (
     TrainState(PARAMS, EMA, MOMENTS, BATCH, BATCH),
@@ -46,8 +50,20 @@ LABELS = (
 def run(args: argparse.Namespace) -> None:
     """Print the reports, and write them as JSON if asked."""
     recipe = recipe_to_plan(args)
-    shapes = auto_mesh.published(jnp.dtype(recipe.dtype))
-    show(step_reports(recipe, shapes, topology_devices(args.topology)), args.json)
+    show(step_reports(recipe, model_shapes(recipe), topology_devices(args.topology)), args.json)
+
+
+def model_shapes(recipe: Recipe) -> dict[str, Any]:
+    """Return the components of a recipe's MODEL, shapes in place of arrays.
+
+    A model that is not on this machine has the published sizes.
+    """
+    dtype = jnp.dtype(recipe.dtype)
+    if recipe.model.is_dir():
+        return auto_mesh.shapes_of(recipe.model, dtype)
+    if recipe.model != PUBLISHED:
+        print(f"{recipe.model}: is not here; the published sizes are planned", file=sys.stderr)
+    return auto_mesh.published(dtype)
 
 
 def step_reports(
@@ -63,6 +79,7 @@ def step_reports(
         devices: on which the steps are planned.
 
     Raises:
+        ConfigError: the model lacks a component that the steps need.
         ShardingError: no mesh of the devices holds the state, or not the one that the recipe names.
     """
     mesh, replicate = _layout(recipe, shapes, devices)
@@ -102,10 +119,12 @@ def _layout(recipe: Recipe, shapes: dict[str, Any], devices: Sequence[Any]) -> t
 
 def recipe_to_plan(args: argparse.Namespace) -> Recipe:
     """Return the recipe to plan: a file's, or one stage of the options."""
+    model = args.model and str(ModelFolder.open(args.model).path)
     options = {
         "stage1": {"batch": args.batch, "accumulate": args.accumulate, "remat": args.remat}
         | {"resolution": args.resolution},
-        "": {"mesh": args.mesh, "base": args.base, "text_length": args.text_length},
+        "": {"model": model, "mesh": args.mesh, "base": args.base}
+        | {"text_length": args.text_length},
     }
     changes = {
         f"{table}.{key}".lstrip("."): value
@@ -114,8 +133,7 @@ def recipe_to_plan(args: argparse.Namespace) -> Recipe:
         if value is not None
     }
     if args.recipe is None:
-        folders = dict.fromkeys(("model", "data", "out"), "published")
-        values = {**folders, "adapter": "instantcharacter", "stage1": {"steps": 1}}
+        values = dict.fromkeys(("model", "data", "out"), str(PUBLISHED)) | {"stage1": {"steps": 1}}
         return recipe_of(
             changed(values, [f"{k}={json.dumps(v)}" for k, v in changes.items()] + args.set)
         )
@@ -127,8 +145,10 @@ def recipe_to_plan(args: argparse.Namespace) -> Recipe:
 
 def base_of(recipe: Recipe, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the components that a recipe's steps compute with, besides what is trained."""
-    used = components_of(recipe, previews=False)
-    return {name: shapes[name] for name in Frozen._fields if name in used}
+    used = [name for name in Frozen._fields if name in components_of(recipe, previews=False)]
+    if lacks := [name for name in used if name not in shapes]:
+        raise ConfigError(f"{recipe.model}: training needs {', '.join(lacks)}; convert it again")
+    return {name: shapes[name] for name in used}
 
 
 def trained_of(recipe: Recipe, shapes: Mapping[str, Any]) -> Trainable:
@@ -138,6 +158,8 @@ def trained_of(recipe: Recipe, shapes: Mapping[str, Any]) -> Trainable:
         return jax.eval_shape(lambda: lora.initial(flux, settings, recipe.seed))
     if recipe.adapter:
         return loading.abstract("adapter", adapter_config(recipe), flux.config)
+    if "adapter" not in shapes:
+        raise no_adapter(recipe.model)
     return shapes["adapter"]
 
 

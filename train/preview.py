@@ -13,6 +13,7 @@ from PIL import Image
 
 from ic_jax import multihost
 from ic_jax.config import SamplingConfig
+from ic_jax.contact_sheet import Cell, draw_sheet, shown_side
 from ic_jax.models.adapter import Adapter
 from ic_jax.pipeline import InstantCharacterPipeline
 from ic_jax.weights.loading import Model
@@ -21,7 +22,6 @@ from train.encoded_cache import Cache
 from train.lora import with_lora
 from train.objective import Trainable
 from train.optimizer import evaluated
-from train.preview_sheet import PreviewRow, contact_sheet
 from train.recipe import Recipe
 from train.setup import Setup
 from train.step import TrainState
@@ -58,16 +58,19 @@ class Preview:
         if weights is None:
             weights = evaluated(state.opt_state, state.params)
         pipe = InstantCharacterPipeline(self._exported(weights))
-        rows = [
-            PreviewRow(Image.fromarray(reference), self._pictures(pipe, subject_image=reference))
-            for reference in self._references.values()
+        rows: list[list[Cell]] = [
+            [name, Image.fromarray(reference), *self._pictures(pipe, subject_image=reference)]
+            for name, reference in self._references.items()
         ]
-        sheet = contact_sheet(
-            rows or [PreviewRow(None, self._pictures(pipe))],
-            self._side,
-            self._facts(step),
-            list(self._references),
-            list(map(self._recipe.prompted, self._recipe.reporting.preview_prompts)),
+        prompts = list(map(self._recipe.prompted, self._recipe.reporting.preview_prompts))
+        sheet = draw_sheet(
+            [*(("character", "reference") if rows else ()), *map(str, range(1, len(prompts) + 1))],
+            rows or [self._pictures(pipe)],
+            side=shown_side(self._side),
+            legend=[
+                self._facts(step),
+                *(f"{i}: {prompt or 'the empty prompt'}" for i, prompt in enumerate(prompts, 1)),
+            ],
         )
         if multihost.is_first():
             folder = Path(self._recipe.out) / "previews"

@@ -4,7 +4,7 @@ Each part is complete in itself, and JAX does not say where an index is out of r
 last row. So what one part gives another is compared before a weight is read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,24 +67,8 @@ def check_fit(configs: Mapping[str, Any], tokenizers: Mapping[str, bytes]) -> No
     Raises:
         WeightsError: names two parts that do not fit, with both numbers.
     """
-    for width in WIDTHS:
-        if {*width.givers, width.taker} <= configs.keys():
-            gives = width.gives(*(configs[name] for name in width.givers))
-            takes = width.takes(configs[width.taker])
-            if gives != takes:
-                givers = " and ".join(NAMES[name] for name in width.givers)
-                raise WeightsError(
-                    f"{gives} channels come from {givers}, and {NAMES[width.taker]} takes {takes}; "
-                    "take both from the same publisher"
-                )
-    for name in ("siglip", "dinov2"):
-        if {name, "adapter"} <= configs.keys():
-            deepest = max(getattr(configs["adapter"], f"{name}_layers"))
-            if deepest > (depth := configs[name].num_hidden_layers):
-                raise WeightsError(
-                    f"the adapter reads layer {deepest} of {NAMES[name]}, which has {depth}; give "
-                    "the encoder that it was trained with"
-                )
+    for misfit in misfits(configs):
+        raise WeightsError(f"{misfit}; take both from the same publisher")
     for name, content in tokenizers.items():
         encoder = ENCODERS[name]
         largest = largest_id(content)
@@ -93,6 +77,26 @@ def check_fit(configs: Mapping[str, Any], tokenizers: Mapping[str, bytes]) -> No
                 f"{name} has ids up to {largest}, and {NAMES[encoder]} knows "
                 f"{configs[encoder].vocab_size} words; give the tokenizer of this encoder"
             )
+
+
+def misfits(configs: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what does not fit between the parts of a model, with both numbers.
+
+    Args:
+        configs: of components by name.
+    """
+    for width in WIDTHS:
+        if {*width.givers, width.taker} <= configs.keys():
+            gives = width.gives(*(configs[name] for name in width.givers))
+            takes = width.takes(configs[width.taker])
+            if gives != takes:
+                givers = " and ".join(NAMES[name] for name in width.givers)
+                yield f"{gives} channels come from {givers}, and {NAMES[width.taker]} takes {takes}"
+    for name in ("siglip", "dinov2"):
+        if {name, "adapter"} <= configs.keys():
+            deepest = max(getattr(configs["adapter"], f"{name}_layers"))
+            if deepest > (depth := configs[name].num_hidden_layers):
+                yield f"the adapter reads layer {deepest} of {NAMES[name]}, which has {depth}"
 
 
 def largest_id(content: bytes) -> int | None:

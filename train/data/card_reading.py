@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ic_jax.untrusted_files import below, read_json
+from ic_jax.untrusted_files import files_below, read_json
 from train.data.card import CARD, INDEX
 from train.data.errors import DataError
 
@@ -59,12 +59,13 @@ def _files(path: Path, card: dict[str, Any], name: str) -> None:
     files = card.get(name)
     if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
         raise DataError(f"{path / CARD}: {name} is no list of files; {AGAIN}")
+    path_of = files_below(path)
     for file in files:
         _count(path / CARD, file, "bytes")
         if not isinstance(file.get("file"), str):
             raise DataError(f"{path / CARD}: a file of {name} has no name; {AGAIN}")
         try:
-            below(path, file["file"])
+            path_of(file["file"])
         except ValueError as error:
             raise DataError(f"{path / CARD}: {error}") from None
         if not isinstance(file.get("sha256", ""), str):

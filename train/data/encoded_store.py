@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ic_jax.files import atomic_folder, sha256_file, write_json
-from ic_jax.untrusted_files import below, read_json
+from ic_jax.untrusted_files import files_below, read_json
 from ic_jax.weights.safetensors_io import Spec, read_with_metadata, write_file
 from ic_jax.weights.tensors import Tensor, contiguous
 from train.data.errors import DataError
@@ -145,8 +145,9 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
     file = folder / MANIFEST
     try:
         manifest = read_json(file)
+        path_of = files_below(folder)
         for shard in manifest["shards"]:
-            below(folder, shard["file"])
+            path_of(shard["file"])
             int(shard["bytes"])
             str(shard["sha256"])
     except (ValueError, KeyError, TypeError) as error:

@@ -4,9 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
-
-from ic_jax import auto_mesh
 from ic_jax.files import atomic_write
 from ic_jax.version import __version__
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
@@ -16,6 +13,7 @@ from train.data.errors import DataError
 from train.new.memory_fit import Devices, Fit, fitted
 from train.new.recipe_text import recipe_text
 from train.new.sizing import draft, resolutions
+from train.plan_command import model_shapes
 from train.recipe import recipe_of
 
 
@@ -35,10 +33,8 @@ def run(args: argparse.Namespace) -> None:
     run_folder = Path("runs", args.out.stem if args.out else dataset.path.resolve().name)
     sizes = draft(dataset, model, run_folder, devices, lora=args.lora, new=args.new_adapter)
     recipe = recipe_of(sizes.values)
-    shapes = auto_mesh.shapes_of(model, jnp.dtype(recipe.dtype))
-    fit = fitted(recipe, shapes, devices)
-    published = shapes["transformer"].config == auto_mesh.published_configs()["transformer"]
-    header = _header(args, fit, devices, published=published)
+    fit = fitted(recipe, model_shapes(recipe), devices)
+    header = _header(args, fit, devices)
     text = recipe_text(fit.recipe, sizes.reasons | _reasons(fit), header)
     if not fit.fits:
         print(f"warning: {_memory(fit, devices)}, which is too much", file=sys.stderr)
@@ -70,18 +66,17 @@ def _reasons(fit: Fit) -> dict[str, str]:
     return {path: "for the memory of these devices" for path, is_so in changed.items() if is_so}
 
 
-def _header(args: argparse.Namespace, fit: Fit, devices: Devices, *, published: bool) -> str:
+def _header(args: argparse.Namespace, fit: Fit, devices: Devices) -> str:
     recipe = fit.recipe
     file = args.out or "first.toml"
     what = "A style LoRA" if recipe.lora else "An adapter"
     commands = [f"python -m train cache {file}"] if recipe.cache else []
     commands.append(f"python -m train {file}")
-    # The plan is always of a model of the published sizes.
-    plan = f"; `python -m train plan {file}` compiles the step to know it" if published else ""
+    plan = f"`python -m train plan {file}` compiles the step to know it"
     lines = [
         f"{what} for {recipe.data}, sized by `python -m train new` of ic_jax {__version__}.",
         *(f"    {command}" for command in commands),
-        f"Devices: {devices}. Estimated: {_memory(fit, devices)}{plan}.",
+        f"Devices: {devices}. Estimated: {_memory(fit, devices)}; {plan}.",
         "Each key has its meaning, the source of its default, and why it differs from that.",
     ]
     return "\n".join(lines) + "\n"

@@ -31,10 +31,10 @@ does. Otherwise as `optimizers`. Writes learning_rates.json.
 EFFECT_CURVES = """
 Train a new adapter for the small model three times, from the same start on the same people, and
 measure the reference effect on held-out people at the same noise: with another picture of the
-person as reference; the same at a learning rate that is ten times too high; and with each picture
-as its own reference. All train without words, so that only the reference tells what to draw. A run
-goes on where it stopped; more steps by --set are a longer experiment. Writes effect_curves.json
-and the figure of docs/training.md.
+person as reference; with each picture as its own reference; and as the first, at a learning rate
+that is ten times too high. All train without words, so that only the reference tells what to draw.
+A run goes on where it stopped; more steps by --set are a longer experiment. Writes
+effect_curves.json and the figure of docs/training.md.
 """
 STAGE_ENDS = """
 Measure the adapter at the end of each stage of RUN, which peeps.toml keeps as checkpoints

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ic_jax.from_dict import nearest
-from ic_jax.untrusted_files import below, parse_json
+from ic_jax.untrusted_files import files_below, parse_json
 from train.data.errors import DataError
 from train.data.focus import Box, check_boxes
 from train.data.sources.entries import Entry, Part, SourceOptions, check
@@ -64,6 +64,7 @@ class RowReader:
         self._folder = PurePosixPath(listing).parent
         self._inside = boundary(root)
         self._below = root.resolve().relative_to(self._inside)
+        self._path_of = files_below(self._inside)
         self._names = NAMES | {"character": (options.character,)} if options.character else NAMES
         self._known = KNOWN | {options.character}
         self._keys: dict[str, None] = {}
@@ -119,7 +120,7 @@ class RowReader:
     def _file(self, name: str) -> str:
         """Return the path from the root of a file that a row names."""
         file = str(self._folder / name)
-        path = below(self._inside, str(self._below / file))
+        path = self._path_of(str(self._below / file))
         if not PurePosixPath(name).is_absolute():
             return file
         root = self._inside / self._below  # `datasets` names files by their whole path
