@@ -44,6 +44,12 @@ def enable() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def default_folder() -> Path:
+    """Return the folder of the cache, whether it exists or not; RuntimeError without a home."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "ic_jax" / f"xla-{_processor()}"
+
+
 def repair(warning: str) -> str:
     """Remove the entry that JAX warns it cannot read, and return a warning that says so.
 
@@ -74,8 +80,7 @@ def _private_folder() -> Path:
         OSError: the folder cannot be created, or others can write to it.
         RuntimeError: the user has no home directory.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "ic_jax" / f"xla-{_processor()}"
+    folder = default_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ic_jax import cli
 from ic_jax.cli import Command
-from infer import generate, grid, options, plan_command, words_command
+from infer import env_command, generate, grid, options, plan_command, words_command
 from infer.bench import bench_command
 
 COMMANDS = (
@@ -45,6 +45,14 @@ COMMANDS = (
         bench_command.run,
         description="Measure how fast this machine draws with random weights of a named size, and "
         "how near that is to what it can do (docs/benchmarks.md).",
+    ),
+    Command(
+        "env",
+        "Print versions, devices and caches, for a report of an issue.",
+        env_command.add_arguments,
+        env_command.run,
+        description="Print versions, devices, extras and caches, for a report of an issue: no name "
+        "of a user or a machine, and no secret.",
     ),
 )
 
