@@ -33,7 +33,8 @@ PAGES = [
     for page in sorted(ROOT.glob(pattern))
 ]
 PROGRAMS = ("infer", "train", "convert", "examples.open_peeps", "benchmarks")
-OTHER_OPTIONS = {  # of pip, pytest, XLA, Google Cloud and SLURM
+OTHER_OPTIONS = {  # of pip, pytest, XLA, Docker, Google Cloud and SLURM
+    *("--gpus", "--privileged", "--net", "--user", "--shm-size"),
     "--no-skips",
     *("--extra-index-url", "--zone", "--worker", "--command", "--nodes", "--signal", "--requeue"),
     *("--ntasks-per-node", "--gpus-per-node", "--gpus-per-task", "--cpus-per-task"),
