@@ -52,6 +52,7 @@ EXTRAS = {
     "convert": ("sentencepiece", "transformers"),
     "parquet": ("pyarrow",),
     "peeps": ("resvg_py",),
+    "serve": ("prometheus_client", "python_multipart", "starlette", "uvicorn"),
 }
 
 

@@ -6,6 +6,7 @@ from ic_jax import cli
 from ic_jax.cli import Command
 from infer import env_command, generate, grid, options, plan_command, words_command
 from infer.bench import bench_command
+from infer.serve import serve_command
 
 COMMANDS = (
     Command(
@@ -23,6 +24,14 @@ COMMANDS = (
         grid.run,
         description="Put drawn pictures on a contact sheet: a row for each prompt and its "
         "arguments, a column for each seed. Small pictures are enlarged.",
+    ),
+    Command(
+        "serve",
+        "Serve pictures over HTTP in the shape of OpenAI's image API.",
+        serve_command.add_arguments,
+        serve_command.run,
+        description="Serve pictures over HTTP in the shape of OpenAI's image API, so that its "
+        "clients and tools draw characters (docs/serving.md).",
     ),
     Command(
         "words",

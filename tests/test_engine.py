@@ -1,9 +1,6 @@
 """The engine that draws the pictures of many askers in batches."""
 
 import io
-import threading
-import time
-import warnings
 from concurrent.futures import CancelledError, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +20,7 @@ from infer.engine import (
     TimeLimitError,
     UnknownCharacterError,
 )
+from tests.slow_pipeline import SlowPipeline, eventually
 
 DEMO = Path(__file__).parent.parent / "infer" / "demo.png"
 SCENE = "A portrait of a person shrugging with both palms up."
@@ -75,55 +73,15 @@ def test_a_picture_of_a_batch_is_that_of_its_own_request(pipe):
     assert engine.drawing == engine.waiting == 0
 
 
-class Slow:
-    """Stands for a pipeline: draws its seed as a grey, as slowly as the test says."""
-
-    def __init__(self, pipe):
-        self.sampling, self.vae, self.transformer = pipe.sampling, pipe.vae, pipe.transformer
-        self.adapter, self.mesh = pipe.adapter, None
-        self.step = threading.Event()
-        self.drawn: list[list[int]] = []
-        self.adapters: list[dict] = []
-
-    def get_list_adapters(self):
-        return {"transformer": ["ink"]}
-
-    def set_adapters(self, names, weights):
-        self.adapters.append(dict(zip(names, weights, strict=True)))
-
-    def __call__(self, *, seed, num_inference_steps, callback_on_step_end, **arguments):
-        if 666 in seed:
-            raise FloatingPointError("not finite")
-        if prompt := arguments["prompt"][0]:
-            warnings.warn(f"cannot read {prompt}", stacklevel=1)
-        for index in range(num_inference_steps):
-            assert self.step.wait(20)
-            callback_on_step_end(self, index, 0.0, {"latents": np.zeros((len(seed), 36, 64))})
-        self.drawn.append(list(seed))
-        return Grey([Image.new("L", (4, 4), x) for x in seed])
-
-
-class Grey:
-    def __init__(self, images):
-        self.images = images
-
-
 @contextmanager
 def slow_engine(pipe, **options):
-    slow = Slow(pipe)
+    slow = SlowPipeline(pipe)
     engine = Engine(slow, **options)
     try:
         yield slow, engine
     finally:
         slow.step.set()
         engine.stop()
-
-
-def eventually(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_requests_of_one_shape_are_drawn_together_in_order(pipe):
@@ -283,7 +241,6 @@ def test_bad_pictures_are_refused_in_one_line(data, message):
 def test_warming_up_compiles_every_size(pipe):
     with slow_engine(pipe, max_batch=2) as (slow, engine):
         slow.step.set()
-        slow.encode_subject = lambda *_: np.ones(1)
         said: list[str] = []
         engine.warm_up(said.append)
         assert [len(seeds) for seeds in slow.drawn] == [1, 1, 2, 2]

@@ -105,6 +105,7 @@ class Drawing(Future[Image.Image]):
         step: number of steps that are done, of `steps`.
         batch: number of pictures that are drawn together with it, itself included; 0 before.
         submitted, started, deadline: times of `time.monotonic()`; `started` is None before.
+        seconds: from `submitted` to the picture.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Drawing(Future[Image.Image]):
         self.step, self.steps, self.batch = 0, settings.num_inference_steps, 0
         self.submitted = time.monotonic()
         self.started: float | None = None
+        self.seconds = 0.0
         self.deadline = self.submitted + time_limit
 
     @property
@@ -145,6 +147,7 @@ class Drawing(Future[Image.Image]):
 
     def finish(self, image: Image.Image) -> None:
         """Hand over the picture, unless the drawing has ended meanwhile."""
+        self.seconds = time.monotonic() - self.submitted
         with suppress(InvalidStateError):
             self.set_result(image)
 

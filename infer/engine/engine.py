@@ -170,6 +170,11 @@ class Engine:
         return settings
 
     @property
+    def stopping(self) -> bool:
+        """Whether the engine takes no requests any more."""
+        return self._stopping
+
+    @property
     def waiting(self) -> int:
         """Number of pictures that wait."""
         with self._changed:

@@ -1,0 +1,117 @@
+"""The model that an engine draws with, its LoRAs by name, and what its pictures tell of it."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+
+from ic_jax import InstantCharacterPipeline, cli
+from ic_jax.version import __version__
+from ic_jax.weights.loading import folder_configs
+from ic_jax.weights.lora.targets import Targets, targets_of
+from ic_jax.weights.model_folder import SMALL_MODEL
+from ic_jax.weights.model_source import open_model
+from infer import demo
+from infer.engine.drawing import Drawing
+from infer.from_picture import DTYPES
+from infer.lora_options import LoraOption, lora_options, read_option
+from infer.request import SAMPLING
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the model and its LoRAs, and say how it is loaded."""
+    add = parser.add_argument
+    bundled = "the small model that comes with ic_jax"
+    add("--model", type=cli.path, help=f"MODEL folder, or Hub id org/name (default: {bundled})")
+    style = "style LoRA, which requests name; a file, a folder or a Hub id; repeat for several"
+    add("--lora", action="append", metavar="NAME=FILE[=WEIGHT]", help=style)
+    trigger = "trigger words of a LoRA, put before every prompt; one for each --lora"
+    add("--trigger", action="append", metavar="WORDS", help=trigger)
+    dtype = "dtype of weights and computation (default: bfloat16; float32 on a CPU)"
+    add("--dtype", choices=DTYPES, help=dtype)
+    mesh = "mesh of devices for the model, such as data=2,tensor=4 (docs/sharding.md)"
+    add("--mesh", metavar="AXES", default="auto", help=mesh)
+    offload = "load T5, SigLIP and DINOv2 only to encode, and free them before sampling"
+    add("--offload-encoders", action="store_true", help=offload)
+    unverified = "load the model without comparing its files with their checksums"
+    add("--no-verify", action="store_true", help=unverified)
+    cli.add_compile_cache(parser)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A pipeline and what its pictures tell of it."""
+
+    pipe: InstantCharacterPipeline
+    name: str  # as the user names it
+    loras: Mapping[str, LoraOption]
+
+    def metadata(self, drawing: Drawing, subject: str | None) -> dict[str, Any]:
+        """Return what a picture's file tells, as `GenerateRequest.metadata` does.
+
+        Args:
+            drawing: of the picture.
+            subject: name of the reference picture.
+        """
+        request, settings = drawing.request, asdict(drawing.settings)
+        loras = [(self.loras[name], weight) for name, weight in request.loras]
+        return {
+            "ic_jax": __version__,
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            "prompt": request.prompt,
+            "seed": request.seed,
+            "model": self.name,
+            "subject": subject,
+            "reference": None,
+            "subject_sha256": None if request.subject is None else request.subject.sha256,
+            "reference_sha256": None,
+            "prompt_2": request.prompt_2,
+            "negative_prompt": request.negative_prompt,
+            "negative_prompt_2": request.negative_prompt_2,
+            **{name: value for name, value in settings.items() if name in SAMPLING},
+            "dtype": str(self.pipe.dtype),
+            "lora": [f"{lora.source}={weight!r}" for lora, weight in loras],
+            "trigger": [lora.lora.trigger or "" for lora, _ in loras],
+            "fuse_lora": False,
+        }
+
+
+def load_with_loras(args: argparse.Namespace) -> LoadedModel:
+    """Load the model and the LoRAs of the parsed options; no LoRA is active.
+
+    Raises:
+        ValueError: LoRAs without a name, or two of one name.
+        WeightsError: a model or LoRA that cannot be used.
+    """
+    model = open_model(args.model or SMALL_MODEL)
+    loras = _loras(args.lora or [], args.trigger or [], targets_of(folder_configs(model)))
+    # XLA widens every bfloat16 weight on a CPU, at every step.
+    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    pipe = InstantCharacterPipeline.from_pretrained(
+        model,
+        dtype,
+        verify=not args.no_verify,
+        mesh=args.mesh,
+        offload_encoders=args.offload_encoders,
+    )
+    for name, lora in loras.items():
+        pipe.load_lora_weights(lora.lora, name)
+    pipe.set_adapters([])
+    name = demo.MODEL_NAME if args.model is None else str(args.model)
+    return LoadedModel(pipe, name, loras)
+
+
+def _loras(specs: list[str], triggers: list[str], targets: Targets) -> dict[str, LoraOption]:
+    """Return the LoRAs of NAME=FILE[=WEIGHT] by name."""
+    named = [spec.partition("=") for spec in specs]
+    for spec, (name, _, source) in zip(specs, named, strict=True):
+        if not name or not source:
+            raise ValueError(f"--lora {spec}: requests name it; write NAME=FILE")
+    names = [name for name, *_ in named]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--lora {', '.join(names)}: two have one name; give each its own")
+    options = lora_options([source for *_, source in named], triggers)
+    return {n: read_option(*x, targets) for n, x in zip(names, options, strict=True)}

@@ -1,0 +1,1 @@
+"""HTTP server in the shape of OpenAI's image API, on the engine."""

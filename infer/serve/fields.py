@@ -1,0 +1,159 @@
+"""Fields of a request for pictures: OpenAI's, and the pipeline's arguments beside them."""
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ic_jax.from_dict import ConfigError, dataclass_from_dict, nearest
+from ic_jax.preprocessing.arguments import check_choice, check_count
+from ic_jax.preprocessing.images import Fit
+from ic_jax.untrusted_files import parse_json
+from infer.engine import Character, DrawingRequest
+from infer.serve.errors import ApiError
+
+MAX_PICTURES = 10  # of one request, as OpenAI
+MAX_PROMPT = 32_000  # characters, likewise
+# OpenAI's fields that change nothing here, with the values that ask for nothing else.
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "background": ("auto", "opaque"),
+    "input_fidelity": ("high",),
+    "moderation": ("auto",),
+    "output_compression": (),
+    "partial_images": (0,),
+    "quality": ("auto", "standard"),
+    "stream": (False,),
+    "style": (),
+}
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A request for pictures; what is None takes the model's default.
+
+    Attributes:
+        size: WIDTHxHEIGHT in pixels.
+        response_format: "b64_json", or "url" for a data: URL with the same bytes.
+        seed: of the first picture, the others count up from it; random by default.
+        subject: SHA-256 of a character's picture that was sent before.
+        loras: weights of LoRAs by name.
+    """
+
+    prompt: str
+    model: str | None = None
+    n: int = 1
+    size: str = "auto"
+    response_format: str = "b64_json"
+    output_format: str = "png"
+    user: str | None = None
+    seed: int | None = None
+    subject: str | None = None
+    subject_scale: float | None = None
+    negative_subject_scale: float | None = None
+    subject_fit: str = "pad"
+    prompt_2: str | None = None
+    negative_prompt: str | None = None
+    negative_prompt_2: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    max_sequence_length: int | None = None
+    loras: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what the engine does not; ConfigError names the field."""
+        for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
+            if len(getattr(self, name) or "") > MAX_PROMPT:
+                raise ConfigError(f"{name} is longer than {MAX_PROMPT} characters")
+        if not isinstance(self.loras, Mapping):
+            raise ConfigError('loras must be an object of weights by name, such as {"ink": 0.8}')
+        try:
+            check_count("n", self.n, MAX_PICTURES)
+            check_choice("response_format", self.response_format, ("b64_json", "url"))
+            check_choice("output_format", self.output_format, ("png", "jpeg", "webp"))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def requests(self, subject: Character | None) -> list[DrawingRequest]:
+        """Return the engine's requests, one for each picture."""
+        own = {f.name for f in fields(DrawingRequest)} - {"seed", "subject", "subject_fit", "loras"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name in own}
+        seed = secrets.randbelow(2**32 - self.n) if self.seed is None else self.seed
+        width, height = _size(self.size)
+        fit: Any = self.subject_fit
+        checked_fit: Fit = fit
+        return [
+            DrawingRequest(
+                seed=seed + i,
+                subject=subject,
+                subject_fit=checked_fit,
+                width=width,
+                height=height,
+                loras=tuple(self.loras.items()),
+                **values,
+            )
+            for i in range(self.n)
+        ]
+
+
+# Fields by the arguments that they set, which errors name.
+PARAMS = {f.name: f.name for f in fields(Fields)} | {"height": "size", "width": "size"}
+
+
+def read_fields(values: Mapping[str, Any]) -> Fields:
+    """Return the fields of a request.
+
+    Raises:
+        ApiError: an unknown field, one that has no effect here, or a value that cannot be used.
+    """
+    known = [f.name for f in fields(Fields)]
+    for name, value in values.items():
+        if name in WITHOUT_EFFECT:
+            if value is not None and value not in WITHOUT_EFFECT[name]:
+                message = f"{name} {value!r} has no effect here; leave it out"
+                raise ApiError(422, message, param=name, code="unsupported_parameter")
+        elif name not in known:
+            message = f"unknown field {name}{nearest(name, known)}"
+            raise ApiError(422, message, param=name, code="unknown_parameter")
+    try:
+        return dataclass_from_dict(Fields, {k: v for k, v in values.items() if k in known})
+    except ConfigError as error:
+        param = PARAMS.get(str(error).partition(" ")[0])
+        raise ApiError(422, str(error), param=param, code="invalid_value") from None
+
+
+def form_values(items: list[tuple[str, str]]) -> dict[str, Any]:
+    """Return the values of a form's texts, `loras[ink]` as {"loras": {"ink": ...}}.
+
+    Raises:
+        ApiError: a field is given twice.
+    """
+    texts = {f.name for f in fields(Fields) if f.type in (str, str | None)}
+    values: dict[str, Any] = {}
+    for key, text in items:
+        name, _, inner = key.partition("[")
+        value = text if name in texts else _parsed(text)
+        table = values.setdefault(name, {}) if inner else values
+        entry = inner.removesuffix("]") if inner else name
+        if not isinstance(table, dict) or entry in table:
+            raise ApiError(422, f"{key} is given twice", param=name, code="invalid_value")
+        table[entry] = value
+    return values
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return parse_json(text, "")
+    except ValueError:
+        return text
+
+
+def _size(text: str) -> tuple[int | None, int | None]:
+    """Return width and height in pixels; None for both is the model's own."""
+    if text == "auto":
+        return None, None
+    if not (match := re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)):
+        message = f"size is {text!r}; it must be auto or WIDTHxHEIGHT, such as 1024x1024"
+        raise ApiError(422, message, param="size", code="invalid_value")
+    return int(match[1]), int(match[2])

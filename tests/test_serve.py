@@ -1,0 +1,174 @@
+"""The server, as OpenAI's own client and strangers meet it."""
+
+import base64
+import hashlib
+import io
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from ic_jax import InstantCharacterPipeline
+from infer.picture_file import read_metadata
+from tests.serving import DEMO, DRAW, EDIT, PROMPT, served
+from tests.slow_pipeline import SlowPipeline
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return InstantCharacterPipeline.from_pretrained(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def slow(pipe):
+    slow = SlowPipeline(pipe)
+    slow.step.set()
+    return slow
+
+
+@pytest.fixture(scope="module")
+def server(slow):
+    with served(slow) as server:
+        yield server
+
+
+@pytest.fixture
+def http(server):
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        yield client
+
+
+def client_of(server, **options):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, **options)
+
+
+def picture(item, key="b64_json"):
+    return Image.open(io.BytesIO(base64.b64decode(getattr(item, key).rpartition(",")[2])))
+
+
+def test_openais_client_draws_a_character_and_draws_it_again_by_its_hash(pipe):
+    ours = {"seed": 5, "num_inference_steps": 3}
+    with served(pipe, max_batch=4) as server, client_of(server) as client:
+        with DEMO.open("rb") as file:
+            edited = client.images.edit(image=file, prompt=PROMPT, n=3, extra_body=ours)
+        digest = hashlib.sha256(DEMO.read_bytes()).hexdigest()
+        assert (edited.subject, edited.size) == (digest, "96x96")
+        assert [item.seed for item in edited.data] == [5, 6, 7]
+        again = client.images.generate(
+            prompt=PROMPT,
+            response_format="url",
+            output_format="webp",
+            extra_body={**ours, "seed": 6, "subject": digest},
+        )
+    common = {"num_inference_steps": 3, "callback_on_step_end": lambda *_: None}
+    drawn = pipe([PROMPT] * 4, subject_image=DEMO, seed=[5, 6, 7, 7], **common).images
+    for item, image in zip(edited.data, drawn[:3], strict=True):
+        difference = np.asarray(picture(item), np.int32) - np.asarray(image, np.int32)
+        assert np.abs(difference).max() <= 1
+    assert again.data[0].url.startswith("data:image/webp;base64,")
+    small = np.asarray(picture(again.data[0], "url"), np.int32) - np.asarray(drawn[1], np.int32)
+    assert np.abs(small).mean() < 3  # WebP loses a little
+    told = read_metadata(io.BytesIO(base64.b64decode(edited.data[1].b64_json)))
+    assert (told["seed"], told["model"], told["subject"]) == (6, "ic", f"sha256:{digest}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param", "message"),
+    [
+        ({"promt": "x"}, 422, "promt", "unknown field promt; did you mean prompt?"),
+        ({"guidance": 3.5}, 422, "guidance", "did you mean guidance_scale?"),
+        ({"n": 0}, 422, "n", "n is 0; it must be a whole number from 1 to 10"),
+        ({"n": "2"}, 422, "n", "n is '2'; it must be of type int"),
+        ({"size": "big"}, 422, "size", "must be auto or WIDTHxHEIGHT"),
+        ({"size": "100x100"}, 422, "size", "height is 100; it must be a multiple of 16"),
+        ({"size": "4096x4096"}, 422, None, "a picture of 16777216 pixels is too large"),
+        ({"seed": -1}, 422, "seed", "seed -1"),
+        ({"quality": "high"}, 422, "quality", "quality 'high' has no effect here"),
+        ({"stream": True}, 422, "stream", "stream True has no effect here"),
+        ({"subject_scale": 1}, 422, "subject_scale", "does nothing without a subject"),
+        ({"subject": "/etc/passwd"}, 404, "subject", "no character is kept under"),
+        ({"subject": 7}, 422, "subject", "it must be of type str"),
+        ({"loras": {"oil": 1}}, 422, None, "there is no LoRA 'oil'; known are ink"),
+        ({"loras": {"ink": "much"}}, 422, None, "the weight of LoRA 'ink' is 'much'"),
+        ({"loras": ["ink"]}, 422, "loras", "must be an object of weights by name"),
+        ({"model": "dall-e-3"}, 404, "model", "there is no model 'dall-e-3'; this server has ic"),
+        ({"response_format": "png"}, 422, "response_format", "must be one of b64_json, url"),
+        ({"num_inference_steps": 1000}, 422, "num_inference_steps", "at most 100"),
+        ({"prompt": "x" * 40_000}, 422, "prompt", "longer than 32000 characters"),
+        ({"seed": 666}, 500, None, "not finite"),
+    ],
+)
+def test_errors_have_openais_shape(http, fields, status, param, message):
+    answer = http.post(DRAW, json={"prompt": PROMPT, "num_inference_steps": 1, **fields})
+    error = answer.json()["error"]
+    assert answer.status_code == status
+    assert message in error["message"]
+    assert error["param"] == param
+    assert {"type", "code"} < set(error)
+
+
+def test_examples_of_the_page(server, tmp_path, monkeypatch):
+    """Its curl commands and its Python, asked of a server that is there."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(DEMO, "girl.png")
+    digest = hashlib.sha256(DEMO.read_bytes()).hexdigest()
+    page = (ROOT / "docs" / "serving.md").read_text().replace("http://127.0.0.1:8000", server.url)
+    page = page.replace("SHA-256 OF girl.png", digest)
+    curls = re.findall(r"^```bash\n(curl .*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for command in curls:
+        _, url, *options = shlex.split(command.replace("\\\n", ""))
+        values = dict(value.split("=", 1) for flag, value in pairs(options) if flag == "-F")
+        if values:
+            files = {"image": Path(values.pop("image").removeprefix("@")).read_bytes()}
+            answer = httpx.post(url, data=values, files=files)
+        else:
+            (header, body) = (value for _, value in pairs(options))
+            answer = httpx.post(url, content=body, headers=dict([header.split(": ")]))
+        assert answer.json()["data"][0]["seed"] == 7
+        assert answer.json()["subject"] == digest
+    assert len(curls) == 2
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(compile(example, "<docs/serving.md>", "exec"), {})
+    assert Image.open("drawn.png").getpixel((0, 0)) == 7
+
+
+def pairs(options):
+    return list(zip(options[::2], options[1::2], strict=True))
+
+
+def test_openais_client_knows_the_errors(server):
+    with client_of(server) as client:
+        with pytest.raises(openai.UnprocessableEntityError, match="did you mean seed"):
+            client.images.generate(prompt=PROMPT, extra_body={"sead": 1})
+        with pytest.raises(openai.NotFoundError, match="no character is kept"):
+            client.images.generate(prompt=PROMPT, extra_body={"subject": "0" * 64})
+        assert [model.id for model in client.models.list()] == ["ic"]
+
+
+def test_other_answers(slow):
+    with served(slow) as server, httpx.Client(base_url=server.url) as http:
+        _check_other_answers(http)
+
+
+def _check_other_answers(http):
+    missing = http.get("/nowhere")
+    assert (missing.status_code, missing.json()["error"]["message"]) == (404, "Not Found")
+    assert http.get(DRAW).status_code == 405
+    assert http.post(DRAW, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
+    assert http.post(EDIT, json={}).status_code == 415
+    assert http.get("/health").json() == {"status": "ok", "waiting": 0, "drawing": 0}
+    drawn = http.post(DRAW, json={"prompt": PROMPT, "num_inference_steps": 1, "n": 2})
+    assert len(drawn.json()["data"]) == 2
+    assert len({item["seed"] for item in drawn.json()["data"]}) == 2
+    metrics = http.get("/metrics").text
+    assert f'ic_jax_requests_total{{path="{DRAW}",status="200"}} 1.0' in metrics
+    assert 'ic_jax_pictures_total{end="drawn"} 2.0' in metrics
+    assert "process_resident_memory_bytes" in metrics
