@@ -1,6 +1,6 @@
 """InstantCharacter in JAX: FLUX.1-dev with the character adapter, in Flax.
 
-- Pipeline: InstantCharacterPipeline, PipelineResult
+- Pipeline: InstantCharacterPipeline, PipelineResult, SubjectPrompt
 - Sampling: sample, prepare, step, SamplingRequest, TextEmbeddings, Subject, SubjectFeatures,
   ReferenceLatents, TrueCfg, Inpainting, Conditioning, noise, rope_table
 - Models: Flux, Adapter, Vae, T5Encoder, ClipText, SiglipVision, Dinov2
@@ -55,6 +55,7 @@ from ic_jax.sampler import (
     step,
 )
 from ic_jax.sharding import ShardingError, make_mesh, shardings
+from ic_jax.subjects import SubjectPrompt
 from ic_jax.version import __version__
 from ic_jax.weights.loading import Model, load_model
 from ic_jax.weights.lora.delta import LoraDelta, LoraFile
@@ -94,6 +95,7 @@ __all__ = [
     "SiglipVision",
     "Subject",
     "SubjectFeatures",
+    "SubjectPrompt",
     "T5Config",
     "T5Encoder",
     "TextEmbeddings",

@@ -33,16 +33,15 @@ from ic_jax.progress import BarConfig, Progress
 from ic_jax.request import (
     Prompts,
     ReferenceImage,
-    SubjectImage,
     build_request,
     encode_references,
-    encode_subjects,
     encode_texts,
     text_embeddings,
 )
 from ic_jax.result import PipelineResult, to_pil
 from ic_jax.runner import ReferenceLatents, Runner, ShapesRunner
 from ic_jax.sharding import describe
+from ic_jax.subjects import SubjectImage, Subjects, encode_subjects
 from ic_jax.weights import loading
 from ic_jax.weights.encoders import LARGE_ENCODERS, Encoders, EncodersOnDemand
 from ic_jax.weights.lora.lora_set import LoraSet
@@ -230,6 +229,11 @@ class InstantCharacterPipeline(Components, LoraMethods):
         subject_scale: float | None = None,
         negative_subject_scale: float | None = None,
         subject_fit: Fit = "pad",
+        subjects: Subjects | None = None,
+        subject_start: float = 0.0,
+        subject_end: float = 1.0,
+        subject_ramp: float = 0.0,
+        subject_blocks: str | Sequence[int] = "all",
         reference_image: ReferenceImage | None = None,
         image: Picture | Sequence[Picture] | None = None,
         mask_image: Picture | Sequence[Picture] | None = None,
@@ -276,6 +280,16 @@ class InstantCharacterPipeline(Components, LoraMethods):
                 without a negative prompt it steers away from the empty one.
             subject_fit: how to make the picture square: "pad" with white, or "stretch" as the
                 published pipeline does.
+            subjects: several subjects of one picture in place of `subject_image`: a list of
+                `SubjectPrompt`, shared by all prompts, or one such list for each prompt. If any has
+                a region, each is confined to its own, and where regions overlap they add up;
+                otherwise all share one attention.
+            subject_start: share of the run before which the subjects do nothing.
+            subject_end: share of the run after which the subjects do nothing.
+            subject_ramp: share of the run over which the scale rises before `subject_start` and
+                falls after `subject_end`, instead of at once.
+            subject_blocks: blocks of the transformer that see the subjects: "all", "double",
+                "single", or a list of numbers, counted from the first double block.
             reference_image: picture that the prompt changes or takes things from, for FLUX.1
                 Kontext; a list that pairs up with the prompts; or the result of
                 `encode_reference`. It is resized to the nearest of the sizes that Kontext was
@@ -318,6 +332,10 @@ class InstantCharacterPipeline(Components, LoraMethods):
             subject_scale=subject_scale,
             negative_subject_scale=negative_subject_scale,
             subject_fit=subject_fit,
+            subject_start=subject_start,
+            subject_end=subject_end,
+            subject_ramp=subject_ramp,
+            subject_blocks=subject_blocks,
             max_sequence_length=max_sequence_length,
             output_type=output_type,
             strength=strength,
@@ -339,7 +357,7 @@ class InstantCharacterPipeline(Components, LoraMethods):
             args,
             texts=prompts,
             negative=negative,
-            subjects=encode_subjects(runner, subject_image, subject_fit),
+            subjects=encode_subjects(runner, subject_image, subjects, subject_fit),
             references=encode_references(runner, reference_image),
             originals=originals,
             seed=seed,

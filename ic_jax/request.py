@@ -9,17 +9,16 @@ from jaxtyping import Array
 
 from ic_jax import flow, sampler
 from ic_jax.config import SchedulerConfig
-from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.rope import rope_table
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
-from ic_jax.preprocessing.images import Fit, Picture
+from ic_jax.preprocessing.images import Picture
 from ic_jax.preprocessing.originals import Originals
 from ic_jax.preprocessing.tokenizers import check_prompt
 from ic_jax.runner import ReferenceLatents, Runner
+from ic_jax.subjects import EncodedSubjects, subject_of_request
 
 Prompts = str | Sequence[str]
-SubjectImage = Picture | SubjectFeatures
 ReferenceImage = Picture | Sequence[Picture] | ReferenceLatents
 
 
@@ -30,7 +29,7 @@ def build_request(
     *,
     texts: sampler.TextEmbeddings,
     negative: sampler.TextEmbeddings | None,
-    subjects: SubjectFeatures | None,
+    subjects: EncodedSubjects | None,
     references: ReferenceLatents | None,
     originals: Originals | None,
     seed: Any,
@@ -40,7 +39,7 @@ def build_request(
     count = arguments.common_count(
         prompts=len(texts.embeds),
         negatives=None if negative is None else len(negative.embeds),
-        subjects=None if subjects is None else len(subjects.low_res_deep),
+        subjects=None if subjects is None else len(subjects.lists),
         references=None if references is None else len(references.latents),
         images=None if originals is None else len(originals.pictures),
         masks=None if originals is None or originals.masks is None else len(originals.masks),
@@ -54,13 +53,6 @@ def build_request(
         return np.full(total, value, np.float32)
 
     subject = true_cfg = reference = reference_grid = None
-    if subjects is not None:
-        subject = sampler.Subject(subjects, full(args.subject_scale))
-    if negative is not None:
-        assert args.negative_subject_scale is not None
-        true_cfg = sampler.TrueCfg(
-            per_picture(negative), full(args.true_cfg_scale), full(args.negative_subject_scale)
-        )
     if references is not None:
         rows, reference_grid = references
         reference = runner.repeat_rows(rows, total // len(rows))
@@ -74,6 +66,19 @@ def build_request(
         sigmas = sigmas[flow.first_step(len(sigmas) - 1, args.strength) :]
         pixels, masks = originals.resized(args.height, args.width, runner.vae.config.downscale)
         noise, inpainting = runner.noise_originals(pixels, masks, noise, sigmas[0], seeds)
+    negative_scale: Any = full(0.0)
+    if subjects is not None:
+        subject, negative_scale = subject_of_request(
+            subjects,
+            args,
+            runner.transformer.config,
+            pictures=total,
+            steps=len(sigmas) - 1,
+            grid=(height, width),
+            reference_tokens=0 if reference is None else reference.shape[1],
+        )
+    if negative is not None:
+        true_cfg = sampler.TrueCfg(per_picture(negative), full(args.true_cfg_scale), negative_scale)
     request = sampler.SamplingRequest(
         latents=noise,
         prompt=per_picture(texts),
@@ -152,29 +157,6 @@ def encode_texts(
     prompt = "" if prompt is None else prompt
     prompt_2 = prompt if prompt_2 is None or prompt_2 == "" else prompt_2
     return runner.encode_prompts(lines("prompt", prompt), lines("prompt_2", prompt_2), length)
-
-
-def encode_subjects(
-    runner: Runner, subjects: SubjectImage | Sequence[SubjectImage] | None, fit: Fit
-) -> SubjectFeatures | None:
-    """Return the features of all subjects in order, encoding those that are pictures."""
-    if subjects is None:
-        return None
-    listed = arguments.as_list("subject_image", subjects)
-    pictures = [x for x in listed if not isinstance(x, SubjectFeatures)]
-    encoded = runner.encode_pictures(pictures, fit) if pictures else None
-    if encoded is not None and len(pictures) == len(listed):
-        return encoded
-    parts, rows = [], iter(range(len(pictures)))
-    for x in listed:
-        if not isinstance(x, SubjectFeatures):
-            assert encoded is not None
-            i = next(rows)
-            x = SubjectFeatures(*(field[i : i + 1] for field in encoded))
-        parts.append(runner.check_features(x))
-    if len(parts) == 1:
-        return parts[0]
-    return SubjectFeatures(*(jnp.concatenate(field) for field in zip(*parts, strict=True)))
 
 
 def encode_references(runner: Runner, references: ReferenceImage | None) -> ReferenceLatents | None:

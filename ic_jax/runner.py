@@ -127,6 +127,13 @@ class Runner:
             arguments.check_shape(f"subject_image's {name}", getattr(features, name), shape)
         return SubjectFeatures(*(jnp.asarray(field, self.dtype) for field in features))
 
+    def concatenate_rows(self, parts: Sequence[SubjectFeatures]) -> SubjectFeatures:
+        """Return features with the rows of all parts."""
+        if len(parts) == 1:
+            return parts[0]
+        with self._on_mesh():
+            return self._run(_concatenate_rows, parts)
+
     def encode_references(
         self, pictures: Sequence[Picture], *, resize: bool = True
     ) -> ReferenceLatents:
@@ -260,6 +267,11 @@ def _encode_references(
 @partial(jax.jit, static_argnames=("times",))
 def _repeat_rows(rows: Rows, times: int) -> Rows:
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), rows)
+
+
+@jax.jit
+def _concatenate_rows(parts: Sequence[SubjectFeatures]) -> SubjectFeatures:
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
 
 
 # A separate program: fused with the code that uses the result, XLA on a CPU would not round.

@@ -15,7 +15,7 @@ from ic_jax import flow
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.flux import Flux, Modulation
-from ic_jax.models.image_prompt import ImagePrompt
+from ic_jax.models.image_prompt import BlockFactors, ImagePrompt
 from ic_jax.models.rope import Rope
 from ic_jax.sharding import constrain
 
@@ -30,10 +30,29 @@ class TextEmbeddings(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """Features of u subjects for b pictures; u divides b, a subject's pictures are neighbours."""
+    """Subjects of b pictures, and where they act.
+
+    Without `pictures` every picture of `features` is a subject of its own. Their number u divides
+    b, and the drawn pictures of one subject are neighbours. With `pictures` every drawn picture has
+    k subjects, which f pictures show each; u is then the number of such groups.
+
+    Attributes:
+        features: of p pictures of subjects.
+        scale: strength, usually 0.8 to 1; with `pictures` one for each subject.
+        pictures: which of `features` show each subject.
+        regions: weight of each subject at each image token, a reference's included: each subject
+            has an attention of its own, and these are added. Without regions one attention sees
+            the tokens of all subjects.
+        step_factors: factor of the scale at each step; 1 by default.
+        block_factors: factor of the scale in each block; 1 by default.
+    """
 
     features: SubjectFeatures
-    scale: Float[Array, "b"]  # strength, usually 0.8 to 1
+    scale: Float[Array, "b *k"]
+    pictures: Int[Array, "u k f"] | None = None
+    regions: Float[Array, "b k n"] | None = None
+    step_factors: Float[Array, "steps"] | None = None
+    block_factors: BlockFactors | None = None
 
 
 class TrueCfg(NamedTuple):
@@ -41,7 +60,7 @@ class TrueCfg(NamedTuple):
 
     negative: TextEmbeddings
     scale: Float[Array, "b"]
-    subject_scale: Float[Array, "b"]  # in v_negative; 0 guides towards the subject, too
+    subject_scale: Float[Array, "b *k"]  # in v_negative; 0 guides towards the subject, too
 
 
 class Inpainting(NamedTuple):
@@ -72,7 +91,8 @@ class Steps(NamedTuple):
     sigma: Float[Array, "s"]
     next_sigma: Float[Array, "s"]
     modulation: Modulation
-    subject_tokens: Float[Array, "s u m c"] | None
+    subject_tokens: Float[Array, "s p m c"] | None
+    subject_factor: Float[Array, "s"] | None = None
 
 
 class Conditioning(NamedTuple):
@@ -84,22 +104,27 @@ class Conditioning(NamedTuple):
     text: Float[Array, "rows t d"]
     steps: Steps
     rope: Rope
-    subject_scale: Float[Array, "rows"]
+    subject_scale: Float[Array, "rows *k"]
     true_cfg_scale: Float[Array, "b"] | None
     reference: Float[Array, "rows m c"] | None
     inpainting: Inpainting | None = None
+    subject_pictures: Int[Array, "u k f"] | None = None
+    subject_regions: Float[Array, "rows k n"] | None = None
+    block_factors: BlockFactors | None = None
 
 
 def prepare(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Conditioning:
     """Compute what does not depend on the noise, once for all steps."""
     prompt, guidance, subject = request.prompt, request.guidance_scale, request.subject
-    reference = request.reference
+    reference, regions = request.reference, None if subject is None else subject.regions
     scale = jnp.zeros_like(guidance) if subject is None else subject.scale
     if (true_cfg := request.true_cfg) is not None:
         prompt = jax.tree.map(_interleave, true_cfg.negative, prompt)
         guidance = jnp.repeat(guidance, 2)
         scale = _interleave(scale if subject is None else true_cfg.subject_scale, scale)
-        reference = None if reference is None else jnp.repeat(reference, 2, axis=0)
+        reference, regions = (
+            None if x is None else jnp.repeat(x, 2, axis=0) for x in (reference, regions)
+        )
     times = request.sigmas[:-1]
     return Conditioning(
         text=flux.embed_text(prompt.embeds),
@@ -108,12 +133,16 @@ def prepare(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Co
             next_sigma=request.sigmas[1:],
             modulation=_modulation(flux, times, guidance, prompt.pooled),
             subject_tokens=None if subject is None else _subject_tokens(adapter, subject, times),
+            subject_factor=None if subject is None else subject.step_factors,
         ),
         rope=request.rope,
         subject_scale=scale,
         true_cfg_scale=None if true_cfg is None else true_cfg.scale,
         reference=None if reference is None else reference.astype(prompt.embeds.dtype),
         inpainting=request.inpainting,
+        subject_pictures=None if subject is None else subject.pictures,
+        subject_regions=None if regions is None else constrain(regions, "batch", None, "tokens"),
+        block_factors=None if subject is None else subject.block_factors,
     )
 
 
@@ -140,13 +169,13 @@ def _modulation(
 
 def _subject_tokens(
     adapter: Adapter | None, subject: Subject, times: Float[Array, "s"]
-) -> Float[Array, "s u m c"]:
+) -> Float[Array, "s p m c"]:
     if adapter is None:
         raise ValueError("a subject needs the adapter, and this model has none")
     projector = adapter.image_proj
     gathered = projector.gather(subject.features)
 
-    def at(t: Float[Array, ""]) -> Float[Array, "u m c"]:
+    def at(t: Float[Array, ""]) -> Float[Array, "p m c"]:
         return projector.resample(gathered, jnp.full(gathered.shape[0], 1000.0 * t))
 
     # All steps at once would need memory without bound as steps and subjects grow.
@@ -170,9 +199,7 @@ def step(
     from them. What inpainting keeps is put back after the step, with the noise of its level.
     """
     c, at = conditioning, jax.tree.map(lambda x: x[index], conditioning.steps)
-    prompt = None
-    if adapter is not None and at.subject_tokens is not None:
-        prompt = ImagePrompt(adapter.ip_adapter, at.subject_tokens, c.subject_scale)
+    prompt = None if adapter is None else _image_prompt(adapter, c, at)
     x = latents.astype(c.text.dtype)
     x = x if c.true_cfg_scale is None else jnp.repeat(x, 2, axis=0)
     x = x if c.reference is None else jnp.concatenate([x, c.reference], axis=1)
@@ -188,6 +215,20 @@ def step(
     original, noise, mask = c.inpainting
     kept = flow.add_noise(original, noise, at.next_sigma)
     return (1 - mask) * kept + mask * latents
+
+
+def _image_prompt(adapter: Adapter, c: Conditioning, at: Steps) -> ImagePrompt | None:
+    """Return the image prompt of the step `at`; None if there is no subject."""
+    tokens, scale = at.subject_tokens, c.subject_scale
+    if tokens is None:
+        return None
+    if at.subject_factor is not None:
+        scale = at.subject_factor * scale
+    if c.subject_pictures is not None:
+        u, k, f = c.subject_pictures.shape
+        tokens = tokens[c.subject_pictures].reshape(u, k, f * tokens.shape[1], -1)
+    regions = c.subject_regions
+    return ImagePrompt(adapter.ip_adapter, tokens, scale, regions, c.block_factors)
 
 
 def sample(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Float[Array, "b n c"]:

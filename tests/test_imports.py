@@ -39,7 +39,8 @@ LAYERS = (
     {"sampler", "weights"},
     {"auto_mesh", "cli", "noised_originals"},
     {"memory", "planning", "runner"},
-    {"components", "lora_methods", "measuring", "request", "result"},
+    {"components", "lora_methods", "measuring", "result", "subjects"},
+    {"request"},
     {"pipeline"},
     {"__init__"},
 )

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from ic_jax.config import FluxConfig
 from ic_jax.models.attention import Heads
 from ic_jax.models.heads import attend, from_heads, from_heads_and_channels, to_heads, token_axis
-from ic_jax.models.image_prompt import BlockPrompt, ImagePrompt, ImagePromptAttention
+from ic_jax.models.image_prompt import BlockPrompt, ImagePrompt
 from ic_jax.models.layers import (
     EmbedMlp,
     Linear,
@@ -272,13 +272,10 @@ class Flux(nnx.Module):
         """
         img, txt, t = shard_tokens(self.x_embedder(latents)), shard_tokens(txt), txt.shape[1]
         rope = in_stream_order(rope, t)
-        double_ip = single_ip = None
-        if image_prompt is not None:
-            double_ip = image_prompt.attention.transformer_blocks
-            single_ip = image_prompt.attention.single_transformer_blocks
+        double_ip, single_ip = (None, None) if image_prompt is None else image_prompt.by_block()
 
-        def block_prompt(attention: ImagePromptAttention | None) -> BlockPrompt | None:
-            return image_prompt.block(attention) if image_prompt and attention else None
+        def block_prompt(of_block: tuple | None) -> BlockPrompt | None:
+            return image_prompt.block(*of_block) if image_prompt and of_block else None
 
         def double(block: DoubleBlock, carry: tuple, x: tuple) -> tuple:
             (img, txt), (img_mod, txt_mod, ip) = map(shard_tokens, carry), x

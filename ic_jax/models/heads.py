@@ -53,6 +53,11 @@ def from_heads_and_channels(
     return linear(jnp.concatenate(parts, axis=-1)) if isinstance(linear, Linear) else linear(*parts)
 
 
+def over_heads(x: Float[Array, "*b n"]) -> Float[Array, "*b _ _ 1"]:
+    """Give numbers of tokens the axes of heads, so that they apply to all of a token."""
+    return jnp.expand_dims(x, (-3, -1) if heads_first() else (-2, -1))
+
+
 def attend(q: Heads, k: Heads, v: Heads, *, split: Split) -> Heads:
     """Compute attention, see `ic_jax.models.attention.attention`."""
     return attention.attention(q, k, v, split=split, heads_first=heads_first())

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -35,6 +36,10 @@ class SamplingArguments:
     max_sequence_length: int
     output_type: str
     strength: float | None = None
+    subject_start: float = 0.0
+    subject_end: float = 1.0
+    subject_ramp: float = 0.0
+    subject_blocks: str = "all"  # or "double", "single", or numbers: "0,1,18"
 
     def __post_init__(self) -> None:
         """Convert every field to its plain type; ValueError names the first that cannot be."""
@@ -46,6 +51,14 @@ class SamplingArguments:
         if self.negative_subject_scale is not None:
             name = "negative_subject_scale"
             checked[name] = check_finite(name, self.negative_subject_scale, 0)
+        for name in ("subject_start", "subject_end", "subject_ramp"):
+            checked[name] = check_share(name, getattr(self, name))
+        if checked["subject_start"] > checked["subject_end"]:
+            raise ValueError(
+                f"subject_start {self.subject_start} is after subject_end {self.subject_end}; "
+                "give them in order"
+            )
+        checked["subject_blocks"] = check_blocks("subject_blocks", self.subject_blocks)
         for name in ("height", "width", "num_inference_steps", "num_images_per_prompt"):
             checked[name] = check_count(name, getattr(self, name))
         checked["max_sequence_length"] = check_count(
@@ -127,6 +140,33 @@ def check_finite(name: str, value: Any, minimum: float | None = None) -> float:
         limit = "" if minimum is None else f" of at least {minimum}"
         raise ValueError(f"{name} is {value!r}; it must be a finite number{limit}")
     return float(value)
+
+
+def check_share(name: str, value: Any) -> float:
+    """Return a number as a float; ValueError unless it is from 0 to 1."""
+    if (share := check_finite(name, value, 0)) > 1:
+        raise ValueError(f"{name} is {value!r}; it must be a number from 0 to 1")
+    return share
+
+
+def check_blocks(name: str, value: Any) -> str:
+    """Return a choice of blocks as text: "all", "double", "single" or numbers such as "0,1,18".
+
+    Numbers may be a list, or a text with ranges: "0-3,18". ValueError for anything else.
+    """
+    if value in ("all", "double", "single"):
+        return value
+    items = value.split(",") if isinstance(value, str) else value
+    if isinstance(items, Iterable):
+        ranges = [re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", str(x).strip()) for x in items]
+        ends = [(int(m[1]), int(m[2] or m[1])) for m in ranges if m is not None]
+        if ends and len(ends) == len(ranges) and all(first <= last for first, last in ends):
+            numbers = {n for first, last in ends for n in range(first, last + 1)}
+            return ",".join(map(str, sorted(numbers)))
+    raise ValueError(
+        f"{name} is {value!r}; it must be 'all', 'double', 'single' or numbers of blocks such as "
+        "0-3,18"
+    )
 
 
 def check_count(name: str, value: Any, maximum: int | None = None) -> int:
