@@ -41,10 +41,9 @@ class PipelineResult:
         if len(pictures) == 1:
             return _encoded(pictures[0], "PNG")
         labels = self._labels(len(pictures))
-        rows: list[list[Cell]] = [
-            [*label, picture] for label, picture in zip(labels, pictures, strict=True)
-        ]
-        return _encoded(draw_sheet(["prompt", "seed", ""], rows), "PNG")
+        texts = ["\n".join(filter(None, label)) for label in labels]
+        rows: list[list[Cell]] = [list(row) for row in zip(texts, pictures, strict=True)]
+        return _encoded(draw_sheet(["prompt and seed", ""], rows), "PNG")
 
     def _repr_html_(self) -> str | None:
         """Return the pictures, each above its prompt and seed, and the arguments; for Jupyter."""
