@@ -45,11 +45,13 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 
 # Packages that a command may lack, and the extra of pyproject.toml that installs each.
 EXTRAS = {
+    "app": ("gradio",),
     "train": (
         *("absl", "array_record", "grain", "optax", "orbax", "tensorboardX"),
         "tensorflow_datasets",
     ),
     "convert": ("sentencepiece", "transformers"),
+    "mcp": ("mcp",),
     "parquet": ("pyarrow",),
     "peeps": ("resvg_py",),
     "serve": ("prometheus_client", "python_multipart", "starlette", "uvicorn"),
@@ -200,6 +202,11 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
         print(f"{kind}{message}", file=sys.stderr)
         return multihost.exit_together(code or 1, message, agreed=getattr(error, "agreed", False))
     return multihost.exit_together(0)
+
+
+def one_line(error: BaseException) -> str | None:
+    """Return the line that `run` prints of an error; None of a defect, which has a traceback."""
+    return None if _exit_code(error) is None else _message(error)
 
 
 def say(text: str) -> None:

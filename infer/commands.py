@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ic_jax import cli
 from ic_jax.cli import Command
 from infer import env_command, generate, grid, options, plan_command, words_command
+from infer.app import app_command
 from infer.bench import bench_command
 from infer.serve import serve_command
 
@@ -32,6 +33,14 @@ COMMANDS = (
         serve_command.run,
         description="Serve pictures over HTTP in the shape of OpenAI's image API, so that its "
         "clients and tools draw characters (docs/serving.md).",
+    ),
+    Command(
+        "app",
+        "Show a page in the browser to play on.",
+        app_command.add_arguments,
+        app_command.run,
+        description="Show a page in the browser to play on (docs/app.md). "
+        "Without --model, the small model that comes with ic_jax draws.",
     ),
     Command(
         "words",

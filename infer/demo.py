@@ -12,6 +12,12 @@ EXAMPLES = (
     PROMPT,
     "A bust of a character keeping still with arms at the sides, wearing a buttoned green shirt "
     "with a collar, with tears of laughter, on a lavender background.",
+    "A full-length drawing of a character in a black jacket and pink trousers, sitting and "
+    "hugging the knees, with a determined smile, in front of a teal wall.",
+    "A drawing of someone dancing like a robot on plain lavender, in a black top and yellow "
+    "trousers, with a calm smile.",
+    "On plain white, a drawing of a person walking, wearing a black T-shirt and purple trousers, "
+    "with raised, unhappy brows.",
 )
 MODEL_NAME = "small model of ic_jax"  # in the metadata of its pictures
 NO_MODEL = (

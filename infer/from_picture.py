@@ -97,6 +97,19 @@ def with_picture(args: argparse.Namespace) -> argparse.Namespace:
     picture = args.from_picture
     if not picture.is_file():
         raise FileNotFoundError(f"{picture}: there is no such picture")
+    told = read_arguments(picture)
+    options = {k: v for k, v in told.options().items() if k not in _replaced(args, told)}
+    _check_paths(picture, options)
+    _say_what_differs(picture, told, options)
+    return argparse.Namespace(**vars(args) | options)
+
+
+def read_arguments(picture: Path) -> PictureArguments:
+    """Return the arguments that a picture tells.
+
+    Raises:
+        ValueError: it does not tell how it was drawn, or cannot be drawn by this version.
+    """
     metadata = read_metadata(picture)
     if metadata is not None and "grid" in metadata:
         raise ValueError(f"{picture} is a contact sheet; give one of its pictures")
@@ -105,13 +118,9 @@ def with_picture(args: argparse.Namespace) -> argparse.Namespace:
             f"{picture} does not tell how it was drawn; --from takes a picture of `python -m infer`"
         )
     try:
-        told = dataclass_from_dict(PictureArguments, metadata)
+        return dataclass_from_dict(PictureArguments, metadata)
     except ValueError as error:
         raise ValueError(f"{picture} cannot be drawn again: {error}") from None
-    options = {k: v for k, v in told.options().items() if k not in _replaced(args, told)}
-    _check_paths(picture, options)
-    _say_what_differs(picture, told, options)
-    return argparse.Namespace(**vars(args) | options)
 
 
 def _replaced(args: argparse.Namespace, told: PictureArguments) -> set[str]:

@@ -1,0 +1,1 @@
+"""Page of `python -m infer app`: the engine's pictures in a browser."""

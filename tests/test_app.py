@@ -1,0 +1,235 @@
+"""The page of `python -m infer app`: its events without a browser, and once over the network.
+
+`python -m tests.app_in_browser` tries it in a browser.
+"""
+
+import json
+import os
+import socket
+from concurrent.futures import CancelledError
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image, ImageDraw
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import gradio as gr
+
+from ic_jax import InstantCharacterPipeline
+from infer import demo
+from infer.app.app_command import USER
+from infer.app.events import Events
+from infer.app.form import PAINTS, Form, painted_places
+from infer.app.page import show
+from infer.app.studio import Studio
+from infer.commands import main
+from infer.engine import Engine
+from infer.engine.loading import LoadedModel
+from infer.picture_file import encode, read_metadata
+
+STEPS = 3  # as in the engine's tests, whose programs are used again
+HERE = SimpleNamespace(session_hash="here")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    pipe = InstantCharacterPipeline.from_pretrained(dtype="float32")
+    with Engine(pipe, max_batch=1) as engine:
+        yield engine
+
+
+@pytest.fixture
+def studio(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    return Studio(engine, LoadedModel(engine.pipe, demo.MODEL_NAME, {}), tmp_path)
+
+
+def form(studio, **values) -> Form:
+    few = {"prompt": demo.PROMPT, "num_inference_steps": STEPS, "random_seed": False}
+    return Form(**vars(studio.empty()) | few | values)
+
+
+def drawn(events, values, kept=None):
+    """Return what drawing shows, one after another."""
+    return list(events.draw_form(HERE, [], kept or {}, *values))
+
+
+def test_a_picture_is_drawn_and_drawn_again_from_what_it_tells(studio):
+    events = Events(studio)
+    subject = (str(demo.SUBJECT),)
+    asked = form(studio, files=subject, seed=7, subject_scale=0.8)
+    first, *meanwhile, last = drawn(events, asked.values())
+    assert first.seed == 7
+    assert any(isinstance(x.picture, Image.Image) for x in meanwhile)
+    assert any("step 1 of 3" in x.status for x in meanwhile)
+    told = read_metadata(Path(last.picture))
+    assert (told["prompt"], told["seed"], told["subject_scale"]) == (demo.PROMPT, 7, 0.8)
+    assert (told["subject"], told["lora"]) == ("demo.png", [])
+    assert "Steps: 3, Sampler: Euler" in Image.open(last.picture).text["parameters"]
+    kept, note, *values = events.take(last.chosen)
+    assert (kept, note, Form.read(values)) == ({}, "", asked)
+    again = drawn(events, values)[-1]
+    assert Path(again.picture).read_bytes() == Path(last.picture).read_bytes()
+    described, button = events.describe(again.chosen)
+    assert (described, button.interactive) == (told, True)
+
+
+def test_an_uploaded_picture_tells_its_arguments_and_opens_no_file(studio, tmp_path):
+    """It is a stranger's: the character must have been uploaded, whatever path it names."""
+    metadata = {"ic_jax": "0", "prompt": "a person", "seed": 3, "model": "m", "dtype": "bfloat16"}
+    metadata |= {"subject": "/etc/passwd", "subject_sha256": "0" * 64, "lora": []}
+    metadata |= {"negative_prompt": "hat", "negative_subject_scale": 0.5, "max_sequence_length": 20}
+    metadata |= {"true_cfg_scale": 2.0, "guidance_scale": 3.5, "num_inference_steps": 2}
+    metadata |= {"width": 96, "height": 96, "sigmas": None}
+    file = tmp_path / "earlier.png"
+    file.write_bytes(encode(Image.new("RGB", (96, 96)), ".png", metadata))
+    told, kept, differing = studio.form_of(str(file))
+    assert (told.prompt, told.seed, told.negative_prompt, told.files[0]) == (
+        *("a person", 3, "hat"),
+        None,
+    )
+    assert kept == {"negative_subject_scale": 0.5, "max_sequence_length": 20}
+    assert differing == [
+        "the picture's model is 'm'",
+        "the picture's dtype is bfloat16",
+        "its character is not here: add '/etc/passwd'",
+    ]
+    (request,) = studio.requests(form(studio, files=(str(demo.SUBJECT),)), kept)
+    assert request.negative_subject_scale == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora": ["style.safetensors=1.0"]}, "LoRA 'style.safetensors=1.0' is not among"),
+        ({"sigmas": [1.0, 0.5]}, "a picture with sigmas is drawn again by `infer"),
+        ({"hat": 1}, "earlier.png cannot be drawn again: "),
+        ({"grid": "0"}, "earlier.png is a contact sheet"),
+        (None, "earlier.png does not tell how it was drawn"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_again_says_why(studio, tmp_path, changes, message):
+    file = tmp_path / "earlier.png"
+    if changes is None:
+        Image.new("RGB", (8, 8)).save(file)
+    else:
+        told = {"prompt": "x", "seed": 0, "model": "m", "dtype": "float32"} | changes
+        file.write_bytes(encode(Image.new("RGB", (8, 8)), ".webp", told))
+    with pytest.raises(gr.Error) as caught:
+        Events(studio).open(str(file))
+    assert message in caught.value.message
+    assert str(tmp_path) not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"no picture <b>", "bad&lt;.png: "),
+        (b"", "bad&lt;.png: "),
+        (demo.SUBJECT.read_bytes()[:900], "bad&lt;.png"),
+    ],
+)
+def test_a_bad_file_says_what_is_wrong(studio, tmp_path, data, message):
+    file = tmp_path / "bad<.png"
+    file.write_bytes(data)
+    for act in (Events(studio).preview, lambda f: drawn(Events(studio), _with(studio, f))):
+        with pytest.raises(gr.Error) as caught:
+            act(str(file))
+        assert message in caught.value.message
+        assert str(tmp_path) not in caught.value.message
+        assert "\n" not in caught.value.message
+
+
+def _with(studio, file):
+    return form(studio, files=(file,)).values()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": 100}, "width is 100"),
+        ({"seed": -1}, "seed -1"),
+        ({"num_inference_steps": 1000}, "num_inference_steps is 1000"),
+        ({"negative_prompt": "hat", "true_cfg_scale": 1}, "does nothing at true_cfg_scale 1"),
+    ],
+)
+def test_values_that_cannot_be_used_are_one_line(studio, values, message):
+    with pytest.raises(gr.Error, match=message):
+        drawn(Events(studio), form(studio, **values).values())
+
+
+def test_cancelling_ends_the_drawings_of_that_page_alone(studio):
+    events = Events(studio)
+    running = events.draw_form(HERE, [], {}, *form(studio, pictures=2).values())
+    next(running)
+    events.cancel(SimpleNamespace(session_hash="elsewhere"))
+    drawings = events._running["here"]
+    assert not any(drawing.cancelled() for drawing in drawings)
+    events.cancel(HERE)
+    with pytest.raises(gr.Error, match="cancelled"):
+        list(running)
+    with pytest.raises(CancelledError):
+        drawings[1].result(0)
+    left = events.draw_form(HERE, [], {}, *form(studio).values())
+    next(left)
+    (drawing,) = events._running["here"]
+    left.close()  # as when the page is closed
+    assert drawing.cancelled()
+
+
+def test_painted_regions_are_boxes():
+    canvas = Image.new("RGBA", (200, 100))
+    pen = ImageDraw.Draw(canvas)
+    red, blue, green = PAINTS
+    pen.rectangle((10, 20, 99, 79), fill=red)
+    pen.rectangle((100, 50, 199, 99), fill=blue)
+    pen.point((5, 5), fill=green)  # a slip
+    assert painted_places({"layers": [canvas]}) == ["0.05,0.2,0.5,0.8", "0.5,0.5,1,1", None]
+    assert painted_places(None) == [None] * 3
+
+
+def test_examples_are_those_that_the_loaded_model_knows(studio, monkeypatch):
+    assert studio.prompts() == list(demo.EXAMPLES)
+    tokenizer = studio.engine.pipe.tokenizer_2
+    assert not any(tokenizer.unknown(text) for text in studio.prompts())
+    monkeypatch.setattr(type(tokenizer), "words", None)
+    assert "guitar" in studio.prompts()[0]
+
+
+def test_a_client_draws_over_the_network(studio):
+    from gradio_client import Client, handle_file
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    blocks = show(studio, "127.0.0.1", port, lambda user, word: (user, word) == (USER, "open"))
+    try:
+        client = Client(blocks.local_url, verbose=False, auth=(USER, "open"))
+        arguments = {"character": handle_file(str(demo.SUBJECT)), "num_inference_steps": STEPS}
+        picture = client.predict(demo.PROMPT, api_name="/draw", seed=5, **arguments)
+        told = json.loads(Image.open(picture).text["ic_jax"])
+        assert (told["seed"], told["subject"]) == (5, "demo.png")
+        assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/draw"]
+    finally:
+        blocks.close(verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets others in; give --password"),
+        (["--host", "0.0.0.0", "--password", "x", "--mcp"], "--mcp asks callers for no password"),
+        (["--host", "nowhere.invalid", "--password", "x"], "--host nowhere.invalid"),
+        (["--lora", "style.safetensors"], "--lora style.safetensors: requests name it"),
+        (["--share"], "unrecognized arguments: --share"),
+    ],
+)
+def test_wrong_options_are_one_line(arguments, message, capfd):
+    try:
+        code = main(["app", "--no-compile-cache", *arguments])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert message in line
