@@ -4,6 +4,7 @@
 - Sampling: sample, prepare, step, SamplingRequest, TextEmbeddings, Subject, SubjectFeatures,
   ReferenceLatents, TrueCfg, Inpainting, Conditioning, noise, rope_table
 - Models: Flux, Adapter, Vae, T5Encoder, ClipText, SiglipVision, Dinov2
+- Pictures: prepare_subject, OnnxMatting
 - Configs: FluxConfig, AdapterConfig, VaeConfig, T5Config, ClipConfig, SiglipConfig, Dinov2Config,
   SchedulerConfig, SamplingConfig, CONFIGS
 - Weights: load_model, Model, ModelFolder, read_lora, write_lora, LoraFile, LoraDelta
@@ -27,6 +28,7 @@ from ic_jax.config import (
     T5Config,
     VaeConfig,
 )
+from ic_jax.matting import OnnxMatting
 from ic_jax.memory import NotEnoughMemoryError
 from ic_jax.models.adapter import Adapter
 from ic_jax.models.clip import ClipText
@@ -38,6 +40,7 @@ from ic_jax.models.siglip import SiglipVision
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
 from ic_jax.pipeline import InstantCharacterPipeline
+from ic_jax.preprocessing.figures import prepare_subject
 from ic_jax.preprocessing.images import ImageError
 from ic_jax.preprocessing.tokenizers import PromptError
 from ic_jax.result import PipelineResult
@@ -84,6 +87,7 @@ __all__ = [
     "Model",
     "ModelFolder",
     "NotEnoughMemoryError",
+    "OnnxMatting",
     "PipelineResult",
     "PromptError",
     "ReferenceLatents",
@@ -108,6 +112,7 @@ __all__ = [
     "make_mesh",
     "noise",
     "prepare",
+    "prepare_subject",
     "read_lora",
     "rope_table",
     "sample",

@@ -51,6 +51,7 @@ EXTRAS = {
         "tensorflow_datasets",
     ),
     "convert": ("sentencepiece", "transformers"),
+    "matting": ("onnxruntime",),
     "mcp": ("mcp",),
     "parquet": ("pyarrow",),
     "peeps": ("resvg_py",),

@@ -27,7 +27,7 @@ from ic_jax.models.target import platform
 from ic_jax.models.unstacked import drawing_form
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
-from ic_jax.preprocessing.images import Fit, Picture
+from ic_jax.preprocessing.images import Fit, Picture, encoder_pixels, read_rgb, to_square
 from ic_jax.preprocessing.originals import STRENGTH, Originals
 from ic_jax.progress import BarConfig, Progress
 from ic_jax.request import (
@@ -431,6 +431,26 @@ class InstantCharacterPipeline(Components, LoraMethods):
         """
         arguments.check_choice("fit", fit, ("pad", "stretch"))
         return self._runner.encode_pictures(arguments.as_list("subject_image", image), fit)
+
+    def preview_subject(self, image: Picture, fit: Fit = "pad") -> Image.Image:
+        """Return what the encoders see of a subject's picture: for FLUX.1-dev 768 pixels square.
+
+        Give `prepare_subject(image)` to see a character that is cut out of its ground.
+
+        Args:
+            image: picture as `__call__` takes it.
+            fit: see `subject_fit` of `__call__`.
+
+        Raises:
+            ImageError: a picture that cannot be read.
+            ValueError: the model has no image encoders.
+        """
+        arguments.check_choice("fit", fit, ("pad", "stretch"))
+        (siglip,) = self._encoders.get("siglip")
+        if siglip is None:
+            raise ValueError("the model has no image encoders; convert it with --siglip")
+        seen = encoder_pixels(to_square(read_rgb(image), fit), siglip.config.image_size)
+        return Image.fromarray(seen)
 
     def encode_reference(
         self, image: Picture | Sequence[Picture], *, resize: bool = True

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ic_jax import cli
 from ic_jax.cli import Command
-from infer import env_command, generate, grid, options, plan_command, words_command
+from infer import env_command, generate, grid, options, plan_command, subject_command, words_command
 from infer.app import app_command
 from infer.bench import bench_command
 from infer.serve import serve_command
@@ -41,6 +41,12 @@ COMMANDS = (
         app_command.run,
         description="Show a page in the browser to play on (docs/app.md). "
         "Without --model, the small model that comes with ic_jax draws.",
+    ),
+    Command(
+        "subject",
+        "Show what the model will see of a character's picture, or cut the character out of it.",
+        subject_command.add_arguments,
+        subject_command.run,
     ),
     Command(
         "words",

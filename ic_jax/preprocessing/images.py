@@ -39,6 +39,16 @@ def read_rgb(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         ImageError: not a picture, damaged, or with a side beyond `MAX_SIDE` pixels.
     """
+    return np.asarray(_on_white(_read(picture)))
+
+
+def read_rgba(picture: Picture) -> UInt8[np.ndarray, "h w 4"]:
+    """Convert like `read_rgb`, to RGB bytes and alpha; what has no transparency is opaque."""
+    return np.asarray(_read(picture).convert("RGBA"))
+
+
+def _read(picture: Picture) -> Image.Image:
+    """Return a picture upright, in a mode that converts to RGB; see `read_rgb`."""
     if isinstance(picture, Image.Image):
         filename = getattr(picture, "filename", "")
         return _decode(picture, repr(filename) if filename else "the picture given")
@@ -78,6 +88,11 @@ def to_square(picture: UInt8[np.ndarray, "h w 3"], fit: Fit) -> UInt8[np.ndarray
             raise ValueError(f"fit {other!r} is neither 'stretch' nor 'pad'")
 
 
+def encoder_pixels(square: UInt8[np.ndarray, "s s 3"], size: int) -> UInt8[np.ndarray, "n n 3"]:
+    """Return the most that the encoders see of a square: the pixels that `tiles` cuts into four."""
+    return _resize(square, 2 * size)
+
+
 def tiles(
     square: UInt8[np.ndarray, "s s 3"], size: int
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "4 {size} {size} 3"]]:
@@ -86,7 +101,7 @@ def tiles(
     Tiles are ordered top left, top right, bottom left, bottom right. The published encoders'
     size is 384.
     """
-    high = _resize(square, 2 * size).reshape(2, size, 2, size, 3)  # row y column x c
+    high = encoder_pixels(square, size).reshape(2, size, 2, size, 3)  # row y column x c
     return _resize(square, size), high.swapaxes(1, 2).reshape(4, size, size, 3)
 
 
@@ -121,7 +136,7 @@ def _open(path: Path, name: str) -> Image.Image:
         raise _damaged(name, error) from error
 
 
-def _decode(image: Image.Image, name: str) -> np.ndarray:
+def _decode(image: Image.Image, name: str) -> Image.Image:
     _check_size(*image.size, name)
     try:
         image.load()
@@ -131,14 +146,14 @@ def _decode(image: Image.Image, name: str) -> np.ndarray:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _narrow(image, name)
     try:
-        return np.asarray(_on_white(image))
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
     except ValueError as error:  # some modes, such as premultiplied grey, have no conversion
         raise ImageError(
             f"{name}: colours of mode {image.mode} are not read; save it as RGB"
         ) from error
 
 
-def _from_array(values: np.ndarray, name: str) -> np.ndarray:
+def _from_array(values: np.ndarray, name: str) -> Image.Image:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     if not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (2, 3, 4))):
@@ -147,7 +162,7 @@ def _from_array(values: np.ndarray, name: str) -> np.ndarray:
             "channels, one picture at a time"
         )
     _check_size(values.shape[1], values.shape[0], name)
-    return np.asarray(_on_white(Image.fromarray(_to_bytes(values, name))))
+    return Image.fromarray(_to_bytes(values, name))
 
 
 def _narrow(image: Image.Image, name: str) -> Image.Image:
