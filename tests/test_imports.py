@@ -26,6 +26,7 @@ ORACLES = {"diffusers", "tensorflow", "torch", "transformers"}
 MAY_IMPORT_ORACLES = {
     "convert": {"transformers"},
     "infer/bench/versus_torch.py": {"diffusers", "torch"},
+    "infer/comfyui/ic_jax_node.py": {"torch"},  # runs in ComfyUI, whose pictures are its tensors
 }
 
 # Parts of ic_jax, files and packages, from the lowest layer up. A part imports from lower layers

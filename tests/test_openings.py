@@ -34,6 +34,7 @@ RULES = {
     "convert/torch_read.py": CHECKED,
     "infer/bench/every_part.py": WRITTEN,
     "infer/engine/characters.py": "a picture of limited bytes in memory, formats listed",
+    "infer/comfyui/ic_jax_node.py": "a picture of the user's own server, of limited bytes",
     "infer/picture_file.py": "a picture: formats listed, its text is limited",
     "train/data/card.py": WRITTEN,
     "train/data/dataset.py": "an index: its size is the card's, and no pickle is read",
