@@ -5,8 +5,10 @@ Tensors are mapped from the zip, which stores them uncompressed.
 Format: torch/serialization.py, `_save` and `_load`.
 """
 
+import errno
 import io
 import math
+import os
 import pickle
 import pickletools
 import zipfile
@@ -36,6 +38,7 @@ STORAGES: dict[str, np.dtype] = {
     "BoolStorage": DTYPES["BOOL"],
 }
 LEGACY = "is no zip archive: torch writes those since 1.6; get a newer file or safetensors"
+MAX_DIRECTORY = 2**24  # bytes; those of 100 000 tensors take 10 MB
 MAX_PICKLE = 100_000_000  # ten times the names and shapes of 100 000 tensors
 
 
@@ -57,15 +60,19 @@ def read_torch(path: Path, left_out: list[str] | None = None) -> dict[str, Tenso
         raise WeightsError(f"{path}: is a web page or a Git LFS pointer, not weights; {AGAIN}")
     if not start.startswith(b"PK"):
         raise WeightsError(f"{path}: {LEGACY}")
+    _refuse_large_directory(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = _Entries(path, archive)
             data = archive.read(entries.pickle)
             _refuse_far_memos(path, data)
             content = _Unpickler(data, entries).load()
-    except (WeightsError, OSError):
+    except WeightsError:
         raise
     except Exception as error:  # BadZipFile, or any error of an unpickler that reads garbage
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before the file
+            error.filename = error.filename or str(path)
+            raise
         reason = type(error).__name__
         raise WeightsError(f"{path}: is truncated or damaged ({reason}); {AGAIN}") from None
     others: list[str] = []
@@ -75,6 +82,25 @@ def read_torch(path: Path, left_out: list[str] | None = None) -> dict[str, Tenso
     if left_out is not None:
         left_out += others
     return tensors
+
+
+def _refuse_large_directory(path: Path) -> None:
+    """Raise WeightsError if the zip's directory, which is read whole, is larger than any model's.
+
+    Format: APPNOTE.TXT of PKWARE, 4.3.14 and 4.3.16.
+    """
+    with open_regular(path) as file:
+        file.seek(-min(path.stat().st_size, 2**16 + 100), os.SEEK_END)
+        end = file.read()
+    record, record64 = end.rfind(b"PK\x05\x06"), end.rfind(b"PK\x06\x06")
+    size = int.from_bytes(end[record + 12 : record + 16], "little") if record >= 0 else 0
+    if size == 2**32 - 1 and record64 >= 0:
+        size = int.from_bytes(end[record64 + 40 : record64 + 48], "little")
+    if size > MAX_DIRECTORY:
+        raise WeightsError(
+            f"{path}: lists its members in {size} bytes, more than {MAX_DIRECTORY}; get the file "
+            "from its publisher"
+        )
 
 
 def _refuse_far_memos(path: Path, data: bytes) -> None:

@@ -28,6 +28,8 @@ from ic_jax.cli_options import add_set as add_set
 from ic_jax.cli_options import count as count
 from ic_jax.cli_options import path as path
 from ic_jax.cli_options import positive as positive
+from ic_jax.terminal import drop_output, print_any_text, printable_line
+from ic_jax.terminal import say as say
 from ic_jax.weights.tensors import WeightsError
 
 INTERRUPTED = 130
@@ -182,13 +184,14 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
     is missing; 74 input or output failed; 130 interrupted; 141 standard output was closed; 1 out of
     memory. `debug` shows tracebacks. With several processes, all of them end together.
     """
+    print_any_text()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warnings()
             command()
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads standard output any more
-        _drop_output()
+        drop_output()
         return multihost.exit_together(141, "nobody reads its output")
     except BaseException as error:
         error = _missing_package(error) or error
@@ -200,26 +203,14 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
         if debug or code is None:
             traceback.print_exc()
         kind = "" if getattr(error, "asked_for", False) else "error: "
-        print(f"{kind}{message}", file=sys.stderr)
+        print(f"{kind}{printable_line(message)}", file=sys.stderr)
         return multihost.exit_together(code or 1, message, agreed=getattr(error, "agreed", False))
     return multihost.exit_together(0)
 
 
 def one_line(error: BaseException) -> str | None:
     """Return the line that `run` prints of an error; None of a defect, which has a traceback."""
-    return None if _exit_code(error) is None else _message(error)
-
-
-def say(text: str) -> None:
-    """Print a line; continue if standard output was closed, since the result is a file."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        _drop_output()
-
-
-def _drop_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return None if _exit_code(error) is None else printable_line(_message(error))
 
 
 def _exit_code(error: BaseException) -> int | None:
@@ -252,7 +243,7 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
-    return " ".join(str(error).split())
+    return str(error)
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -270,7 +261,7 @@ def _one_line_warnings() -> Any:
     shown = set()
 
     def show(message: Warning | str, *_: Any) -> None:
-        text = compilation_cache.repair(" ".join(str(message).split()))
+        text = printable_line(compilation_cache.repair(" ".join(str(message).split())))
         if text not in shown:
             shown.add(text)
             print(f"warning: {text}", file=sys.stderr)

@@ -49,7 +49,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], prefix: str = "")
     known = list(known)
     for name in names:
         if name not in known:
-            raise ConfigError(f"unknown key {prefix}{name}{nearest(name, known)}")
+            raise ConfigError(f"unknown key {prefix}{name:.80}{nearest(name, known)}")
 
 
 def nearest(name: str, known: list[str], *, listed: bool = True) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 MAX_TEXT = 64 * 1024**2  # bytes of a config, an index, a tokenizer or a list of captions
+MAX_NAME, MAX_PARTS = 255, 100  # bytes of a file's name, and folders that it may lie in
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -51,7 +52,8 @@ def open_regular(path: Path, *, limit: int | None = None) -> BinaryIO:
 def read_bytes(path: Path, *, limit: int = MAX_TEXT) -> bytes:
     """Read a file whole (see `open_regular`); what grows meanwhile is cut at the limit."""
     with open_regular(path, limit=limit) as file:
-        return file.read(limit)
+        # Room is made for as many bytes as are asked for.
+        return file.read(min(limit, os.fstat(file.fileno()).st_size))
 
 
 def read_json(path: Path, *, limit: int = MAX_TEXT) -> Any:
@@ -101,8 +103,8 @@ def files_below(root: Path) -> Callable[[str], Path]:
     real_root = root.resolve()
 
     def path_of(name: str) -> Path:
-        if not name or "\0" in name:
-            raise ValueError(f"{root}: {name!r} names no file")
+        if not name or "\0" in name or not _can_be_named(name):
+            raise ValueError(f"{root}: {name!r:.80} names no file")
         path = root / name
         real_path = Path(os.path.realpath(path))  # resolve() fails on a link that leads to itself
         if not real_path.is_relative_to(real_root):
@@ -110,3 +112,12 @@ def files_below(root: Path) -> Callable[[str], Path]:
         return path
 
     return path_of
+
+
+def _can_be_named(name: str) -> bool:
+    """Return whether a file system of this machine could have such a name."""
+    try:
+        parts = os.fsencode(name).split(os.fsencode(os.sep))
+    except UnicodeEncodeError:
+        return False
+    return all(len(part) <= MAX_NAME for part in parts) and len(parts) <= MAX_PARTS

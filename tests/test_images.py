@@ -221,7 +221,11 @@ def test_what_is_no_picture_is_named(tmp_path):
     for name, content, words in (
         ("empty.png", b"", ["is empty"]),
         ("text.png", b"version https://git-lfs.github.com/spec/v1\n", ["not a picture", "PNG"]),
-        ("drawing.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ["EPS", "PNG"]),
+        (
+            "drawing.eps",
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            ["not a picture", "PNG"],
+        ),
     ):
         path = tmp_path / name
         path.write_bytes(content)

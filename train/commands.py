@@ -25,7 +25,12 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     usual = " and ".join(map(str, DEFAULTS.resolutions))
     pixels = f"resolution that training will use; repeat for several (default: {usual})"
     add("--resolution", type=int, metavar="PIXELS", action="append", help=pixels)
-    add("--workers", type=int, metavar="N", help="number of processes (default: one per core)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of processes (default: one per core, fewer where memory is short)",
+    )
     shard = "pictures per file"
     add("--shard-size", type=int, metavar="N", default=DEFAULTS.shard_size, help=shard)
     share = "stop when more than this fraction of the pictures cannot be used"

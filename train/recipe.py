@@ -14,9 +14,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ic_jax.config import ConfigError
-from ic_jax.from_dict import dataclass_from_dict, nearest, parse_change, refuse_unknown
+from ic_jax.from_dict import (
+    dataclass_from_dict,
+    nearest,
+    parse_change,
+    refuse_unknown,
+    shown,
+)
 from ic_jax.models.layers import Remat
 from ic_jax.text_files import read_text
+from ic_jax.weights.lora.pairs import MAX_RANK
+from train import limits
+from train.limits import check, check_range
 from train.optimizer_settings import SCHEDULES, OptimizerName, check_optimizer
 
 TIMESTEPS = ("logit-normal", "uniform")
@@ -61,19 +70,20 @@ class Stage:
     remat: Remat = "blocks"  # recomputed in the backward pass; or "dots", "none" [ours]
 
     def __post_init__(self) -> None:
-        _check(self.steps >= 1, "steps", self.steps, "at least 1")
-        _check(self.batch >= 1, "batch", self.batch, "at least 1")
+        check_range(self, "steps", 1, limits.MAX_STEPS)
+        check_range(self, "batch", 1, limits.MAX_BATCH)
         divides = self.accumulate >= 1 and self.batch % self.accumulate == 0
-        _check(divides, "accumulate", self.accumulate, f"a divisor of batch {self.batch}")
-        _check(self.resolution % 16 == 0, "resolution", self.resolution, "a multiple of 16")
-        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+        check(divides, "accumulate", self.accumulate, f"a divisor of batch {self.batch}")
+        check_range(self, "resolution", 16, limits.MAX_RESOLUTION)
+        check(self.resolution % 16 == 0, "resolution", self.resolution, "a multiple of 16")
+        check(0 < self.learning_rate <= 1e6, "learning_rate", self.learning_rate, "above 0")
         for name, choices in (
             ("timesteps", TIMESTEPS),
             ("schedule", SCHEDULES),
             ("remat", get_args(Remat)),
         ):
             value = getattr(self, name)
-            _check(value in choices, name, value, " or ".join(choices))
+            check(value in choices, name, value, " or ".join(choices))
         for name in (
             "floor",
             "decay",
@@ -84,12 +94,12 @@ class Stage:
             "focus",
             "ema",
         ):
-            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         for name in ("b1", "b2"):
-            _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1")
-        _check(self.clip > 0, "clip", self.clip, "above 0")
-        for name in ("warmup", "weight_decay", "early_steps"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1")
+        check(self.clip > 0, "clip", self.clip, "above 0")
+        for name in ("warmup", "weight_decay", "early_steps", "guidance"):
+            check_range(self, name, 0, limits.MAX_STEPS)
 
 
 @dataclass(frozen=True)
@@ -103,9 +113,9 @@ class LoraConfig:
     start: str = ""  # LoRA to go on with: a file, a folder or a Hub id [ours]
 
     def __post_init__(self) -> None:
-        _check(self.rank >= 1, "rank", self.rank, "at least 1")
-        _check(self.alpha >= 0, "alpha", self.alpha, "at least 0")
-        _check(bool(self.targets), "targets", list(self.targets), "a list of module names")
+        check_range(self, "rank", 1, MAX_RANK)
+        check_range(self, "alpha", 0, 2**20)
+        check(bool(self.targets), "targets", list(self.targets), "a list of module names")
 
     @property
     def scale(self) -> float:
@@ -122,9 +132,9 @@ class Saving:
     keep_every: int = 0  # checkpoints at multiples of this stay, too; 0 is none [ours]
 
     def __post_init__(self) -> None:
-        _check(self.every >= 1, "every", self.every, "at least 1")
-        _check(self.keep >= 1, "keep", self.keep, "at least 1")
-        _check(self.keep_every >= 0, "keep_every", self.keep_every, "at least 0")
+        check(self.every >= 1, "every", self.every, "at least 1")
+        check(self.keep >= 1, "keep", self.keep, "at least 1")
+        check(self.keep_every >= 0, "keep_every", self.keep_every, "at least 0")
 
 
 @dataclass(frozen=True)
@@ -142,10 +152,10 @@ class Reporting:
 
     def __post_init__(self) -> None:
         for name in ("every", "effect_batches"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("effect_every", "preview_every", "preview_references", "preview_steps"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        _check(bool(self.preview_prompts), "preview_prompts", [], "a list of prompts")
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        check(bool(self.preview_prompts), "preview_prompts", [], "a list of prompts")
 
 
 @dataclass(frozen=True)
@@ -178,10 +188,11 @@ class Recipe:
         optimizers = get_args(OptimizerName)
         for name, choices in (("base", BASES), ("dtype", DTYPES), ("optimizer", optimizers)):
             value = getattr(self, name)
-            _check(value in choices, name, value, " or ".join(choices))
-        _check(0 <= self.holdout < 1, "holdout", self.holdout, "from 0 to below 1")
-        for name in ("text_length", "stop_after_bad"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            check(value in choices, name, value, " or ".join(choices))
+        check(0 <= self.holdout < 1, "holdout", self.holdout, "from 0 to below 1")
+        check_range(self, "text_length", 1, limits.MAX_TEXT_LENGTH)
+        check_range(self, "stop_after_bad", 1, limits.MAX_STEPS)
+        check_range(self, "seed", 0, 2**32 - 1)
 
     @property
     def total_steps(self) -> int:
@@ -267,6 +278,8 @@ def changed(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
 
 def recipe_of(values: dict[str, Any]) -> Recipe:
     """Return a recipe from its tables; ConfigError as `read_recipe`."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"is {shown(values)}; a recipe is a table of settings")
     tables = ("saving", "reporting", "lora", "adapter")
     stages = {k: v for k, v in values.items() if isinstance(v, dict) and k not in tables}
     rest = {k: v for k, v in values.items() if k not in stages}
@@ -300,8 +313,3 @@ def _check_lora(recipe: Recipe) -> None:
             raise ConfigError(
                 f"{name}.paired is {stage.paired}; [lora] sees no reference, it must be 0"
             )
-
-
-def _check(holds: bool, name: str, value: Any, expected: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name} is {value!r}; it must be {expected}")

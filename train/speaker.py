@@ -27,7 +27,8 @@ class Speaker:
             known = read_json(self._file)
         except (OSError, ValueError):
             known = {}
-        self._seconds: dict[str, float] = known if isinstance(known, dict) else {}
+        known = known if isinstance(known, dict) else {}
+        self._seconds = {k: float(x) for k, x in known.items() if type(x) in (int, float)}
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""

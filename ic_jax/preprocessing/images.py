@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +17,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # 1 x 60 000 000 pixels more than any memory.
 MAX_SIDE = 8192
 
+# Bytes that reading one picture may take in the process that reads it, checked before it is decoded
+# as well. 45 megapixels of a camera's JPEG take 0.5 GB.
+MAX_DECODING = 800_000_000
+# Bytes a pixel of Pillow's modes; others have four.
+_OF_MODE = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "LA": 4}
+# Bytes a pixel that decoders hold beside the picture: planes, coefficients, or a copy of it.
+_OF_DECODER = {"JPEG2000": 20, "AVIF": 12, "HEIF": 12, "WEBP": 12, "GIF": 8, "ICO": 8}
+_OF_PROGRESSIVE = 6  # of a JPEG, whose coefficients are kept until the last scan
+_STRIP = 2**18  # pixels that are brought to RGB at a time
+_ORIENTATION = 0x0112  # tag of EXIF
+
 # Opening a file only tells its format; decoding may run programs: EPS would start Ghostscript.
 FORMATS = ["AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF"]
 FORMATS += ["WEBP"]
 
 Fit = Literal["stretch", "pad"]
+Change = Callable[[Image.Image], Image.Image]  # of each pixel by itself
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | jax.Array
 
 
@@ -39,21 +53,21 @@ def read_rgb(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         ImageError: not a picture, damaged, or with a side beyond `MAX_SIDE` pixels.
     """
-    return np.asarray(_on_white(_read(picture)))
+    return _read(picture, _on_white)
 
 
 def read_rgba(picture: Picture) -> UInt8[np.ndarray, "h w 4"]:
     """Convert like `read_rgb`, to RGB bytes and alpha; what has no transparency is opaque."""
-    return np.asarray(_read(picture).convert("RGBA"))
+    return _read(picture, _with_alpha)
 
 
-def _read(picture: Picture) -> Image.Image:
-    """Return a picture upright, in a mode that converts to RGB; see `read_rgb`."""
+def _read(picture: Picture, change: Change) -> np.ndarray:
+    """Return what `change` makes of a picture, upright and in bytes; see `read_rgb`."""
     if isinstance(picture, Image.Image):
         filename = getattr(picture, "filename", "")
-        return _decode(picture, repr(filename) if filename else "the picture given")
+        return _decode(picture, repr(filename) if filename else "the picture given", change)
     if isinstance(picture, np.ndarray | jax.Array):
-        return _from_array(np.asarray(picture), "the array given")
+        return _from_array(np.asarray(picture), "the array given", change)
     if not isinstance(picture, str | os.PathLike):
         raise ImageError(
             f"a picture cannot be a {type(picture).__name__}; "
@@ -61,9 +75,20 @@ def _read(picture: Picture) -> Image.Image:
         )
     name = repr(os.fspath(picture))
     with _open(Path(picture), name) as image:
-        if image.format not in FORMATS:
-            raise ImageError(f"{name}: {image.format} is not read; save it as PNG or JPEG")
-        return _decode(image, name)
+        return _decode(image, name, change)
+
+
+@cache
+def readable_formats() -> list[str]:
+    """Return those of `FORMATS` that this Pillow reads; no other decoder sees a file."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def alpha_of(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
+    """Return the alpha channel of an image, upright."""
+    image = _upright(image)
+    return _together(image, _strips(image), lambda x: x.convert("RGBA").getchannel("A"))
 
 
 def to_square(picture: UInt8[np.ndarray, "h w 3"], fit: Fit) -> UInt8[np.ndarray, "s s 3"]:
@@ -119,7 +144,7 @@ def _open(path: Path, name: str) -> Image.Image:
             raise ImageError(f"{name} is empty; copy or download it again")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path)
+            return Image.open(path, formats=readable_formats())
     except FileNotFoundError:
         raise ImageError(f"{name}: there is no such file; check the path") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -136,24 +161,26 @@ def _open(path: Path, name: str) -> Image.Image:
         raise _damaged(name, error) from error
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, change: Change) -> np.ndarray:
     _check_size(*image.size, name)
+    _check_decoding(image, name)
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
     except Exception as error:
         raise _damaged(name, error) from error
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _narrow(image, name)
+    is_wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    white = _white(image, name) if is_wide else 0
     try:
-        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+        strips = (_narrow(x, white) if is_wide else x for x in _strips(image))
+        return _together(image, strips, change)
     except ValueError as error:  # some modes, such as premultiplied grey, have no conversion
         raise ImageError(
             f"{name}: colours of mode {image.mode} are not read; save it as RGB"
         ) from error
 
 
-def _from_array(values: np.ndarray, name: str) -> Image.Image:
+def _from_array(values: np.ndarray, name: str, change: Change) -> np.ndarray:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     if not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (2, 3, 4))):
@@ -162,36 +189,70 @@ def _from_array(values: np.ndarray, name: str) -> Image.Image:
             "channels, one picture at a time"
         )
     _check_size(values.shape[1], values.shape[0], name)
-    return Image.fromarray(_to_bytes(values, name))
+    if values.dtype != np.uint8:
+        numbers = values.astype(np.float64)
+        values = _to_bytes(values, _white_of(values.dtype, numbers.min(), numbers.max(), name))
+    image = Image.fromarray(values)
+    return _together(image, _strips(image), change)
 
 
-def _narrow(image: Image.Image, name: str) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the image as EXIF says it is to be shown; itself where that changes nothing."""
+    if image.getexif().get(_ORIENTATION, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield the image in strips: what becomes of a pixel does not depend on others."""
+    width, height = image.size
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        yield image.crop((0, top, width, min(top + rows, height)))
+
+
+def _together(image: Image.Image, strips: Iterable[Image.Image], change: Change) -> np.ndarray:
+    """Return the changed strips of an image as one array."""
+    whole, top = np.empty(0), 0
+    for strip in strips:
+        part = np.asarray(change(strip))
+        if not top:
+            whole = np.empty((image.height, *part.shape[1:]), np.uint8)
+        whole[top : (top := top + len(part))] = part
+    return whole
+
+
+def _narrow(strip: Image.Image, white: int) -> Image.Image:
     """Scale grey wider than a byte to bytes; Pillow's own conversion clips it to white."""
-    values = np.asarray(image)
-    grey = Image.fromarray(_to_bytes(values, name))
-    transparent = image.info.get("transparency")
+    values = np.asarray(strip)
+    grey = Image.fromarray(_to_bytes(values, white))
+    transparent = strip.info.get("transparency")
     if transparent is not None:  # the one grey value that is transparent
-        grey.putalpha(Image.fromarray(_to_bytes(values != transparent, name)))
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return grey
 
 
-def _to_bytes(values: np.ndarray, name: str) -> np.ndarray:
-    """Scale numbers of any type to bytes, white to 255, by the rule in `read_rgb`."""
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        whites: tuple[int, ...] = (65535,)
-    else:
-        integers = np.issubdtype(values.dtype, np.integer)
-        whites = (255, 65535) if integers else (1, 255, 65535)
-    numbers = values.astype(np.float64)
-    low, high = numbers.min(), numbers.max()
+def _white(image: Image.Image, name: str) -> int:
+    """Return which of an image's values is white."""
+    bounds = np.array([(x.min(), x.max()) for x in map(np.asarray, _strips(image))], np.float64)
+    dtype = np.asarray(image.crop((0, 0, 1, 1))).dtype
+    return _white_of(dtype, bounds[:, 0].min(), bounds[:, 1].max(), name)
+
+
+def _white_of(dtype: np.dtype, low: float, high: float, name: str) -> int:
+    """Return which value of numbers from `low` to `high` is white, by the rule in `read_rgb`."""
     if not (low >= 0 and high <= 65535):  # or not a number
         raise ImageError(
             f"{name} has values from {low:g} to {high:g}; scale them to 0..1, 0..255 or 0..65535"
         )
-    white = next(white for white in whites if high <= white)
-    return np.round(numbers * (255 / white)).astype(np.uint8)
+    if dtype.kind == "u" and dtype.itemsize == 2:
+        return 65535
+    whites = (255, 65535) if np.issubdtype(dtype, np.integer) else (1, 255, 65535)
+    return next(white for white in whites if high <= white)
+
+
+def _to_bytes(values: np.ndarray, white: int) -> np.ndarray:
+    return np.round(values.astype(np.float64) * (255 / white)).astype(np.uint8)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -203,11 +264,29 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
+def _with_alpha(image: Image.Image) -> Image.Image:
+    return image.convert("RGBA" if image.has_transparency_data else "RGB").convert("RGBA")
+
+
 def _check_size(width: int, height: int, name: str) -> None:
     if width == 0 or height == 0:
         raise ImageError(f"{name} has no pixels ({width} x {height}); give another picture")
     if max(width, height) > MAX_SIDE:
         raise _too_large(name, f"{width} x {height} pixels")
+
+
+def _check_decoding(image: Image.Image, name: str) -> None:
+    """Raise ImageError if reading the picture would take more than `MAX_DECODING` bytes."""
+    decoder = _OF_DECODER.get(image.format or "", 0)
+    if image.info.get("progressive"):
+        decoder += _OF_PROGRESSIVE
+    # The picture, a copy that is turned upright, and the result.
+    need = image.width * image.height * (2 * _OF_MODE.get(image.mode, 4) + decoder + 4)
+    if need > MAX_DECODING:
+        raise ImageError(
+            f"{name} takes {need / 1e6:.0f} MB to decode ({image.width} x {image.height} pixels), "
+            f"more than {MAX_DECODING / 1e6:.0f}; make it smaller"
+        )
 
 
 def _too_large(name: str, what: str) -> ImageError:

@@ -46,13 +46,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a safetensors file, and its free-text metadata, from one header."""
     header, data = _header(path)
-    metadata = header.get("__metadata__", {})
+    metadata = _metadata(path, header)
     return _tensors(path, header, data, size=path.stat().st_size), metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the free-text metadata of a safetensors file; errors as `read_tensors`."""
-    return _header(path)[0].get("__metadata__", {})
+    return _metadata(path, _header(path)[0])
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
@@ -94,6 +94,13 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
         raise WeightsError(f"{path}: its header is not JSON; {AGAIN}") from None
 
 
+def _metadata(path: Path, header: dict[str, Any]) -> dict[str, str]:
+    metadata = header.get("__metadata__") or {}
+    if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
+        raise WeightsError(f"{path}: the __metadata__ of its header are no texts; {AGAIN}")
+    return metadata
+
+
 def _tensors(path: Path, header: dict[str, Any], data: int, size: int) -> dict[str, Tensor]:
     header.pop("__metadata__", None)
     entries = [(name, *_entry(path, name, entry)) for name, entry in header.items()]
@@ -113,7 +120,7 @@ def _tensors(path: Path, header: dict[str, Any], data: int, size: int) -> dict[s
 def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, Shape, int, int]:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+        if any(type(n) is not int or n < 0 for n in (*shape, begin, end)) or dtype != str(dtype):
             raise ValueError(name)
     except (KeyError, TypeError, ValueError):
         raise WeightsError(f"{path}: the header's entry {name} is malformed; {AGAIN}") from None

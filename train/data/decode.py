@@ -7,9 +7,9 @@ from functools import cache
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, features
+from PIL import Image, features
 
-from ic_jax.preprocessing.images import FORMATS, ImageError, read_rgb
+from ic_jax.preprocessing.images import ImageError, alpha_of, read_rgb, readable_formats
 
 # Pillow modes of 8 bits per channel, stored unchanged; every other mode is re-encoded.
 MODES = frozenset({"L", "LA", "P", "RGB", "RGBA"})
@@ -30,8 +30,7 @@ def decode_image(
         rgb = read_rgb(image)
         if not image.has_transparency_data or image.mode not in MODES:
             return rgb, None
-        upright = ImageOps.exif_transpose(image)
-        return rgb, np.asarray(upright.convert("RGBA").getchannel("A"))
+        return rgb, alpha_of(image)
 
 
 def decode_mask(data: bytes) -> UInt8[np.ndarray, "h w"]:
@@ -87,12 +86,13 @@ def _open(data: bytes) -> Image.Image:
 @cache
 def _formats() -> list[str]:
     """Return the formats that are read here; no other decoder sees a file."""
-    Image.init()
+    formats = readable_formats()
     with suppress(ModuleNotFoundError):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-    return [name for name in (*FORMATS, "HEIF") if name in Image.OPEN]
+        return [*formats, "HEIF"]
+    return formats
 
 
 def _unread(data: bytes, error: Exception) -> str:

@@ -1,6 +1,7 @@
 """`python -m train prepare`: conversion of a source of pictures to a data set."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ic_jax.files import atomic_folder, check_replaceable
+from ic_jax.host_memory import free_host_memory
+from ic_jax.preprocessing.images import MAX_DECODING
 from train.data import card
 from train.data.account import count_files
 from train.data.captions import summarise, telling_words
@@ -40,7 +43,7 @@ def prepare(
         source: folder, or a file that lists or holds pictures (`train.data.sources.read_source`).
         out: folder of the data set.
         options: settings of the data set.
-        workers: processes; by default one per core.
+        workers: processes; by default `default_workers`.
         overwrite: replace an `out` that exists.
 
     Raises:
@@ -109,6 +112,7 @@ def _run(
     rejected = list(pictures.rejected)
     with tqdm(total=len(pictures.entries), unit="picture", mininterval=0.5) as bar:
         _check(rejected, allowed, total, jobs)
+        workers = workers or default_workers()
         for shard in parallel_map(write_shard, jobs, workers=workers, chunk=1):
             bar.update(len(jobs[len(shards)].entries))
             shards.append(shard)
@@ -116,6 +120,12 @@ def _run(
             bar.set_postfix(rejected=len(rejected), refresh=False)
             _check(rejected, allowed, total, jobs)
     return shards
+
+
+def default_workers() -> int:
+    """Return one process per core, or as many as can decode a picture in the free memory."""
+    cores, free = os.cpu_count() or 1, free_host_memory()
+    return cores if free is None else max(1, min(cores, int(free // MAX_DECODING)))
 
 
 def _check(rejected: list[Rejected], allowed: int, total: int, jobs: list[ShardJob]) -> None:

@@ -119,7 +119,7 @@ def rasterize(text: str) -> UInt8[np.ndarray, "h w 4"]:
     import resvg_py  # an extra; --help works without it
 
     png = resvg_py.svg_to_bytes(svg_string=text, skip_system_fonts=True)
-    with Image.open(io.BytesIO(png)) as image:
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         return np.asarray(image.convert("RGBA"))
 
 

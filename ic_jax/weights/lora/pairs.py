@@ -12,6 +12,7 @@ from ic_jax.weights.lora.keys import Key
 from ic_jax.weights.lora.settings import Settings
 from ic_jax.weights.tensors import FLOATS, Tensor, WeightsError
 
+MAX_RANK = 4096  # the widest maps of FLUX have 3072 channels and four times as many
 NAMES = {"a": "A", "b": "B", "bias": "the bias of B", "alpha": "alpha"}
 
 
@@ -113,6 +114,8 @@ class _Group:
         a, b = self.tensors["a"].shape, self.tensors["b"].shape
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not math.prod(a + b):
             raise self._error(f"A {list(a)} and B {list(b)} do not share a rank")
+        if a[0] > MAX_RANK:
+            raise self._error(f"its rank is {a[0]}, and at most {MAX_RANK} is read")
         return a[0]
 
     def alpha(self, setting: object, rank: int) -> float:

@@ -1,0 +1,1 @@
+"""Fuzzing of all readers of files that others wrote."""
