@@ -20,7 +20,6 @@ SYSTEM = "the system's own file"
 CHECKED = "the file was opened by the rules just before, and is mapped or decoded by a library"
 WRITTEN = "written by this process, or by an earlier one of the same run"
 RULES = {
-    "ic_jax/cli.py": SYSTEM,
     "ic_jax/compilation_cache.py": SYSTEM,
     "ic_jax/files.py": WRITTEN,  # also SHA-256 of any file, which reads in pieces
     "ic_jax/host_memory.py": SYSTEM,
@@ -28,6 +27,7 @@ RULES = {
     "ic_jax/measuring/origin.py": SYSTEM,
     "ic_jax/preprocessing/images.py": "a picture: kind and size are looked at, formats listed",
     "ic_jax/preprocessing/tokenizers.py": CHECKED,
+    "ic_jax/terminal.py": SYSTEM,
     "ic_jax/untrusted_files.py": "the rules themselves",
     "ic_jax/weights/tensors.py": CHECKED,
     "convert/gguf_read.py": CHECKED,
