@@ -30,6 +30,7 @@ TINY = GOLDENS / "tiny_instantcharacter"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail where a test is skipped")
+    parser.addoption("--again", action="store_true", help="repeat trials of faults that survived")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data_source import prepared
-from train.data.card import CARD
+from train.data.card import CARD, checksum
 from train.data.dataset import Dataset
 from train.data.encoded_store import Embeddings, EncodedRows
 from train.data.errors import DataError
@@ -42,6 +42,7 @@ def test_a_data_set_that_names_a_module_does_not_import_it(copy, tmp_path, monke
     for file in card["written"]:
         if file["file"] == features.name:
             file["bytes"] = features.stat().st_size
+    card["checksum"] = checksum(card)
     (copy / CARD).write_text(json.dumps(card))
     assert Dataset(copy).read(0).character
     assert "planted" not in sys.modules
@@ -59,6 +60,22 @@ def test_verify_tells_a_flipped_bit_of_any_file(data, copy):
             verify(copy)
         shutil.copy(data / file, copy / file)
     assert "all as they were written" in verify(copy)
+
+
+def test_a_flipped_bit_of_the_card_is_told(copy):
+    """Its counts too, which nothing else holds; a space between two values says the same."""
+    file, rng = copy / CARD, np.random.default_rng(4)
+    whole = file.read_bytes()
+    for _ in range(100):
+        flip(file, rng)
+        try:
+            values = Dataset(copy).card
+        except DataError as error:
+            assert str(file) in str(error)  # noqa: PT017
+        else:
+            names = json.loads(whole).keys() - {"checksum"}
+            assert {n: values.get(n) for n in names} == {n: json.loads(whole)[n] for n in names}
+        file.write_bytes(whole)
 
 
 def test_a_run_does_not_begin_on_a_damaged_index(data, copy):
@@ -147,6 +164,7 @@ def test_a_shard_of_other_types_or_elsewhere_is_one_line(copy, field):
 def test_a_data_set_of_an_earlier_version_is_read(copy):
     card = json.loads((copy / CARD).read_text())
     index = {f["file"].removeprefix("index/"): f["bytes"] for f in card.pop("written")}
+    del card["checksum"]
     card["index"] = {name: size for name, size in index.items() if (copy / "index" / name).exists()}
     (copy / CARD).write_text(json.dumps(card))
     dataset = Dataset(copy)

@@ -14,13 +14,14 @@ from ic_jax.files import sha256_file
 from ic_jax.version import __version__
 from train.data.account import account_text, count_traits
 from train.data.errors import DataError
-from train.data.hashing import hash_names
+from train.data.hashing import digest, hash_names
 from train.data.records import FEATURES
 from train.data.shards import WORK, RecordNote, Shard
 
 CARD, TEXT = "card.json", "card.md"
 FILES = (CARD, TEXT)
 INDEX = "index"
+CHECKSUM = "checksum"  # key of the card's own
 CHARACTER_HASH = "character_hash.npy"  # spares a run the names, millions of Python objects
 
 
@@ -59,7 +60,13 @@ def write(
     (folder / TEXT).write_text(_text(card))
     shutil.rmtree(folder / WORK)
     card["written"] = _written(folder, {s.file for s in shards})
+    card[CHECKSUM] = checksum(card)
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def checksum(card: dict[str, Any]) -> str:
+    """Return the digest of a card's values but the checksum itself."""
+    return digest({name: value for name, value in card.items() if name != CHECKSUM})
 
 
 def _written(folder: Path, shards: Collection[str]) -> list[dict[str, Any]]:
@@ -170,5 +177,5 @@ A side is the square root of the area in pixels; caption lengths are in characte
 
 This is a tensorflow-datasets folder: `tfds.builder_from_directory(folder).as_data_source("train")`
 reads it without TensorFlow. `image` and `mask` are the bytes of image files; `card.json` lists the
-SHA-256 of every other file.
+SHA-256 of every other file, and holds its own.
 """

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ic_jax.untrusted_files import files_below, read_json
-from train.data.card import CARD, INDEX
+from train.data.card import CARD, CHECKSUM, INDEX, checksum
 from train.data.errors import DataError
 
 MAX_CARD = 2**28  # bytes; a million shards take less
@@ -44,6 +44,9 @@ def read_card(path: Path) -> dict[str, Any]:
             f"{file}: its shards have {records} records, and it says {card['pictures']} pictures; "
             f"{AGAIN}"
         )
+    own = checksum(card)
+    if card.get(CHECKSUM, own) != own:  # earlier versions have none
+        raise DataError(f"{file}: differs from its checksum; {AGAIN}")
     return card
 
 

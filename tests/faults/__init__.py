@@ -1,0 +1,1 @@
+"""The fault suite: kills, full disks, damage and rivals, recorded: `python -m pytest -m faults`."""
