@@ -16,9 +16,11 @@ from ic_jax.preprocessing.arguments import check_choice, check_count
 from ic_jax.version import __version__
 from infer import demo
 from infer.picture_file import read_metadata
+from infer.subject_options import SubjectOption, subject_option
 
 MAX_STEPS = 1000
-PICTURES = ("subject", "reference", "image", "mask")
+PICTURES = ("reference", "image", "mask")
+DIGESTS = tuple(f"{name}_sha256" for name in ("subject", "subjects", *PICTURES))
 DTYPES = ("bfloat16", "float32")
 
 
@@ -38,6 +40,8 @@ class PictureArguments:
     device: str = ""
     subject: str | None = None
     subject_sha256: str | None = None
+    subjects: tuple[str, ...] = ()
+    subjects_sha256: tuple[str, ...] = ()
     reference: str | None = None
     reference_sha256: str | None = None
     image: str | None = None
@@ -57,6 +61,10 @@ class PictureArguments:
     subject_scale: float | None = None
     negative_subject_scale: float | None = None
     subject_fit: str | None = None
+    subject_start: float | None = None
+    subject_end: float | None = None
+    subject_ramp: float | None = None
+    subject_blocks: str | None = None
     max_sequence_length: int | None = None
     lora: tuple[str, ...] = ()
     trigger: tuple[str, ...] = ()
@@ -68,23 +76,33 @@ class PictureArguments:
         check_count("num_inference_steps", max(steps), MAX_STEPS)
         check_choice("dtype", self.dtype, DTYPES)
         texts = [value for value in vars(self).values() if isinstance(value, str)]
-        for text in (*texts, *self.lora, *self.trigger):
+        for text in (*texts, *self.subjects, *self.lora, *self.trigger):
             # They would reach the terminal.
             if any(unicodedata.category(c) == "Cc" and c not in "\t\n" for c in text):
                 raise ValueError(f"{text!r} holds control characters")
+        self._subjects()
 
     def options(self) -> dict[str, Any]:
         """Return the options that draw this picture, by their destination."""
-        facts = ("ic_jax", "jax", "device", *(f"{name}_sha256" for name in PICTURES))
+        facts = ("ic_jax", "jax", "device", "subjects", *DIGESTS)
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in facts}
         return values | {
             "prompt": [self.prompt],
             "seed": [self.seed],
             "model": None if self.model == demo.MODEL_NAME else Path(self.model),
             **{name: Path(file) for name in PICTURES if (file := getattr(self, name)) is not None},
+            "subject": self._subjects(),
             "lora": list(self.lora),
             "trigger": [words or None for words in self.trigger],
         }
+
+    def _subjects(self) -> list[SubjectOption] | None:
+        if self.subject is not None:
+            return [SubjectOption(self.subject, (Path(self.subject),))]
+        try:
+            return [subject_option(text) for text in self.subjects] or None
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(str(error)) from None
 
 
 def with_picture(args: argparse.Namespace) -> argparse.Namespace:
@@ -147,9 +165,11 @@ def _check_paths(picture: Path, options: dict[str, Any]) -> None:
     Nothing is downloaded because a picture says so.
     """
     sources = [(name, options.get(name)) for name in ("model", *PICTURES)]
+    files = [file for subject in options.get("subject") or () for file in subject.files]
+    sources += [("subject", file) for file in files]
     sources += [("lora", Path(lora.rpartition("=")[0])) for lora in options.get("lora", ())]
     for name, path in sources:
-        is_there = path is None or (path.is_file() if name in PICTURES else path.exists())
+        is_there = path is None or (path.exists() if name in ("model", "lora") else path.is_file())
         if not is_there:
             raise FileNotFoundError(
                 f"{picture} was drawn with --{name} {str(path)!r}, which is not here; give --{name}"
@@ -158,8 +178,11 @@ def _check_paths(picture: Path, options: dict[str, Any]) -> None:
 
 def _say_what_differs(picture: Path, told: PictureArguments, options: dict[str, Any]) -> None:
     """Say why the same arguments may give another picture."""
-    for name in PICTURES:
-        file, digest = options.get(name), getattr(told, f"{name}_sha256")
+    pairs = [(options.get(name), getattr(told, f"{name}_sha256")) for name in PICTURES]
+    files = [file for subject in options.get("subject") or () for file in subject.files]
+    digests = told.subjects_sha256 if told.subject is None else [told.subject_sha256]
+    pairs += zip(files, digests, strict=False)  # as many as anybody has written
+    for file, digest in pairs:
         if file is not None and digest is not None and sha256_file(file) != digest:
             warnings.warn(f"{file} has changed since {picture} was drawn", stacklevel=2)
     here = {"ic_jax": __version__, "jax": jax.__version__, "device": jax.devices()[0].device_kind}

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from PIL import Image
 
-from ic_jax import InstantCharacterPipeline, multihost
+from ic_jax import InstantCharacterPipeline, SubjectPrompt, multihost
 from ic_jax.cli import say
-from ic_jax.models.features import SubjectFeatures
 from ic_jax.pipeline import StepCallback
 from ic_jax.runner import ReferenceLatents
 from infer import grid, output
@@ -47,12 +46,10 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> dict[Job, Path]:
 
     def draw_first(pipe: InstantCharacterPipeline) -> None:
         _load_loras(pipe, request)
-        features = None
-        if request.subject is not None:
-            features = pipe.encode_subject(request.subject, request.sampling["subject_fit"])
+        subjects = _encode_subjects(pipe, request)
         callback = _ignore_step if _shows_bar(request) else None
         reference = _encode_reference(pipe, request)
-        _draw(pipe, request, _padded(jobs[:size], size), features, reference, None, callback)
+        _draw(pipe, request, _padded(jobs[:size], size), subjects, reference, None, callback)
 
     watch = Stopwatch()
     pipe = InstantCharacterPipeline.from_pretrained(
@@ -65,11 +62,9 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> dict[Job, Path]:
     )
     _load_loras(pipe, request)
     say(f"loaded {request.model.path} and its programs: {watch.lap()}")
-    subject = None
-    if request.subject is not None:
-        fit = request.sampling["subject_fit"]
-        subject = jax.block_until_ready(pipe.encode_subject(request.subject, fit))
-        say(f"encoded {request.subject}: {watch.lap()}")
+    if subjects := _encode_subjects(pipe, request):
+        jax.block_until_ready([subject.image for subject in subjects])
+        say(f"encoded {', '.join(x.text for x in request.subjects)}: {watch.lap()}")
     if reference := jax.block_until_ready(_encode_reference(pipe, request)):
         say(f"encoded {request.reference}: {watch.lap()}")
     encoded = _encode_prompts(pipe, request, jobs) if request.offload_encoders else None
@@ -79,7 +74,7 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> dict[Job, Path]:
         shows_bar = _shows_bar(request)
         desc = batch[0].prompt[:40] or "drawing"
         pipe.set_progress_bar_config(disable=not shows_bar, desc=desc, leave=False)
-        inputs = (subject, reference, encoded, _ignore_step if shows_bar else None)
+        inputs = (subjects, reference, encoded, _ignore_step if shows_bar else None)
         images = _draw(pipe, request, _padded(batch, size), *inputs)
         if _spans_processes(request) and not multihost.is_first():
             continue
@@ -95,6 +90,16 @@ def _load_loras(pipe: InstantCharacterPipeline, request: GenerateRequest) -> Non
         pipe.load_lora_weights(option.lora)
     if request.fuse_lora:
         pipe.fuse_lora()
+
+
+def _encode_subjects(
+    pipe: InstantCharacterPipeline, request: GenerateRequest
+) -> list[SubjectPrompt]:
+    fit = request.sampling["subject_fit"]
+    return [
+        SubjectPrompt([pipe.encode_subject(x, fit) for x in option.pictures], *option.placing)
+        for option in request.subjects
+    ]
 
 
 def _encode_reference(
@@ -176,13 +181,13 @@ def _draw(
     pipe: InstantCharacterPipeline,
     request: GenerateRequest,
     jobs: list[Job],
-    subject: SubjectFeatures | None,
+    subjects: list[SubjectPrompt],
     reference: ReferenceLatents | None,
     encoded: Embeddings | None,
     callback: StepCallback | None,
 ) -> list[Image.Image]:
     result = pipe(
-        subject_image=subject,
+        subjects=subjects or None,
         reference_image=reference,
         image=request.image,
         mask_image=request.mask,

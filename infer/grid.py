@@ -19,14 +19,14 @@ from ic_jax.contact_sheet import SMALL, Cell, draw_sheet, shown_side
 from ic_jax.preprocessing.images import ImageError, read_rgb
 from ic_jax.version import __version__
 from infer import output
-from infer.from_picture import PICTURES
+from infer.from_picture import DIGESTS
 from infer.output import ELSEWHERE, Job
 from infer.picture_file import read_metadata
 
 SHEET = "grid"  # key in a sheet's own metadata
 SUBJECT = "subject"
 # What differs without telling rows apart.
-NO_LABEL = {*ELSEWHERE, "seed", "ic_jax", *(f"{name}_sha256" for name in PICTURES)}
+NO_LABEL = {*ELSEWHERE, "seed", "ic_jax", *DIGESTS}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from ic_jax.preprocessing.images import Fit
 from ic_jax.preprocessing.originals import STRENGTH
 from infer import output
 from infer.from_picture import DTYPES
+from infer.subject_options import subject_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,11 @@ def _add_what(group: cli.Arguments) -> None:
         type=cli.path,
         help=f"MODEL folder, or Hub id org/name of one (default: {bundled})",
     )
-    add("--subject", type=cli.path, metavar="PICTURE", help="reference picture of the character")
+    subject = (
+        "reference picture of the character; repeat for several, each PICTURE[@REGION][:SCALE], "
+        "with a region such as left, 0.5,0,1,1 or a mask's file; A.png+B.png show one character"
+    )
+    add("--subject", action="append", type=subject_option, metavar="PICTURE", help=subject)
     edited = "picture that the prompt changes or takes things from; for FLUX.1 Kontext"
     add("--reference", type=cli.path, metavar="PICTURE", help=edited)
     add("--image", type=cli.path, metavar="PICTURE", help="picture to draw over, see --strength")
@@ -76,6 +81,14 @@ def _add_how(group: cli.Arguments) -> None:
     )
     fit = "how to make the reference picture square: pad with white, or stretch (default: pad)"
     add("--subject-fit", choices=get_args(Fit), help=fit)
+    for name, meaning in (
+        ("start", "share of the steps before which the subject does nothing (default: 0)"),
+        ("end", "share of the steps after which the subject does nothing (default: 1)"),
+        ("ramp", "share over which its scale rises before and falls after these (default: 0)"),
+    ):
+        add(f"--subject-{name}", type=float, metavar="SHARE", help=meaning)
+    blocks = "blocks that see the subject: all, double, single or numbers: 0-3,18 (default: all)"
+    add("--subject-blocks", metavar="BLOCKS", help=blocks)
     length = _help("max_sequence_length", "length of prompts in T5 tokens")
     add("--max-sequence-length", type=int, metavar="N", help=length)
     lora = (

@@ -2,6 +2,7 @@
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,21 +18,23 @@ from ic_jax.files import sha256_file
 from ic_jax.flow import PATCH
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
-from ic_jax.preprocessing.images import read_rgb
 from ic_jax.preprocessing.originals import STRENGTH, Originals
 from ic_jax.preprocessing.references import to_references
 from ic_jax.preprocessing.tokenizers import check_prompt
+from ic_jax.subjects import block_factors
 from ic_jax.text_files import lines_of, read_text
 from ic_jax.version import __version__
 from ic_jax.weights.loading import folder_configs, read_config
 from ic_jax.weights.lora.targets import targets_of
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 from ic_jax.weights.model_source import open_model
-from infer import demo, output
+from infer import demo, output, subject_options
 from infer.from_picture import PICTURES, with_picture
 from infer.lora_options import LoraOption, lora_options, read_option
 from infer.output import Destination, Job
+from infer.subject_options import SubjectOption
 
+CONTROL = ("subject_start", "subject_end", "subject_ramp", "subject_blocks")
 # Settings that the pipeline takes under the same name.
 SAMPLING = (
     "true_cfg_scale",
@@ -45,8 +48,9 @@ SAMPLING = (
     "subject_fit",
     "max_sequence_length",
     "strength",
+    *CONTROL,
 )
-OF_SUBJECTS = ("subject_scale", "negative_subject_scale", "subject_fit")
+OF_SUBJECTS = ("subject_scale", "negative_subject_scale", "subject_fit", *CONTROL)
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,11 @@ class GenerateRequest:
     jobs: tuple[Job, ...]
     model: ModelFolder
     model_name: str  # as the user names it
-    subject: Path | None  # file of the character's picture
+    subjects: tuple[SubjectOption, ...]
     reference: Path | None  # file of the picture to edit
     image: Path | None  # file of the picture to draw over
     mask: Path | None  # file of its mask
-    digests: dict[str, str | None]  # SHA-256 of these files
+    told: dict[str, Any]  # what pictures tell of these files
     prompt_2: str | None
     negative_prompt: str | None
     negative_prompt_2: str | None
@@ -85,8 +89,7 @@ class GenerateRequest:
             "prompt": job.prompt,
             "seed": job.seed,
             "model": self.model_name,
-            **{name: None if (x := getattr(self, name)) is None else str(x) for name in PICTURES},
-            **self.digests,
+            **self.told,
             "prompt_2": self.prompt_2,
             "negative_prompt": self.negative_prompt,
             "negative_prompt_2": self.negative_prompt_2,
@@ -112,8 +115,8 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     command_line = args
     if args.from_picture is not None:
         args = with_picture(args)
-    subject, prompts = _subject_and_prompts(args)
-    _refuse_without_effect(command_line, subject)
+    subjects, prompts = _subjects_and_prompts(args)
+    _refuse_without_effect(command_line, subjects)
     loras = lora_options(args.lora or [], args.trigger or [])
     if args.fuse_lora and not loras:
         raise ValueError("--fuse-lora merges LoRAs, and there is none; name one with --lora")
@@ -128,19 +131,23 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     configs = folder_configs(model)
     if command_line.guidance_scale is not None and not configs["transformer"].guidance_embeds:
         raise ValueError("--guidance-scale does nothing: this model has no guidance embedding")
-    if subject is not None:
-        read_rgb(subject)
+    block_factors(settings.subject_blocks, configs["transformer"])
+    for subject in subjects:
+        subject.check()
     if args.reference is not None:
         to_references([args.reference], multiple)
     # XLA widens every bfloat16 weight on a CPU, at every step.
-    pictures = {name: getattr(args, name) for name in PICTURES} | {"subject": subject}
+    pictures = {name: getattr(args, name) for name in PICTURES}
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     return GenerateRequest(
         jobs=tuple(jobs),
         model=model,
         model_name=demo.MODEL_NAME if args.model is None else str(args.model),
+        subjects=tuple(subjects),
         **pictures,
-        digests={f"{name}_sha256": x and sha256_file(x) for name, x in pictures.items()},
+        told={name: x and str(x) for name, x in pictures.items()}
+        | {f"{name}_sha256": x and sha256_file(x) for name, x in pictures.items()}
+        | subject_options.metadata(subjects),
         prompt_2=args.prompt_2,
         negative_prompt=args.negative_prompt,
         negative_prompt_2=args.negative_prompt_2,
@@ -157,13 +164,14 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     )
 
 
-def _subject_and_prompts(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
-    """Return the reference picture and every prompt once; those of the demo where none is named."""
-    subject, prompts = args.subject, _prompts(args.prompt, args.prompts_file)
+def _subjects_and_prompts(args: argparse.Namespace) -> tuple[list[SubjectOption], list[str]]:
+    """Return the subjects and every prompt once; those of the demo where none is named."""
+    subjects, prompts = args.subject or [], _prompts(args.prompt, args.prompts_file)
     if args.model is None:
         say(demo.NO_MODEL)
-        if subject is args.reference is args.image is None and not prompts:
-            subject, prompts = demo.SUBJECT, [demo.PROMPT]
+        if args.reference is args.image is None and not (subjects or prompts):
+            subjects = [SubjectOption(str(demo.SUBJECT), (demo.SUBJECT,))]
+            prompts = [demo.PROMPT]
             say(demo.NO_PROMPT)
     if not prompts:
         raise ValueError('there is no scene to draw; give --prompt (--prompt "" leaves it open)')
@@ -173,10 +181,10 @@ def _subject_and_prompts(args: argparse.Namespace) -> tuple[Path | None, list[st
     if len(unique) < len(prompts):
         repeated = len(prompts) - len(unique)
         say(f"{repeated} of {len(prompts)} prompts repeat another; equal prompts are drawn once")
-    return subject, unique
+    return subjects, unique
 
 
-def _refuse_without_effect(args: argparse.Namespace, subject: Path | None) -> None:
+def _refuse_without_effect(args: argparse.Namespace, subjects: Sequence[SubjectOption]) -> None:
     """Raise ValueError for an option of the command line that others leave without effect."""
     if args.sigmas is not None and args.num_inference_steps is not None:
         raise ValueError("--sigmas and --num-inference-steps exclude each other; give one")
@@ -184,7 +192,7 @@ def _refuse_without_effect(args: argparse.Namespace, subject: Path | None) -> No
         raise ValueError("--mask does nothing without --image, the picture that it belongs to")
     if args.image is None and args.strength is not None:
         raise ValueError("--strength does nothing without --image, the picture to draw over")
-    for name in OF_SUBJECTS if subject is None else ():
+    for name in () if subjects else OF_SUBJECTS:
         if getattr(args, name) is not None:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} does nothing without a subject; give --subject PICTURE")
@@ -213,6 +221,7 @@ def _settings(args: argparse.Namespace, model: ModelFolder, multiple: int) -> Sa
     has_own, fit = "sampling" in model.components, args.subject_fit or "pad"
     defaults = read_config(model, "sampling") if has_own else SamplingConfig()
     values = {name: getattr(args, name) for name in SAMPLING} | {"subject_fit": fit}
+    values = {k: v for k, v in values.items() if v is not None or k not in CONTROL}
     originals = Originals.read(args.image, args.mask, args.strength)
     if originals is not None:
         area = defaults.height * defaults.width

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ic_jax import cli
 from infer import demo, options, output
-from infer.from_picture import PictureArguments, with_picture
+from infer.from_picture import DIGESTS, PICTURES, PictureArguments, with_picture
 from infer.output import Destination
 from infer.picture_file import FORMATS, USER_COMMENT, encode, read_metadata
 from infer.request import SAMPLING, GenerateRequest
@@ -237,6 +237,6 @@ def test_the_arguments_that_a_picture_tells_are_those_that_are_read():
     told = GenerateRequest(
         **dict.fromkeys(GenerateRequest.__dataclass_fields__)
         | {"sampling": dict.fromkeys(SAMPLING), "loras": ()}
-        | {"digests": dict.fromkeys(["subject_sha256", "reference_sha256"])}
+        | {"told": dict.fromkeys((*PICTURES, *DIGESTS, "subject", "subjects"))}
     ).metadata(SimpleNamespace(prompt="a girl", seed=0))
     assert told.keys() == PictureArguments.__dataclass_fields__.keys()
