@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.open_peeps.evaluation import generation, pairs, scores
+from examples.open_peeps.evaluation import generation, groups, pairs, scores
 from examples.open_peeps.evaluation.origin import origin
 from examples.open_peeps.evaluation.sheet import contact_sheet
 from examples.open_peeps.evaluation.triples import held_out_triples
@@ -116,7 +116,29 @@ def _evaluate_people(
 
 
 def _is_written_here(name: str) -> bool:
-    return name == RESULTS or name.endswith(".png")
+    return name == RESULTS or name.endswith((".png", ".webp"))
+
+
+def _add_groups_arguments(parser: argparse.ArgumentParser) -> None:
+    count = "number of pictures of each kind"
+    parser.add_argument("--pictures", metavar="N", type=cli.count, default=100, help=count)
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=cli.path, default=Path("groups"), help="folder to write"
+    )
+    cli.add_overwrite(parser, "an existing FOLDER that this command wrote")
+    cli.add_compile_cache(parser)
+
+
+def evaluate_groups(args: argparse.Namespace) -> None:
+    """Draw one, two and three held-out people by regions; write the figures and two sheets."""
+    start = time.perf_counter()
+    with atomic_folder(args.out, overwrite=args.overwrite, owns=_is_written_here) as folder:
+        pipe = InstantCharacterPipeline.from_pretrained(dtype="float32")
+        results: dict[str, Any] = groups.evaluate(pipe, args.pictures, folder)
+        seconds = round(time.perf_counter() - start)
+        results["conditions"] = {"seconds": seconds} | origin()
+        (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+    cli.say(f"wrote {args.out}: {seconds} s")
 
 
 def front(args: argparse.Namespace) -> None:
@@ -143,6 +165,12 @@ def front(args: argparse.Namespace) -> None:
 
 
 COMMANDS = (
+    cli.Command(
+        "groups",
+        "Draw two and three held-out people in one picture, each in a region, and score identity.",
+        _add_groups_arguments,
+        evaluate_groups,
+    ),
     cli.Command(
         "evaluate",
         "Generate pictures of held-out people and score identity, pose, face and colours.",
