@@ -2,13 +2,10 @@
 
 import argparse
 import os
-import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -28,11 +25,11 @@ from ic_jax.cli_options import add_set as add_set
 from ic_jax.cli_options import count as count
 from ic_jax.cli_options import path as path
 from ic_jax.cli_options import positive as positive
+from ic_jax.signals import INTERRUPTED, interrupts_arrive
 from ic_jax.terminal import drop_output, print_any_text, printable_line
 from ic_jax.terminal import say as say
 from ic_jax.weights.tensors import WeightsError
 
-INTERRUPTED = 130
 # The first kind that fits an exception decides; the rest are defects and show their traceback.
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (WeightsError, 3),
@@ -117,29 +114,8 @@ def main(
     if arguments and arguments[0] not in names and not arguments[0].startswith("-"):
         parser.error(f"there is no command {arguments[0]!r}; give one of {', '.join(names)}")
     args = parser.parse_args(arguments)
-    with _interrupts_arrive():
+    with interrupts_arrive():
         return run(lambda: _start(args), debug=args.debug)
-
-
-@contextmanager
-def _interrupts_arrive() -> Iterator[None]:
-    """Interrupt again where Python drops a KeyboardInterrupt, in a finaliser or a callback."""
-    previous = sys.unraisablehook
-
-    def again(unraisable: Any) -> None:
-        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
-            previous(unraisable)
-            return
-        main_thread = threading.main_thread().ident, signal.SIGINT
-        timer = threading.Timer(0.05, signal.pthread_kill, main_thread)  # after the callback
-        timer.daemon = True
-        timer.start()
-
-    sys.unraisablehook = again
-    try:
-        yield
-    finally:
-        sys.unraisablehook = previous
 
 
 def start(module: str) -> int:

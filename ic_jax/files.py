@@ -104,8 +104,21 @@ def _size(count: int) -> str:
 
 
 def as_json(values: Any) -> bytes:
-    """Return the bytes of a JSON file for people to read."""
-    return (json.dumps(values, indent=2) + "\n").encode()
+    """Return the bytes of a JSON file for people to read, as `json_text`."""
+    return (json_text(values, indent=2) + "\n").encode()
+
+
+def json_text(values: Any, **layout: Any) -> str:
+    """Return JSON; a number that is not finite, which JSON lacks, becomes null.
+
+    Args:
+        layout: as for `json.dumps`.
+    """
+    try:
+        return json.dumps(values, allow_nan=False, **layout)
+    except ValueError:
+        plain = json.loads(json.dumps(values, **layout), parse_constant=lambda _: None)
+        return json.dumps(plain, allow_nan=False, **layout)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -1,13 +1,15 @@
 """`python -m infer`."""
 
-import sys
+import os
+import signal
 
 if __name__ == "__main__":
-    try:
-        from ic_jax.cli import leave
-        from infer.commands import main
+    # While importing there is nothing to undo, and libraries drop a KeyboardInterrupt.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(
+            signal.SIGINT, lambda *_: os.write(2, b"error: interrupted\n") and os._exit(130)
+        )
+    from ic_jax.cli import leave
+    from infer.commands import main
 
-        leave(main())
-    except KeyboardInterrupt:  # while importing
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+    leave(main())

@@ -13,6 +13,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ic_jax.files import json_text
+
 METADATA_KEY, PARAMETERS_KEY = "ic_jax", "parameters"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".avif": "AVIF"}
 QUALITY: dict[str, dict[str, Any]] = {
@@ -37,13 +39,16 @@ def can_write(ending: str) -> bool:
 def encode(image: Image.Image, ending: str, metadata: dict[str, Any]) -> bytes:
     """Return the bytes of a picture file that tells how the picture was made."""
     written = FORMATS[ending.lower()]
-    text = json.dumps(metadata, ensure_ascii=False)
+    text = json_text(metadata, ensure_ascii=False)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # of a file's name in other bytes
+        text = json_text(metadata)
     options = dict(QUALITY[written])
     if written == "PNG":
         options["pnginfo"] = info = PngInfo()
         info.add_itxt(METADATA_KEY, text)
         if "prompt" in metadata:
-            info.add_itxt(PARAMETERS_KEY, parameters(metadata))
+            shown = parameters(metadata).encode(errors="backslashreplace").decode()
+            info.add_itxt(PARAMETERS_KEY, shown)
     else:
         exif = Image.Exif()
         comment = ASCII + text.encode() if text.isascii() else UNICODE + text.encode("utf-16-be")

@@ -32,7 +32,7 @@ MAY_IMPORT_ORACLES = {
 # Parts of ic_jax, files and packages, from the lowest layer up. A part imports from lower layers
 # only.
 LAYERS = (
-    {"terminal", "untrusted_files"},
+    {"signals", "terminal", "untrusted_files"},
     {"devices", "files", "from_dict", "host_memory", "sharding", "text_files", "version"},
     {"base_config", "cli_options", "contact_sheet", "keywords", "multihost"},
     {"config"},

@@ -106,7 +106,7 @@ def _upload(out: Path, card: str, repo_id: str, *, private: bool) -> str:
     with TemporaryDirectory() as parent:
         folder = Path(parent)
         shutil.copyfile(out, folder / out.name)
-        (folder / MODEL_CARD).write_text(card)
+        (folder / MODEL_CARD).write_text(card, encoding="utf-8")
         return hub.push(folder, repo_id, private=private)
 
 

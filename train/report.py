@@ -15,7 +15,7 @@ from tensorboardX import SummaryWriter
 
 from ic_jax import multihost
 from ic_jax.config import ConfigError
-from ic_jax.files import atomic_write, write_json
+from ic_jax.files import atomic_write, json_text, write_json
 from ic_jax.sharding import gather_to_host
 from train import flops
 from train.noise_scale import noise_scale
@@ -52,7 +52,7 @@ class Report:
     def __init__(self, run: Path, last_step: int, wandb_project: str, settings: dict[str, Any]):
         self._file = run / "metrics.jsonl"
         self._keep_until(last_step)
-        self._lines = self._file.open("a")
+        self._lines = self._file.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=last_step + 1)
         self._wandb = None
         if wandb_project:
@@ -61,7 +61,7 @@ class Report:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of a step; those that are not finite are left out, as JSON has none."""
         values = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.write(json_text({"step": step, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -83,11 +83,11 @@ class Report:
         if not self._file.exists():
             return
         lines = []
-        for line in self._file.read_text().splitlines():
+        for line in self._file.read_text("utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= last_step:
                     lines.append(line + "\n")
-            except ValueError:  # a line cut short by a kill
+            except (ValueError, TypeError, KeyError):  # a line cut short by a kill
                 continue
         atomic_write(self._file, "".join(lines).encode())
 

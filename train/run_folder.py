@@ -16,9 +16,11 @@ from jaxtyping import Array, Int
 from ic_jax import multihost
 from ic_jax.files import locked
 from ic_jax.sharding import to_global_array
+from ic_jax.signals import answered
 from ic_jax.text_files import lines_of, read_text
 from ic_jax.untrusted_files import parse_json
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 MAX_METRICS = 2**30  # bytes of metrics.jsonl
 
 
@@ -60,21 +62,31 @@ class StopRequest:
     """Request to stop: set by the first SIGTERM or SIGINT; a second one kills the process."""
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.wanted = self._heard = False
 
     def __enter__(self) -> "StopRequest":
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        self._before = {number: signal.signal(number, self._ask) for number in numbers}
+        self._before = {number: signal.signal(number, self._ask) for number in STOPPING}
+        self._ear = answered(self._answer)
+        self._ear.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ear.__exit__(None, None, None)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _ask(self, number: int, _frame: object) -> None:
         self.wanted = True
         signal.signal(number, signal.SIG_DFL)
-        # A handler may interrupt a print, so it does not use the same buffer.
+
+    def _answer(self, number: int) -> None:
+        """Say a word at once, also while a step compiles, which the handler waits for."""
+        if number not in STOPPING:
+            return
+        if self._heard:
+            os._exit(128 + number)
+        self._heard = True
+        # The main thread may be within a print, so this does not use the same buffer.
         os.write(2, b"\nstopping after this step, to save; a second time ends the run at once\n")
 
 

@@ -57,7 +57,7 @@ def write(
         {"file": s.file, "records": len(s.records), "bytes": s.size, "sha256": s.sha256}
         for s in shards
     ]
-    (folder / TEXT).write_text(_text(card))
+    (folder / TEXT).write_text(_text(card), encoding="utf-8")
     shutil.rmtree(folder / WORK)
     card["written"] = _written(folder, {s.file for s in shards})
     card[CHECKSUM] = checksum(card)
