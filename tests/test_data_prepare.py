@@ -22,6 +22,7 @@ from train.data.decode import decode_image
 from train.data.errors import DataError
 from train.data.prepare import PrepareOptions, prepare
 from train.data.sources import read_source
+from train.data.sources.entries import Entries, Entry, Part
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--resolution", "64", "--shard-size", "8", "--workers", "1"]
@@ -40,6 +41,22 @@ def lines(folder: Path, *fields: dict) -> Path:
     path = folder / "pictures.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in fields))
     return path
+
+
+def test_packed_entries_are_the_same_entries():
+    part, boxes = Part("a.tar", "é.png", 512, 9), ((0.1, 2, 3.5, 1e-9), (1, 2, 3, 4))
+    entries = [Entry(f"{n}.png", "ña läuft", f"c{n}", focus=boxes, part=part) for n in range(600)]
+    packed = Entries(entries)
+    assert (len(packed), list(packed)) == (600, entries)
+    assert packed[250:520:7] == entries[250:520:7]
+    assert (packed[0], packed[-1], repr(packed[300])) == (
+        entries[0],
+        entries[-1],
+        repr(entries[300]),
+    )
+    with pytest.raises(IndexError):
+        packed[600]
+    assert not Entries()
 
 
 def bad(folder: Path) -> dict[str, str]:

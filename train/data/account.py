@@ -1,14 +1,14 @@
 """Account of a source: what became of its files, and how many of its pictures harm a training."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from train.data.buckets import buckets, nearest_bucket
 from train.data.duplicates import count_copies
-from train.data.shards import RecordNote
+from train.data.record_notes import RecordNotes
 from train.data.sources import PictureSource
 from train.data.sources.entries import Rejected, SetAside
 
@@ -24,13 +24,24 @@ def count_files(
         aside: pictures that were left out afterwards.
     """
     unused = {item.file for item in rejected + aside}
-    pictures = {entry.file for entry in source.entries if not entry.part} - unused
-    pictures |= {entry.mask for entry in source.entries if entry.mask and entry.file not in unused}
-    bad = {item.file for item in source.rejected + rejected} - pictures
+    bad = {item.file for item in source.rejected + rejected}
+    masks, pictures = set[str](), 0
+    for entry in source.entries:
+        if entry.file in unused:
+            continue
+        if not entry.part:
+            pictures += 1
+            bad.discard(entry.file)
+        if entry.mask:
+            masks.add(entry.mask)
+    if masks:
+        named = (entry.file for entry in source.entries if not entry.part)
+        masks.difference_update(file for file in named if file not in unused)
+    bad -= masks
     # What follows a colon is a program's own words on one picture.
     reasons = Counter(item.reason.partition(":")[0] for item in source.aside + aside)
     return {
-        "pictures": len(pictures),
+        "pictures": pictures + len(masks),
         "lists_captions_and_containers": source.helpers,
         "bad": sum((source.root / name).is_file() for name in bad),  # others are rows, or missing
         "set_aside": dict(reasons.most_common()),
@@ -38,23 +49,23 @@ def count_files(
     }
 
 
-def count_traits(records: Sequence[RecordNote], resolutions: Iterable[int]) -> dict[str, Any]:
+def count_traits(records: RecordNotes, resolutions: Iterable[int]) -> dict[str, Any]:
     """Return how many pictures are empty of words, too small, or one picture again."""
-    width = np.array([record.width for record in records])
-    height = np.array([record.height for record in records])
+    width, height = records.width, records.height
     enlarged = {}
     for resolution in sorted(resolutions):
         sizes = np.array(buckets(resolution))
         size = sizes[nearest_bucket(width, height, buckets(resolution))]
         enlarged[str(resolution)] = int(((size[:, 0] > height) | (size[:, 1] > width)).sum())
-    of_character = defaultdict(list)
-    for record in records:
-        of_character[record.character].append((record.stored, record.look))
-    copies = np.array([count_copies(*zip(*c, strict=True)) for c in of_character.values()])
-    exact, near = copies.sum(axis=0).tolist()
+    by_character = np.argsort(records.character, kind="stable")
+    ends = np.cumsum(np.bincount(records.character))
+    exact = near = 0
+    for of_character in np.split(by_character, ends[:-1]):
+        copies = count_copies(records.stored[of_character], records.look[of_character])
+        exact, near = exact + copies[0], near + copies[1]
     return {
-        "empty_captions": sum(not record.caption for record in records),
-        "alpha_masks": sum(record.alpha for record in records),
+        "empty_captions": int((records.caption == 0).sum()),
+        "alpha_masks": records.alpha,
         "enlarged": enlarged,  # by resolution
         "duplicates": exact,  # of another picture of the character
         "near_duplicates": near,

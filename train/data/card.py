@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from ic_jax.version import __version__
 from train.data.account import account_text, count_traits
 from train.data.errors import DataError
 from train.data.hashing import digest, hash_names
+from train.data.record_notes import RecordNotes
 from train.data.records import FEATURES
-from train.data.shards import WORK, RecordNote, Shard
+from train.data.shards import WORK, Shard
 
 CARD, TEXT = "card.json", "card.md"
 FILES = (CARD, TEXT)
@@ -36,21 +36,17 @@ def write(
     Raises:
         DataError: the shards hold no record.
     """
-    records = [record for shard in shards for record in shard.records]
-    if not records:
+    if not any(len(shard.records) for shard in shards):
         raise DataError(f"{folder}: no picture of the source can be used")
+    records = RecordNotes.join([shard.records for shard in shards])
     write_metadata(folder, shards)
-    characters = sorted({record.character for record in records})
-    number = {name: n for n, name in enumerate(characters)}
-    numbers = np.array([number[record.character] for record in records], np.int32)
     index = folder / INDEX
     index.mkdir(exist_ok=True)
-    np.save(index / "character.npy", numbers)
-    np.save(index / "width.npy", np.array([record.width for record in records], np.int32))
-    np.save(index / "height.npy", np.array([record.height for record in records], np.int32))
-    (index / "characters.json").write_text(json.dumps(characters))
-    np.save(index / CHARACTER_HASH, hash_names(characters))
-    card = _statistics(records, np.bincount(numbers)) | account
+    for column in ("character", "width", "height"):
+        np.save(index / f"{column}.npy", getattr(records, column))
+    (index / "characters.json").write_text(json.dumps(records.characters))
+    np.save(index / CHARACTER_HASH, hash_names(records.characters))
+    card = _statistics(records) | account
     card |= count_traits(records, resolutions)
     card["prepared_for"] = sorted(resolutions)
     card["shards"] = [
@@ -113,23 +109,22 @@ def write_metadata(folder: Path, shards: list[Shard]) -> None:
     )
 
 
-def _statistics(records: list[RecordNote], per_character: np.ndarray) -> dict[str, Any]:
-    sides = np.sqrt(np.array([record.width * record.height for record in records]))
-    views = Counter(record.view for record in records if record.view)
-    styles = Counter(record.style for record in records if record.style)
+def _statistics(records: RecordNotes) -> dict[str, Any]:
+    per_character = np.bincount(records.character)
+    sides = np.sqrt(records.width.astype(np.int64) * records.height)
     return {
         "written_by": f"ic_jax {__version__}",
         "pictures": len(records),
         "characters": len(per_character),
         "in_pairs": int(per_character[per_character >= 2].sum()),
         "characters_with_pairs": int((per_character >= 2).sum()),
-        "masked": sum(record.masked for record in records),
-        "focused": sum(record.focused for record in records),
+        "masked": records.masked,
+        "focused": records.focused,
         "pictures_per_character": _spread(per_character),
         "side": _spread(sides),  # square root of the area, pixels
-        "caption_length": _spread(np.array([record.caption for record in records])),  # characters
-        "views": dict(views.most_common(50)),
-        "styles": dict(styles.most_common(50)),
+        "caption_length": _spread(records.caption),  # characters
+        "views": dict(records.views.most_common(50)),
+        "styles": dict(records.styles.most_common(50)),
     }
 
 

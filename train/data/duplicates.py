@@ -3,10 +3,8 @@
 A stage with pairs whose two pictures are one picture teaches the adapter to copy its reference.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt64
 from PIL import Image
 
 # Of 90 pictures of ten drawn people, resized and saved as JPEG, none differed from itself in more
@@ -31,19 +29,22 @@ def difference_hash(rgb: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return np.packbits(np.concatenate([across, down])).tobytes()
 
 
-def count_copies(stored: Sequence[str], looks: Sequence[str]) -> tuple[int, int]:
+def count_copies(
+    stored: UInt64[np.ndarray, "n"], looks: UInt8[np.ndarray, "n b"]
+) -> tuple[int, int]:
     """Count the pictures of one character that repeat an earlier one, exactly and nearly.
 
     Args:
         stored: hashes of the files.
-        looks: difference hashes, in hexadecimal.
+        looks: difference hashes.
     """
-    exact = len(stored) - len(set(stored))
-    distinct = list(dict(zip(stored, looks, strict=True)).values())
+    if len(stored) < 2:
+        return 0, 0
+    first = np.sort(np.unique(stored, return_index=True)[1])
+    exact, distinct = len(stored) - len(first), looks[first]
     if len(distinct) > COMPARED:
-        return exact, len(distinct) - len(set(distinct))
-    bits = np.array([list(bytes.fromhex(look)) for look in distinct], np.uint8)
+        return exact, len(distinct) - len(np.unique(distinct, axis=0))
     near = 0
-    for n in range(1, len(bits)):
-        near += bool((np.bitwise_count(bits[:n] ^ bits[n]).sum(axis=1) <= NEAR).any())
+    for n in range(1, len(distinct)):
+        near += bool((np.bitwise_count(distinct[:n] ^ distinct[n]).sum(axis=1) <= NEAR).any())
     return exact, near

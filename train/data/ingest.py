@@ -1,7 +1,7 @@
 """Ingestion of one picture into a data set: checks, downscaling and encoding."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +87,7 @@ def ingest(root: Path, entry: Entry, resolution: int, min_side: int = 0) -> Inge
     return Ingested(record, from_alpha, look)
 
 
-def fingerprint(root: Path, entries: list[Entry], *settings: object) -> str:
+def fingerprint(root: Path, entries: Iterable[Entry], *settings: object) -> str:
     """Hash the entries, the sizes and times of their files, and the settings."""
     digest = hashlib.sha256(repr(settings).encode())
     for entry in entries:

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,7 +21,7 @@ from train.data.options import DEFAULTS, PrepareOptions
 from train.data.programs import run_programs
 from train.data.shards import WORK, Shard, ShardJob, write_shard
 from train.data.sources import PictureSource, read_source
-from train.data.sources.entries import Rejected
+from train.data.sources.entries import Entries, Rejected
 from train.workers import parallel_map
 
 BAD, ASIDE = "bad.jsonl", "aside.jsonl"
@@ -77,20 +79,22 @@ def prepare(
 
 def _telling(pictures: PictureSource, unused: list[Rejected]) -> dict:
     left = {item.file for item in unused}
-    used = [entry for entry in pictures.entries if entry.file not in left]
-    captions = [entry.caption for entry in used]
-    return summarise(telling_words([entry.character for entry in used], captions))
+    characters, captions = [], []
+    for entry in pictures.entries:
+        if entry.file not in left:
+            characters.append(sys.intern(entry.character))
+            captions.append(entry.caption)
+    return summarise(telling_words(characters, captions))
 
 
 def _jobs(pictures: PictureSource, out: Path, options: PrepareOptions) -> list[ShardJob]:
     size, side = options.shard_size, options.min_side
     largest = max(options.resolutions)
-    starts = range(0, len(pictures.entries), size)
+    shards = -(-len(pictures.entries) // size)
+    entries = iter(pictures.entries)
     return [
-        ShardJob(
-            out, pictures.root, pictures.entries[i : i + size], largest, side, number, len(starts)
-        )
-        for number, i in enumerate(starts)
+        ShardJob(out, pictures.root, Entries(islice(entries, size)), largest, side, number, shards)
+        for number in range(shards)
     ]
 
 

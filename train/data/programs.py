@@ -22,7 +22,7 @@ from train.data.decode import decode_mask, encode_png
 from train.data.errors import DataError
 from train.data.hashing import digest
 from train.data.sources import PictureSource
-from train.data.sources.entries import Entry, SetAside
+from train.data.sources.entries import Entries, Entry, SetAside
 from train.data.sources.pictures import read_picture
 
 Kind = Literal["caption", "mask"]
@@ -156,7 +156,7 @@ def run_program(
     Raises:
         DataError: the program fails on each of the first pictures.
     """
-    root, entries, failed = pictures.root, [], []
+    root, entries, failed = pictures.root, Entries(), []
 
     def result(entry: Entry) -> Entry | SetAside:
         try:

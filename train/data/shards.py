@@ -13,8 +13,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from ic_jax.files import atomic_file, atomic_write, sha256_file
 from ic_jax.preprocessing.images import ImageError
 from train.data.ingest import TooSmall, fingerprint, ingest
+from train.data.record_notes import RecordNote, RecordNotes
 from train.data.records import serialize
-from train.data.sources.entries import Entry, Rejected, SetAside
+from train.data.sources.entries import Entries, Rejected, SetAside
 
 WORK = "work"  # folder of the notes on finished shards, in the partial data set
 # Encoded pictures do not compress further; random access needs one record per group.
@@ -27,7 +28,7 @@ class ShardJob(NamedTuple):
 
     out: Path
     root: Path
-    entries: list[Entry]
+    entries: Entries
     resolution: int
     min_side: int
     number: int
@@ -38,22 +39,6 @@ class ShardJob(NamedTuple):
         return f"characters-train.array_record-{self.number:05d}-of-{self.shards:05d}"
 
 
-class RecordNote(NamedTuple):
-    """Properties of a record that index and card need."""
-
-    character: str
-    width: int
-    height: int
-    caption: int  # length in characters
-    view: str
-    style: str
-    masked: bool
-    focused: bool
-    alpha: bool  # whether its own alpha channel is its mask
-    stored: str  # hash of the stored file
-    look: str  # see `train.data.duplicates`
-
-
 class Shard(NamedTuple):
     """Finished shard."""
 
@@ -61,7 +46,7 @@ class Shard(NamedTuple):
     fingerprint: str
     sha256: str
     size: int  # bytes
-    records: list[RecordNote]
+    records: RecordNotes
     rejected: list[Rejected]
     aside: list[SetAside]
 
@@ -73,12 +58,12 @@ def write_shard(job: ShardJob) -> Shard:
     if finished := _read_finished(path, notes, key):
         return finished
     notes.unlink(missing_ok=True)  # stale notes must not vouch for the new shard
-    shard = _write(job, path, key)
-    atomic_write(notes, json.dumps(shard._asdict()).encode())
+    shard, records = _write(job, path, key)
+    atomic_write(notes, json.dumps(shard._asdict() | {"records": records}).encode())
     return shard
 
 
-def _write(job: ShardJob, path: Path, key: str) -> Shard:
+def _write(job: ShardJob, path: Path, key: str) -> tuple[Shard, list[RecordNote]]:
     records, rejected, aside = [], [], []
     with atomic_file(path, job.out / WORK) as part, _writer(part) as writer:
         for entry in job.entries:
@@ -96,8 +81,9 @@ def _write(job: ShardJob, path: Path, key: str) -> Shard:
             hashes = hashlib.sha256(record.image).hexdigest()[:16], look.hex()
             note = RecordNote(record.character, *shape, length, *labels, *marks, alpha, *hashes)
             records.append(note)
-    size = path.stat().st_size
-    return Shard(job.file, key, sha256_file(path), size, records, rejected, aside)
+    size, columns = path.stat().st_size, RecordNotes.of(records)
+    shard = Shard(job.file, key, sha256_file(path), size, columns, rejected, aside)
+    return shard, records
 
 
 @contextmanager
@@ -112,11 +98,11 @@ def _writer(path: Path) -> Iterator[ArrayRecordWriter]:
 
 def _read_finished(path: Path, notes: Path, key: str) -> Shard | None:
     try:
-        shard = Shard(**json.loads(notes.read_bytes()))
+        values = json.loads(notes.read_bytes())
+        records = RecordNotes.of([RecordNote(*item) for item in values.pop("records")])
+        shard = Shard(**values, records=records)
         if shard.fingerprint == key and path.stat().st_size == shard.size:
-            records = [RecordNote(*item) for item in shard.records]
             return shard._replace(
-                records=records,
                 rejected=[Rejected(*item) for item in shard.rejected],
                 aside=[SetAside(*item) for item in shard.aside],
             )

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,38 +29,44 @@ MEASURED = ("reporting.every=20", "reporting.effect_every=20", "reporting.effect
 RUNS = {
     "uses the reference": (f"{STAGE}.paired=1.0",),
     "copies it": (f"{STAGE}.paired=0.0",),
-    "ignores it": (f"{STAGE}.paired=1.0", f"{STAGE}.learning_rate=3e-3"),
+    "ignores it": (f"{STAGE}.paired=1.0", f"{STAGE}.learning_rate=3e-3", f"{STAGE}.steps=60"),
 }
 LINES = {"same picture": SAME, "another picture": ANOTHER}
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train every run that has not ended; write the results and the figure."""
-    data = args.work / "data"
-    if not data.exists():
+    """Train every run that has not ended; write the results after each, and the figure."""
+    if not (data := args.work / "data").exists():
         write_data_set(data, Characters(args.characters, views=2, size=192), workers=1)
     results: dict[str, Any] = {}
+    values = _recipe(args, "").to_dict()
+    settings = {name: values[name] for name in ("seed", "holdout", "reporting", STAGE)}
+    settings |= {"characters": args.characters, "set": args.set}
     for name, changes in RUNS.items():
-        before = time.process_time()
-        recipe = _recipe(args, data, name)
-        fill(recipe, overwrite=False)
-        train(recipe)
+        recipe = _recipe(args, name)
+        if not _has_ended(recipe):
+            fill(recipe, overwrite=False)
+            train(recipe)
         results[name] = {"changes": list(changes), "effect": _curves(recipe)}
-        results[name] |= {"processor seconds": round(time.process_time() - before)}
-    settings = {"characters": args.characters, "set": args.set, "recipe": _settings(recipe)}
-    text = json.dumps(results | {"settings": settings} | origin(), indent=1)
-    atomic_write(RESULTS, f"{text}\n".encode())
+        text = json.dumps(results | {"settings": settings} | origin(), indent=1)
+        atomic_write(RESULTS, f"{text}\n".encode())
     atomic_write(FIGURE, f"{chart.svg(_charts(results))}\n".encode())
 
 
-def _recipe(args: argparse.Namespace, data: Path, name: str) -> Recipe:
-    """Return the recipe of a run: the first stage of peeps.toml, changed."""
-    out, cache = args.work / name.replace(" ", "-"), args.work / "cache"
-    folders = {"model": SMALL_MODEL, "data": data, "cache": cache, "out": out}
+def _recipe(args: argparse.Namespace, name: str) -> Recipe:
+    """Return the recipe of a run, or what all share for "": a changed first stage of peeps.toml."""
+    folders = {"data": args.work / "data", "cache": args.work / "cache"}
+    folders |= {"model": SMALL_MODEL, "out": args.work / name.replace(" ", "-")}
     changes = [f"{key}={folder}" for key, folder in folders.items()]
-    changes += [*COMMON, *MEASURED, *RUNS[name], *args.set]
+    changes += [*COMMON, *MEASURED, *RUNS.get(name, ()), *args.set]
     recipe = read_recipe(HERE / "peeps.toml", changes)
     return replace(recipe, stages={STAGE: recipe.stages[STAGE]})
+
+
+def _has_ended(recipe: Recipe) -> bool:
+    return any(
+        line["step"] == recipe.total_steps and SAME in line for line in read_metrics(recipe.out)
+    )
 
 
 def _curves(recipe: Recipe) -> dict[str, list[tuple[int, float]]]:
@@ -80,10 +85,3 @@ def _charts(results: Mapping[str, Any]) -> list[Chart]:
     every = [y for lines in effects.values() for line in lines.values() for _, y in line]
     scale = (0.0, min(every), max(every))
     return [Chart(name, lines, includes=scale) for name, lines in effects.items()]
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """Return what all runs have in common."""
-    values = recipe.to_dict()
-    names = ("seed", "holdout", "reporting", STAGE)
-    return {name: values[name] for name in names if name in values}

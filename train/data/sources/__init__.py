@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from train.data.errors import DataError
-from train.data.sources.entries import USUAL, Entry, Rejected, SetAside, SourceOptions
+from train.data.sources.entries import USUAL, Entries, Rejected, SetAside, SourceOptions
 from train.data.sources.folder import READERS, FolderReader
 from train.data.sources.pictures import PICTURES
 from train.data.sources.walk import walk
@@ -16,7 +16,7 @@ class PictureSource(NamedTuple):
     """Pictures of a source, which are not read yet, and what becomes of its other files."""
 
     root: Path
-    entries: list[Entry]
+    entries: Entries
     rejected: list[Rejected]  # pictures and rows that cannot be used
     aside: list[SetAside]  # files that are left out on purpose
     helpers: int  # files that name, describe or hold the pictures
@@ -46,27 +46,29 @@ def read_source(path: Path, options: SourceOptions = USUAL) -> PictureSource:
         (aside if isinstance(file, SetAside) else files).append(file)
     reader = FolderReader(root, files, options)
     items = iter(reader) if path.is_dir() else reader.read(path.name)
-    entries: dict[str, Entry] = {}
+    entries, listed, masks = Entries(), set[str](), set[str]()
     rejected: list[Rejected] = []
     for item in _shown(items, "row"):
         if isinstance(item, SetAside):
             aside.append(item)
         elif isinstance(item, Rejected):
             rejected.append(item)
-        elif item.file in entries:
+        elif item.file in listed:
             rejected.append(Rejected(item.file, "is listed twice; the first is taken"))
         else:
-            entries[item.file] = item
+            entries.append(item)
+            listed.add(item.file)
+            masks.add(item.mask)
     if not entries and not rejected:
         raise DataError(f"{path}: lists no picture{_why(aside)}")
-    used = reader.helpers | entries.keys() | {entry.mask for entry in entries.values()}
+    used = reader.helpers | listed | masks
     aside = [item for item in aside if item.file not in used]
     rest = set(files) - used - {item.file for item in rejected + aside}
     unlisted = sorted(file for file in rest if PurePosixPath(file).suffix.lower() in PICTURES)
     aside += [SetAside(file, "is not named by the list above it") for file in unlisted]
     others = Counter(PurePosixPath(file).suffix.lower() for file in rest.difference(unlisted))
     return PictureSource(
-        *(root, list(entries.values()), rejected, aside, len(reader.helpers)),
+        *(root, entries, rejected, aside, len(reader.helpers)),
         *(dict(others.most_common()), sorted(reader.unknown)),
     )
 

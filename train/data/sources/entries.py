@@ -1,9 +1,15 @@
 """Entries of a source: where the pictures of its characters are, and what is known of them."""
 
+import json
 import unicodedata
-from typing import NamedTuple
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, overload
 
 from train.data.focus import Box
+
+_BLOCK = 256  # entries; a shard has a multiple of them by default
 
 
 class Part(NamedTuple):
@@ -30,6 +36,54 @@ class Entry(NamedTuple):
     focus: tuple[Box, ...] = ()  # pixels of the upright picture
     part: Part | None = None
     mask_part: Part | None = None
+
+
+class Entries(Sequence[Entry]):
+    """Entries that stay packed, a block at a time: a tenth of the memory of their objects."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._blocks: list[bytes] = []
+        self._last: list[Entry] = []  # not a block yet
+        for entry in entries:
+            self.append(entry)
+
+    def append(self, entry: Entry) -> None:
+        """Add an entry."""
+        self._last.append(entry)
+        if len(self._last) == _BLOCK:
+            self._blocks.append(zlib.compress(json.dumps(self._last).encode(), 1))
+            self._last = []
+
+    def __len__(self) -> int:
+        return _BLOCK * len(self._blocks) + len(self._last)
+
+    def __iter__(self) -> Iterator[Entry]:
+        for block in self._blocks:
+            yield from _unpacked(block)
+        yield from self._last
+
+    @overload
+    def __getitem__(self, at: int) -> Entry: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Entry]: ...
+    def __getitem__(self, at: int | slice) -> Entry | list[Entry]:
+        if isinstance(at, slice):
+            return [self[n] for n in range(*at.indices(len(self)))]
+        block, place = divmod(range(len(self))[at], _BLOCK)
+        return (_unpacked(self._blocks[block]) if block < len(self._blocks) else self._last)[place]
+
+
+@lru_cache(maxsize=1)  # readers go through them in order
+def _unpacked(block: bytes) -> list[Entry]:
+    rows = json.loads(zlib.decompress(block))
+    return [_entry(*row) for row in rows]
+
+
+def _entry(*row: Any) -> Entry:
+    entry = Entry(*row)
+    parts = [values and Part(*values) for values in (entry.part, entry.mask_part)]
+    focus: Any = tuple(map(tuple, entry.focus))
+    return entry._replace(focus=focus, part=parts[0], mask_part=parts[1])
 
 
 class Rejected(NamedTuple):
