@@ -72,11 +72,12 @@ class PipelineResult:
         return list(zip(prompts[:count], seeds[:count], strict=True))
 
     def _facts(self) -> list[str]:
+        """Return the arguments that are not what every call has."""
         if self.arguments is None:
             return []
-        values = {f.name: getattr(self.arguments, f.name) for f in fields(self.arguments)}
-        told = {k: v for k, v in values.items() if v is not None and k not in NOT_SHOWN}
-        return [f"{name}={_short(value)}" for name, value in told.items()]
+        values = [(f, getattr(self.arguments, f.name)) for f in fields(self.arguments)]
+        told = [(f.name, x) for f, x in values if x not in (None, f.default)]
+        return [f"{name}={_short(value)}" for name, value in told if name not in NOT_SHOWN]
 
 
 def to_pil(images: np.ndarray) -> list[Image.Image]:

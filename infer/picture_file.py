@@ -102,10 +102,12 @@ def parameters(metadata: dict[str, Any]) -> str:
         "Distilled CFG Scale": metadata["guidance_scale"],
         "Seed": metadata["seed"],
         "Size": f"{metadata['width']}x{metadata['height']}",
+        "Denoising strength": metadata.get("strength"),
         "Model": Path(metadata["model"]).name,
         "Version": f"ic_jax {metadata['ic_jax']}",
     }
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in facts.items()))
+    told = {name: _quoted(value) for name, value in facts.items() if value is not None}
+    lines.append(", ".join(f"{name}: {text}" for name, text in told.items()))
     return "\n".join(lines)
 
 

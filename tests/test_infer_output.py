@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,6 +63,13 @@ def test_a_png_tells_it_as_other_tools_do():
         "Steps: 4, Sampler: Euler, CFG scale: 1, Distilled CFG Scale: 0.3, Seed: 4294967295, "
         "Size: 64x96, Model: small model of ic_jax, Version: ic_jax 0.1.0",
     ]
+    over = encode(IMAGE, ".png", METADATA | {"strength": 0.6, "model": "models/ic, é"})
+    last = Image.open(io.BytesIO(over)).text["parameters"].splitlines()[-1]
+    assert "Size: 64x96, Denoising strength: 0.6, Model: " in last
+    # As AUTOMATIC1111's web UI splits the line.
+    pairs = dict(re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last))
+    assert json.loads(pairs["Model"]) == "ic, é"
+    assert len(pairs) == 9
 
 
 @pytest.mark.parametrize("ending", FORMATS)
