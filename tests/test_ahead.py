@@ -123,6 +123,6 @@ def test_every_program_is_run_in_one_place():
     """Or it would not be compiled ahead."""
     kind, source = type(runner._decode), inspect.getsource(runner.Runner)
     programs = [name for name, value in vars(runner).items() if isinstance(value, kind)]
-    assert len(programs) == 8
+    assert len(programs) == 10
     for name in [*programs, "_jitted"]:
         assert re.findall(rf"[\w.]*\(?(?<!\w){name}\b", source) == [f"self._run({name}"], name

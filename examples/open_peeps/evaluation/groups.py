@@ -70,10 +70,7 @@ def evaluate(pipe: InstantCharacterPipeline, count: int, folder: Path) -> dict[s
             results[label] = rates(columns[row], chosen)
             say(f"{label}: {results[label]}")
         if size > 1:
-            first = chosen[:SHOWN]
-            if size == 2:
-                columns["in one square"] = generate(pipe, first, name="one square", squares=1)
-            sheet(first, columns).save(folder / f"{name}.webp", quality=85)
+            sheet(chosen[:SHOWN], columns).save(folder / f"{name}.webp", quality=85)
     return results
 
 
@@ -83,14 +80,12 @@ def generate(
     *,
     name: str,
     regions: bool = True,
-    squares: int | None = None,
 ) -> Float[np.ndarray, "n h w 3"]:
     """Generate a picture of each group, with the seeds 0, 1, 2, ...
 
     Args:
         name: label of the progress bar.
         regions: whether each person has a region, of equal widths from left to right.
-        squares: width of the pictures in squares; by default one for each person.
     """
     size = len(groups[0].people)
     side = pipe.sampling.height
@@ -108,7 +103,7 @@ def generate(
                 ]
                 for n in numbers
             ],
-            width=(squares or size) * side,
+            width=size * side,
             seed=numbers,
             output_type="np",
         ).images
