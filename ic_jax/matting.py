@@ -1,6 +1,6 @@
 """Matting networks: ONNX files that find the figure in a picture, run by onnxruntime."""
 
-import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,7 @@ MAX_BYTES = 2 * 1024**3  # of an ONNX file that holds its weights itself
 SIDE = 1024  # pixels of the input, where the network leaves it open; BiRefNet's
 MAX_SIDE = 4096  # that a network may ask for
 SUFFIX = ".onnx"
-# org/name, org/name@revision, or one of them with /FILE
-_IN_HUB = re.compile(rf"({hub.REPO_ID.pattern})(?:@([\w.-]+))?(?:/(.+{re.escape(SUFFIX)}))?")
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # a setting of onnxruntime
 
 
 class OnnxMatting:
@@ -45,9 +44,13 @@ class OnnxMatting:
             remedy = "matting needs onnxruntime; pip install 'ic-jax[matting]'"
             raise ModuleNotFoundError(remedy, name=error.name) from None
         file = _find(str(source))
-        data = read_bytes(file, limit=MAX_BYTES)
+        data, options = read_bytes(file, limit=MAX_BYTES), onnxruntime.SessionOptions()
         try:
-            self._session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+            with tempfile.TemporaryDirectory() as empty:  # the network may name no file of weights
+                options.log_severity_level = 3  # errors; they are raised as well
+                options.add_session_config_entry(WEIGHTS_FOLDER, empty)
+                providers = ["CPUExecutionProvider"]
+                self._session = onnxruntime.InferenceSession(data, options, providers)
         except Exception as error:  # of its own kinds, in several lines
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"{source}: is no ONNX network that can be run ({reason})") from None
@@ -90,9 +93,9 @@ def _find(source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_file():
         return path
-    if (named := _IN_HUB.fullmatch(source)) is None:
+    if (named := hub.split_source(source, SUFFIX)) is None:
         raise FileNotFoundError(f"{source}: no such ONNX file, and not a Hub id (org/name)")
-    repo_id, revision, file = named.groups()
+    repo_id, revision, file = named
     if file is None:
         files = sorted(x for x in hub.file_names(repo_id, revision) if x.endswith(SUFFIX))
         if len(files) != 1:

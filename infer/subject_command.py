@@ -41,8 +41,6 @@ def run(args: argparse.Namespace) -> None:
     """Write what the encoders see."""
     if args.out.exists() and not args.overwrite:
         raise ValueError(f"{args.out} exists; give --overwrite or another --out")
-    if args.subject_mask is not None and args.matting is not None:
-        raise ValueError("--subject-mask and --matting exclude each other; give one")
     cuts = args.subject_mask is not None or args.matting is not None
     if args.subject_ground == "keep" and cuts:
         raise ValueError("--subject-ground keep leaves a mask and --matting without effect")

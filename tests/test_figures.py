@@ -60,7 +60,7 @@ def test_mixed_pixels_of_an_edge_lose_the_ground():
     assert off[outside_of_hole].max() < 12  # between the coat's colour and white, nothing teal
 
 
-def test_alpha_goes_before_the_ground_and_a_mask_before_alpha():
+def test_alpha_goes_before_the_ground_and_a_mask_or_a_network_before_alpha():
     picture = drawn((*GROUND, 255), mode="RGBA")
     alpha = Image.new("L", picture.size, 0)
     alpha.paste(255, (BOX[0], BOX[1], BOX[2] + 1, BOX[3] + 1))
@@ -72,7 +72,11 @@ def test_alpha_goes_before_the_ground_and_a_mask_before_alpha():
     half = Image.new("L", (20, 15), 0)
     half.paste(255, (0, 0, 10, 15))  # the left half, of another size
     cut = prepare_subject(transparent, mask=half)
-    assert cut.size[0] > 150  # the ground is the mask's own
+    assert cut.size[0] > 150  # as high as the mask's white
+    cut = prepare_subject(transparent, matting=lambda x: (x[..., 1] == COAT[1]).astype(float))
+    assert (shown(cut)[50, 30] == 255).all()  # the network sees white behind the figure
+    with pytest.raises(ValueError, match="a mask and a matting network exclude each other"):
+        prepare_subject(transparent, mask=half, matting=lambda x: x[..., 0] / 255)
 
 
 def test_a_ground_that_is_not_flat_is_refused_unless_a_network_finds_the_figure():
@@ -140,16 +144,25 @@ def varint(value):
             return bytes(parts)
 
 
-def network(sides=(32, 32), operator="ReduceMax", channels=3):
-    """An ONNX file: the largest of a picture's normalised channels, which are logits for it."""
+def network(sides=(32, 32), operator="ReduceMax", channels=3, weights=None):
+    """An ONNX file: the largest of a picture's normalised channels, which are logits for it.
+
+    With `weights`, it adds a number to them that is in this file.
+    """
 
     def tensor(name, shape):
         sizes = b"".join(field(1, field(1, n)) for n in shape)
         return field(1, name) + field(2, field(1, field(1, 1) + field(2, sizes)))
 
     axes = field(1, "axes") + field(8, 1) + field(20, 7)
-    node = field(1, "x") + field(2, "y") + field(4, operator) + field(5, axes)
-    graph = field(1, node) + field(2, "g")
+    adding = field(1, "x") + field(1, "w") + field(2, "sum") + field(4, "Add")
+    source = "x" if weights is None else "sum"
+    node = field(1, source) + field(2, "y") + field(4, operator) + field(5, axes)
+    graph = (b"" if weights is None else field(1, adding)) + field(1, node) + field(2, "g")
+    if weights is not None:
+        entry = field(1, "location") + field(2, weights)
+        size = field(1, 1) + field(2, 1)  # one float32
+        graph += field(5, size + field(8, "w") + field(13, entry) + field(14, 1))
     graph += field(11, tensor("x", (1, channels, *sides))) + field(12, tensor("y", (1, 1, *sides)))
     return field(1, 7) + field(7, graph) + field(8, field(1, "") + field(2, 11))
 
@@ -175,11 +188,16 @@ def test_an_onnx_network_finds_the_figure(tmp_path):
         (b"not a network", "is no ONNX network that can be run"),
         (b"", "is no ONNX network that can be run"),
         (network(operator="NoSuchThing"), "is no ONNX network that can be run"),
+        (network(weights="w.bin"), "is no ONNX network that can be run"),
         (network(channels=1), r"does not take one picture, float32 \[1, 3, height, width\]"),
         (network(sides=(8192, 8192)), "takes pictures of .* more than 4096"),
     ],
 )
-def test_files_that_are_no_such_network_are_refused_in_one_line(tmp_path, data, message):
+def test_files_that_are_no_such_network_are_refused_in_one_line(
+    tmp_path, data, message, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.bin").write_bytes(bytes(4))
     (tmp_path / "net.onnx").write_bytes(data)
     with pytest.raises(ValueError, match=message) as raised:
         OnnxMatting(tmp_path / "net.onnx")

@@ -37,10 +37,10 @@ def prepare_subject(
 ) -> Image.Image:
     """Cut a character out, crop to it, and put it on a white square, for `subject_image`.
 
-    What the character is follows from the first of these that there is: `mask`; transparency of the
-    picture; `matting`; a flat ground, which is flooded from the picture's border, so that what the
-    character encloses stays. A ground is flat if three quarters of the upper, left and right
-    borders are within 24 of 255 of their median colour. Specks in it go as well.
+    What the character is follows from the first of these that there is: `mask` or `matting`;
+    transparency of the picture; a flat ground, which is flooded from the picture's border, so that
+    what the character encloses stays. A ground is flat if three quarters of the upper, left and
+    right borders are within 24 of 255 of their median colour. Specks in it go as well.
 
     Args:
         image: as `read_rgb` takes it.
@@ -53,20 +53,22 @@ def prepare_subject(
     Raises:
         ImageError: a picture that cannot be read, that has no character left, or whose ground is
             not flat where nothing else tells.
+        ValueError: both a mask and a network.
     """
+    if mask is not None and matting is not None:
+        raise ValueError("a mask and a matting network exclude each other; give one")
     rgba = _smaller(Image.fromarray(read_rgba(image)))
-    colours, alpha = np.asarray(rgba.convert("RGB")), np.asarray(rgba.getchannel("A")) / 255
+    alpha = np.asarray(rgba.getchannel("A")) / 255
+    figure = _on_white(np.asarray(rgba.convert("RGB")), alpha)
     if mask is not None:
         grey = Image.fromarray(read_rgb(mask)).convert("L").resize(rgba.size)
-        figure = _on_white(colours, np.asarray(grey) / 255)
         alpha = np.asarray(grey) / 255
-    elif alpha.min() < 1 - VISIBLE:
-        figure = _on_white(colours, alpha)
+        figure = _on_white(figure, alpha)
     elif matting is not None:
-        alpha = matting(colours)
-        figure = _on_white(colours, alpha)
-    else:
-        figure, alpha = _without_flat_ground(colours)
+        alpha = matting(figure)
+        figure = _on_white(figure, alpha)
+    elif alpha.min() > 1 - VISIBLE:
+        figure, alpha = _without_flat_ground(figure)
     return _cropped(figure, alpha > VISIBLE)
 
 

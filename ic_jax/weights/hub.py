@@ -24,6 +24,21 @@ class UploadError(OSError):
     """An upload that the Hub refused or that broke off; the message is one line."""
 
 
+def split_source(source: str, suffix: str) -> tuple[str, str | None, str | None] | None:
+    """Return repository, revision and file of org/name, with @revision and /FILE or without.
+
+    Args:
+        source: what a user names.
+        suffix: ending of the file.
+
+    Returns:
+        None if `source` has another form.
+    """
+    pattern = rf"({REPO_ID.pattern})(?:@([\w.-]+))?(?:/(.+{re.escape(suffix)}))?"
+    named = re.fullmatch(pattern, source)
+    return None if named is None else (named[1], named[2], named[3])
+
+
 def fetch(repo_id: str, patterns: Sequence[str], revision: str | None = None) -> Path:
     """Download the files of a Hub repository that match `patterns`; return their local folder.
 

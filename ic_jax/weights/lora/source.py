@@ -1,6 +1,5 @@
 """The one LoRA file of a path, a folder or a Hub repository."""
 
-import re
 from pathlib import Path
 
 from ic_jax.from_dict import first_few
@@ -10,8 +9,6 @@ from ic_jax.weights.model_source import in_hub_cache
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"  # in a folder that diffusers saves
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 SUFFIX = ".safetensors"
-# org/name, org/name@revision, or one of them with /FILE
-_IN_HUB = re.compile(rf"({hub.REPO_ID.pattern})(?:@([\w.-]+))?(?:/(.+{re.escape(SUFFIX)}))?")
 
 
 def find_lora(source: Path | str) -> Path:
@@ -31,8 +28,8 @@ def find_lora(source: Path | str) -> Path:
     if path.is_dir():
         names = sorted(x.relative_to(path).as_posix() for x in path.rglob(f"*{SUFFIX}"))
         return path / _chosen(str(source), names)
-    if named := _IN_HUB.fullmatch(str(source)):
-        repo_id, revision, file = named.groups()
+    if named := hub.split_source(str(source), SUFFIX):
+        repo_id, revision, file = named
         if file is None:
             names = [x for x in hub.file_names(repo_id, revision) if x.endswith(SUFFIX)]
             file = _chosen(str(source), sorted(names))
