@@ -23,7 +23,8 @@ from ic_jax.weights.lora.reading import read_lora
 from ic_jax.weights.lora.source import find_lora
 from ic_jax.weights.lora.targets import targets_of
 from ic_jax.weights.lora.writing import Training, write_lora
-from ic_jax.weights.safetensors_io import read_metadata
+from ic_jax.weights.safetensors_io import data_digest, read_metadata
+from ic_jax.weights.tensors import WeightsError
 from tests.oracle import converted, randomize, relative
 from tests.toy import write_data, write_model
 from train import loop
@@ -211,8 +212,23 @@ def test_the_metadata_says_what_it_is_where_tools_look(case, tmp_path):
     )
     assert (said["ss_sd_model_name"], said["ss_steps"]) == ("ic", "200")
     assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("4", "4")
+    assert said["modelspec.hash_sha256"] == f"0x{data_digest(file)}"
     settings = json.loads(said["lora_adapter_metadata"])
     assert (settings["transformer.r"], settings["transformer.lora_alpha"]) == (4, 4)
+
+
+def test_a_flipped_bit_of_a_written_lora_is_told(case, tmp_path):
+    _, _, lora, *_ = case
+    file, rng = tmp_path / "ink.safetensors", np.random.default_rng(0)
+    write_lora(file, published(lora), jnp.dtype("bfloat16"))
+    whole = file.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for at in rng.integers(start, len(whole), 20):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        with pytest.raises(WeightsError, match=r"ink\.safetensors: differs from its checksum"):
+            read_lora(file)
+    file.write_bytes(whole)
+    read_lora(file)
 
 
 def test_training_goes_on_with_a_file(case, tmp_path):

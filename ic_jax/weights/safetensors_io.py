@@ -55,6 +55,14 @@ def read_metadata(path: Path) -> dict[str, str]:
     return _metadata(path, _header(path)[0])
 
 
+def data_digest(path: Path) -> str:
+    """Return the SHA-256 of a safetensors file's bytes after the header, in hexadecimal."""
+    _, start = _header(path)
+    with open_regular(path) as file:
+        file.seek(start)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the header, and the offset of the tensors' bytes."""
     size = path.stat().st_size

@@ -14,9 +14,9 @@ from ic_jax.weights.lora.delta import LoraFile
 from ic_jax.weights.lora.keys import Key, meaning, passed_over, refusal
 from ic_jax.weights.lora.layouts import TEXT_ENCODER
 from ic_jax.weights.lora.pairs import Pair, pairs_of
-from ic_jax.weights.lora.settings import Settings
+from ic_jax.weights.lora.settings import CHECKSUM, Settings
 from ic_jax.weights.lora.targets import Targets, misfit
-from ic_jax.weights.safetensors_io import read_tensors
+from ic_jax.weights.safetensors_io import AGAIN, data_digest, read_metadata, read_tensors
 from ic_jax.weights.tensors import Tensor, WeightsError
 
 
@@ -39,11 +39,15 @@ def read_lora(
 
     Raises:
         WeightsError: another kind of file, a key that no layout has, a LoRA for another model, or
-            a matrix that is missing, misshapen or not finite.
+            a matrix that is missing, misshapen or not finite; or the matrices differ from the
+            checksum in the header, if there is one.
     """
     file = Path(file)
     weight = check_finite("LoRA weight", weight)
     tensors = read_tensors(file)
+    checksum = read_metadata(file).get(CHECKSUM, "").lower().removeprefix("0x")
+    if checksum and checksum != data_digest(file):
+        raise WeightsError(f"{file}: differs from its checksum; {AGAIN}")
     keys, left_out = _meanings(file, tensors)
     layouts = Counter(key.layout for key in keys.values() if key.part == "a")
     layouts.pop(TEXT_ENCODER, None)

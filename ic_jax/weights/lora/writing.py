@@ -1,5 +1,6 @@
 """Writer of LoRA files in peft's layout, as diffusers writes it."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ic_jax.weights.lora.delta import LoraDelta
-from ic_jax.weights.lora.settings import HEADER, PREFIXES
+from ic_jax.weights.lora.settings import CHECKSUM, HEADER, PREFIXES
 from ic_jax.weights.safetensors_io import Spec, write_file
 
 TRIGGER = "modelspec.trigger_phrase"  # key of a file's metadata
@@ -35,8 +36,8 @@ def write_lora(
     """Write a LoRA file for `read_lora` and diffusers, atomically.
 
     B includes the scale, because some loaders ignore alpha: in the file, alpha is the rank. The
-    metadata has rank and alpha, and what `training` says, where diffusers, kohya's tools and
-    those for modelspec (https://github.com/Stability-AI/ModelSpec) look for them.
+    metadata has rank, alpha and a checksum, and what `training` says, where diffusers, kohya's
+    tools and those for modelspec (https://github.com/Stability-AI/ModelSpec) look for them.
 
     Args:
         changes: by component and published name of the linear map.
@@ -60,6 +61,9 @@ def write_lora(
     specs = {name: Spec(value.dtype, value.shape) for name, value in tensors.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     metadata = _metadata(file.stem, changes, training)
+    # In the order of the file, which is theirs, since their dtypes are equal.
+    data = b"".join(value.tobytes() for value in tensors.values())
+    metadata[CHECKSUM] = f"0x{hashlib.sha256(data).hexdigest()}"
     write_file(file, specs, lambda name: [tensors[name]], metadata)
 
 
