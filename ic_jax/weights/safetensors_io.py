@@ -58,9 +58,12 @@ def read_metadata(path: Path) -> dict[str, str]:
 def data_digest(path: Path) -> str:
     """Return the SHA-256 of a safetensors file's bytes after the header, in hexadecimal."""
     _, start = _header(path)
+    digest = hashlib.sha256()
     with open_regular(path) as file:
         file.seek(start)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
