@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loading.add_arguments(parser)
     host = "address to listen on; any but this machine's own needs --api-key"
     add("--host", default="127.0.0.1", help=host)
-    add("--port", type=cli.count, default=PORT, help="port to listen on")
+    add("--port", type=_port, default=PORT, help="port to listen on; 0 is any that is free")
     key = f"token that clients must send; {API_KEY} in the environment says it where nobody else of"
     add("--api-key", metavar="TOKEN", help=f"{key} this machine sees it")
     batch = "most pictures drawn at once, a power of two"
@@ -54,3 +54,9 @@ def run(args: argparse.Namespace) -> None:
     with engine:
         Server(application(engine, model, api_key), engine, args.host, args.port).run()
     cli.say("stopped")
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port, from 0 to 65535")
+    return int(text)
