@@ -121,7 +121,7 @@ def send_characters(server: ServerProcess) -> list[str]:
             client.images.edit(image=file, prompt=PROMPTS[0], n=n, extra_body=ours)
             for n, file in zip((1, 2, BATCH), characters(), strict=True)
         ]
-    return [answer.subject for answer in answers]
+    return [answer.subjects[0] for answer in answers]
 
 
 def ask_all(

@@ -21,6 +21,7 @@ class SlowPipeline:
         self.adapter, self.mesh, self.dtype = pipe.adapter, None, pipe.dtype
         self.step = threading.Event()
         self.drawn: list[list[int]] = []
+        self.arguments: dict = {}  # of the last call
         self.adapters: list[dict] = []
 
     def get_list_adapters(self):
@@ -33,6 +34,7 @@ class SlowPipeline:
         return np.ones(1)
 
     def __call__(self, *, seed, num_inference_steps, callback_on_step_end, **arguments):
+        self.arguments = arguments
         if 666 in seed:
             raise FloatingPointError("not finite")
         if (prompt := arguments["prompt"][0]) == "a secret":

@@ -15,6 +15,7 @@ from infer.engine import (
     Drawing,
     DrawingRequest,
     Engine,
+    PlacedCharacter,
     QueueFullError,
     StoppedError,
     TimeLimitError,
@@ -94,6 +95,26 @@ def test_requests_of_one_shape_are_drawn_together_in_order(pipe):
         # Batches are of 4, 2 or 1, filled up with the last picture.
         assert slow.drawn == [[0, 2, 4, 5], [1, 6], [3], [7]]
         assert slow.adapters == [{}, {"ink": 0.5}, {}]
+
+
+def test_several_characters_keep_their_places_in_a_batch(pipe):
+    with slow_engine(pipe, max_batch=2) as (slow, engine):
+        slow.step.set()
+        ana, ben = (engine.characters.add(png(8, 8, colour)) for colour in ("red", "blue"))
+        half = (0.5, 0.0, 1.0, 1.0)
+        one = (PlacedCharacter(ana, 0.5, "left"), PlacedCharacter(ben, None, half))
+        other = (PlacedCharacter(ben, region="top"), PlacedCharacter(ana))
+        apart = (PlacedCharacter(ana), PlacedCharacter(ben))
+        drawings = [engine.submit(request(seed=i, subjects=x)) for i, x in enumerate((one, apart))]
+        drawings.append(engine.submit(request(seed=2, subjects=other)))
+        engine.start()
+        wait(drawings, 20)
+        assert slow.drawn == [[0, 2], [1]]
+        engine.submit(request(seed=3, subjects=one)).result(20)
+        ((first, second),) = slow.arguments["subjects"]
+        assert slow.arguments["subject_image"] is None
+        assert (first.scale, first.region) == (0.5, "left")
+        assert (second.scale, second.region) == (None, half)
 
 
 def test_a_full_queue_refuses_all_or_nothing(pipe):
@@ -182,6 +203,7 @@ def test_one_that_cannot_be_drawn_fails_alone(pipe, recwarn):
         ({"height": 4096, "width": 4096}, "a picture of 16777216 pixels is too large"),
         ({"num_inference_steps": 101}, "num_inference_steps is 101; it must be at most 100"),
         ({"seed": -1}, "seed -1 is not"),
+        ({"subject_end": 0.5}, "subject_end does nothing without a subject"),
         ({"subject_scale": 1.0}, "subject_scale does nothing without a subject"),
         ({"loras": (("oil", 1.0),)}, "there is no LoRA 'oil'; known are ink"),
         ({"loras": (("ink", float("nan")),)}, "the weight of LoRA 'ink' is nan"),
@@ -198,6 +220,17 @@ def png(width, height, colour="white"):
     file = io.BytesIO()
     Image.new("RGB", (width, height), colour).save(file, "PNG")
     return file.getvalue()
+
+
+def test_a_region_is_no_file_and_no_empty_box(pipe):
+    with slow_engine(pipe) as (_, engine):
+        ana = engine.characters.add(png(8, 8))
+        with pytest.raises(ValueError, match="'/etc/passwd' is none of all, left"):
+            PlacedCharacter(ana, region="/etc/passwd")
+        with pytest.raises(ValueError, match="is no box"):
+            engine.submit(request(subjects=(PlacedCharacter(ana, region=(0.5, 0, 0.5, 1)),)))
+        with pytest.raises(ValueError, match="5 characters; at most 4"):
+            engine.submit(request(subjects=(PlacedCharacter(ana),) * 5))
 
 
 def test_characters_that_were_used_last_are_kept():

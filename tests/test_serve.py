@@ -60,7 +60,7 @@ def test_openais_client_draws_a_character_and_draws_it_again_by_its_hash(pipe):
         with DEMO.open("rb") as file:
             edited = client.images.edit(image=file, prompt=PROMPT, n=3, extra_body=ours)
         digest = hashlib.sha256(DEMO.read_bytes()).hexdigest()
-        assert (edited.subject, edited.size) == (digest, "96x96")
+        assert (edited.subjects, edited.size) == ([digest], "96x96")
         assert [item.seed for item in edited.data] == [5, 6, 7]
         again = client.images.generate(
             prompt=PROMPT,
@@ -95,7 +95,8 @@ def test_openais_client_draws_a_character_and_draws_it_again_by_its_hash(pipe):
         ({"stream": True}, 422, "stream", "stream True has no effect here"),
         ({"subject_scale": 1}, 422, "subject_scale", "does nothing without a subject"),
         ({"subject": "/etc/passwd"}, 404, "subject", "no character is kept under"),
-        ({"subject": 7}, 422, "subject", "it must be of type str"),
+        ({"subject": 7}, 422, "subject", "subject must be a text"),
+        ({"regions": ["left"]}, 422, "regions", "1 regions for 0 characters"),
         ({"loras": {"oil": 1}}, 422, None, "there is no LoRA 'oil'; known are ink"),
         ({"loras": {"ink": "much"}}, 422, None, "the weight of LoRA 'ink' is 'much'"),
         ({"loras": ["ink"]}, 422, "loras", "must be an object of weights by name"),
@@ -123,21 +124,47 @@ def test_examples_of_the_page(server, tmp_path, monkeypatch):
     page = (ROOT / "docs" / "serving.md").read_text().replace("http://127.0.0.1:8000", server.url)
     page = page.replace("SHA-256 OF girl.png", digest)
     curls = re.findall(r"^```bash\n(curl .*?)^```$", page, re.MULTILINE | re.DOTALL)
+    shutil.copy(DEMO, "ana.png")
+    shutil.copy(DEMO, "ben.png")
     for command in curls:
         _, url, *options = shlex.split(command.replace("\\\n", ""))
-        values = dict(value.split("=", 1) for flag, value in pairs(options) if flag == "-F")
+        values = [value.split("=", 1) for flag, value in pairs(options) if flag == "-F"]
         if values:
-            files = {"image": Path(values.pop("image").removeprefix("@")).read_bytes()}
-            answer = httpx.post(url, data=values, files=files)
+            files = [(x, Path(y[1:]).read_bytes()) for x, y in values if y.startswith("@")]
+            texts: dict[str, list[str]] = {}
+            for name, text in values:
+                if not text.startswith("@"):
+                    texts.setdefault(name, []).append(text)
+            answer = httpx.post(url, data=texts, files=files)
         else:
             (header, body) = (value for _, value in pairs(options))
             answer = httpx.post(url, content=body, headers=dict([header.split(": ")]))
         assert answer.json()["data"][0]["seed"] == 7
-        assert answer.json()["subject"] == digest
-    assert len(curls) == 2
+        assert set(answer.json()["subjects"]) == {digest}
+    assert len(curls) == 3
     (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     exec(compile(example, "<docs/serving.md>", "exec"), {})
     assert Image.open("drawn.png").getpixel((0, 0)) == 7
+
+
+def test_characters_of_a_picture_have_their_regions(server, slow):
+    """From OpenAI's client, whose lists become fields with [] in a form."""
+    ours = {"num_inference_steps": 1, "regions": ["left", "0.5,0,1,1"], "subject_scale": [1, 0.5]}
+    mirrored = io.BytesIO()
+    Image.open(DEMO).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored, "PNG")
+    files = [DEMO.read_bytes(), mirrored.getvalue()]
+    with client_of(server) as client:
+        sent = client.images.edit(image=files, prompt=PROMPT, extra_body=ours)
+        hashes = [hashlib.sha256(file).hexdigest() for file in files]
+        assert sent.subjects == hashes
+        client.images.generate(prompt=PROMPT, extra_body={**ours, "subject": hashes})
+        ((first, second),) = slow.arguments["subjects"]
+        assert (first.scale, first.region) == (1, "left")
+        assert (second.scale, second.region) == (0.5, (0.5, 0, 1, 1))
+        with pytest.raises(openai.UnprocessableEntityError, match="'/etc/passwd' is none of all"):
+            client.images.edit(
+                image=files, prompt=PROMPT, extra_body={"regions": ["/etc/passwd", "all"]}
+            )
 
 
 def pairs(options):

@@ -7,6 +7,7 @@
         drawing = engine.submit(DrawingRequest("a girl on a bridge", seed=7, subject=ana))
         drawing.result().save("ana.png")        # a concurrent.futures.Future of a PIL image
 
+Several characters are `subjects=(PlacedCharacter(ana, region="left"), ...)` in place of `subject`.
 `Drawing` is a `concurrent.futures.Future`: `result()` waits, `cancel()` takes the request back at
 any time (also while it is drawn), `add_done_callback` calls back, and `asyncio.wrap_future` awaits
 it. `drawing.step` of `drawing.steps` says how far it is. With `submit(request, on_step=f,
@@ -14,9 +15,9 @@ preview_every=4)` the drawing thread calls `f(step, steps, picture)`, whose `pic
 present estimate after every fourth step, and None after the others. `submit_all` takes several
 requests, or none of them.
 
-Requests that differ in prompts, seed and character alone are drawn together, up to `max_batch`,
-padded to a power of two, so that few programs are compiled. A picture depends on its own request
-alone.
+Requests that differ in prompts, seed, characters and regions alone are drawn together, up to
+`max_batch`, padded to a power of two, so that few programs are compiled. A picture depends on its
+own request alone.
 
 Errors: `submit` raises ValueError (an argument that cannot be used), `QueueFullError` (with
 `retry_after`, in seconds) or `StoppedError`. A `Drawing` ends with a picture, or with
@@ -28,6 +29,7 @@ from infer.engine.characters import Characters as Characters
 from infer.engine.characters import UnknownCharacterError as UnknownCharacterError
 from infer.engine.drawing import Drawing as Drawing
 from infer.engine.drawing import DrawingRequest as DrawingRequest
+from infer.engine.drawing import PlacedCharacter as PlacedCharacter
 from infer.engine.drawing import QueueFullError as QueueFullError
 from infer.engine.drawing import StoppedError as StoppedError
 from infer.engine.drawing import TimeLimitError as TimeLimitError

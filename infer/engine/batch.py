@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 
 from ic_jax import InstantCharacterPipeline, flow
+from ic_jax.models.features import SubjectFeatures
+from infer.engine.characters import Character
 from infer.engine.drawing import Drawing
 
 
@@ -35,10 +37,14 @@ def draw(
         values = [getattr(request, name) for request in requests]
         return None if values[0] is None else values
 
-    features = [
-        request.subject.features(pipe.encode_subject, request.subject_fit)
+    def features(character: Character) -> SubjectFeatures:
+        return character.features(pipe.encode_subject, requests[0].subject_fit)
+
+    single = [features(x.subject) for x in requests if x.subject is not None]
+    several = [
+        [placed.prompt(features(placed.character)) for placed in request.subjects]
         for request in requests
-        if request.subject is not None
+        if request.subjects
     ]
     result = pipe(
         prompt=texts("prompt"),
@@ -46,7 +52,8 @@ def draw(
         negative_prompt=texts("negative_prompt"),
         negative_prompt_2=texts("negative_prompt_2"),
         seed=[request.seed for request in requests],
-        subject_image=features or None,
+        subject_image=single or None,
+        subjects=several or None,
         subject_fit=requests[0].subject_fit,
         height=settings.height,
         width=settings.width,
@@ -55,6 +62,10 @@ def draw(
         true_cfg_scale=settings.true_cfg_scale,
         subject_scale=settings.subject_scale,
         negative_subject_scale=settings.negative_subject_scale,
+        subject_start=settings.subject_start,
+        subject_end=settings.subject_end,
+        subject_ramp=settings.subject_ramp,
+        subject_blocks=settings.subject_blocks,
         max_sequence_length=settings.max_sequence_length,
         callback_on_step_end=_after_step(pipe, drawings),
     )

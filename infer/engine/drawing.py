@@ -1,10 +1,12 @@
 """Requests to the engine, and handles of the pictures that it draws."""
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from typing import Any
 
 from PIL import Image
 
@@ -12,9 +14,16 @@ from ic_jax.config import SamplingConfig
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import Fit
+from ic_jax.preprocessing.regions import NAMES, Region
 from ic_jax.preprocessing.tokenizers import check_prompt
+from ic_jax.subjects import SubjectPrompt
 from infer.engine.characters import Character
 
+MAX_CHARACTERS = 4  # of a picture
+OF_SUBJECTS = (
+    *("subject_scale", "negative_subject_scale", "subject_fit"),
+    *("subject_start", "subject_end", "subject_ramp", "subject_blocks"),
+)
 OnStep = Callable[[int, int, Image.Image | None], None]
 
 
@@ -34,12 +43,45 @@ class StoppedError(RuntimeError):
     """The engine stops, or has stopped."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class PlacedCharacter:
+    """One of several characters of a picture.
+
+    Attributes:
+        character: from `Engine.characters`.
+        scale: strength; None is the request's `subject_scale`.
+        region: name, box or mask that the character is confined to, as of `ic_jax.SubjectPrompt`;
+            a mask is a picture in memory. None is the whole picture.
+    """
+
+    character: Character
+    scale: float | None = None
+    region: Region | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a scale below 0, and a region that names a file."""
+        if self.scale is not None:
+            arguments.check_finite("a character's scale", self.scale, 0)
+        if isinstance(self.region, str | os.PathLike) and self.region not in NAMES:
+            raise ValueError(f"region {self.region!r} is none of {', '.join(NAMES)}, and no box")
+
+    @property
+    def is_confined(self) -> bool:
+        """Whether the character has a region that is less than the whole picture."""
+        return self.prompt(None).is_confined
+
+    def prompt(self, features: Any) -> SubjectPrompt:
+        """Return the pipeline's argument."""
+        return SubjectPrompt(features, self.scale, self.region)
+
+
+@dataclass(frozen=True, eq=False)
 class DrawingRequest:
     """One picture to draw; fields are the pipeline's arguments, None is the model's default.
 
     Attributes:
-        subject: from `Engine.characters`.
+        subject: from `Engine.characters`; the only one.
+        subjects: several characters, in place of `subject`.
         loras: names of loaded LoRAs, each with its weight; no other is active.
     """
 
@@ -49,9 +91,14 @@ class DrawingRequest:
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None
     subject: Character | None = None
+    subjects: tuple[PlacedCharacter, ...] = ()
     subject_scale: float | None = None
     negative_subject_scale: float | None = None
     subject_fit: Fit = "pad"
+    subject_start: float = 0.0
+    subject_end: float = 1.0
+    subject_ramp: float = 0.0
+    subject_blocks: str = "all"
     height: int | None = None
     width: int | None = None
     num_inference_steps: int | None = None
@@ -64,6 +111,12 @@ class DrawingRequest:
         """Take an empty second prompt as absent, as the pipeline does."""
         for name in ("prompt_2", "negative_prompt_2"):
             object.__setattr__(self, name, getattr(self, name) or None)
+
+    @property
+    def characters(self) -> list[Character]:
+        """All characters of the picture."""
+        single = [] if self.subject is None else [self.subject]
+        return single + [placed.character for placed in self.subjects]
 
     @property
     def has_negative(self) -> bool:
@@ -81,10 +134,7 @@ class DrawingRequest:
         arguments.seeds(self.seed, prompts=1, images_each=1)
         for name, weight in self.loras:
             arguments.check_finite(f"the weight of LoRA {name!r}", weight)
-        if self.subject is None:
-            for name in ("subject_scale", "negative_subject_scale"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} does nothing without a subject")
+        self._check_subjects()
         shared = {f.name for f in fields(self)} & {f.name for f in fields(SamplingArguments)}
         return arguments.sampling_arguments(
             defaults,
@@ -94,6 +144,17 @@ class DrawingRequest:
             output_type="pil",
             **{name: getattr(self, name) for name in shared},
         )
+
+    def _check_subjects(self) -> None:
+        if self.subject is not None and self.subjects:
+            raise ValueError("subject and subjects exclude each other; give one")
+        if len(self.subjects) > MAX_CHARACTERS:
+            raise ValueError(f"{len(self.subjects)} characters; at most {MAX_CHARACTERS} are drawn")
+        if not self.characters:
+            for f in fields(self):
+                changed = getattr(self, f.name) != f.default
+                if changed and f.name in OF_SUBJECTS:
+                    raise ValueError(f"{f.name} does nothing without a subject")
 
 
 class Drawing(Future[Image.Image]):
@@ -131,7 +192,14 @@ class Drawing(Future[Image.Image]):
         request = self.request
         texts = (request.prompt_2, request.negative_prompt, request.negative_prompt_2)
         given = tuple(text is not None for text in texts)
-        return self.settings, request.subject is not None, given, request.loras
+        return self.settings, self._subjects, given, request.loras
+
+    @property
+    def _subjects(self) -> object:
+        """What the characters of one batch have in common."""
+        placed = self.request.subjects
+        number, confined = len(placed), any(x.is_confined for x in placed)
+        return self.request.subject is not None, number, confined
 
     @property
     def shape(self) -> object:
@@ -139,7 +207,7 @@ class Drawing(Future[Image.Image]):
         x, request = self.settings, self.request
         sizes = (x.height, x.width, x.num_inference_steps, x.max_sequence_length)
         loras = tuple(name for name, _ in request.loras)
-        return *sizes, x.true_cfg_scale != 1, request.subject is not None, loras
+        return *sizes, x.true_cfg_scale != 1, self._subjects, loras
 
     def wants_preview(self, step: int) -> bool:
         """Return whether an intermediate picture is wanted after a step, which is not the last."""

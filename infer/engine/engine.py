@@ -14,6 +14,7 @@ import jax
 
 from ic_jax import InstantCharacterPipeline, flow
 from ic_jax.preprocessing.arguments import SamplingArguments
+from ic_jax.preprocessing.regions import region_weights
 from infer.engine import batch
 from infer.engine.characters import Character, Characters
 from infer.engine.drawing import (
@@ -115,7 +116,8 @@ class Engine:
         subject = Character.blank() if self.pipe.adapter is not None else None
         for size in self.sizes:
             begin = time.monotonic()
-            for request in dict.fromkeys([DrawingRequest(subject=subject), DrawingRequest()]):
+            plain, shown = DrawingRequest(), DrawingRequest(subject=subject)
+            for request in [plain] if subject is None else [shown, plain]:
                 drawing = Drawing(request, self.check(request), math.inf)
                 self._draw([drawing] * size)
                 drawing.result(timeout=0)  # or its error
@@ -152,7 +154,8 @@ class Engine:
     def check(self, request: DrawingRequest) -> SamplingArguments:
         """Return the sampling arguments of a request; ValueError if it cannot be drawn."""
         settings = request.settings(self.pipe.sampling)
-        settings.check_size(self.pipe.vae.config.downscale * flow.PATCH)
+        multiple = self.pipe.vae.config.downscale * flow.PATCH
+        settings.check_size(multiple)
         if settings.num_inference_steps > MAX_STEPS:
             steps = settings.num_inference_steps
             raise ValueError(f"num_inference_steps is {steps}; it must be at most {MAX_STEPS}")
@@ -161,7 +164,11 @@ class Engine:
         guided = self.pipe.transformer.config.guidance_embeds
         if request.guidance_scale is not None and not guided:
             raise ValueError("guidance_scale does nothing: this model has no guidance embedding")
-        if request.subject is not None and self.pipe.adapter is None:
+        grid = settings.height // multiple, settings.width // multiple
+        for region in (placed.region for placed in request.subjects):
+            if region is not None:
+                region_weights(region, grid)
+        if request.characters and self.pipe.adapter is None:
             raise ValueError("this model has no adapter and draws no characters")
         for name, _ in request.loras:
             if name not in self.loras:

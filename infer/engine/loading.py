@@ -53,7 +53,7 @@ class LoadedModel:
 
         Args:
             drawing: of the picture.
-            subject: name of the reference picture.
+            subject: name of the reference picture, of a single character.
         """
         request, settings = drawing.request, asdict(drawing.settings)
         loras = [(self.loras[name], weight) for name, weight in request.loras]
@@ -97,6 +97,7 @@ def load_with_loras(args: argparse.Namespace) -> LoadedModel:
         mesh=args.mesh,
         offload_encoders=args.offload_encoders,
     )
+    pipe.set_progress_bar_config(disable=True)
     for name, lora in loras.items():
         pipe.load_lora_weights(lora.lora, name)
     pipe.set_adapters([])

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from ic_jax.untrusted_files import parse_json
 from infer import picture_file
 from infer.engine import Character, Drawing, Engine
+from infer.engine.drawing import MAX_CHARACTERS
 from infer.engine.loading import LoadedModel
 from infer.serve.errors import ApiError, api_error
 from infer.serve.fields import PARAMS, Fields, form_values, read_fields
@@ -75,11 +76,11 @@ class Service:
         if not isinstance(values, dict):
             raise ApiError(422, "the body must be a JSON object", code="invalid_value")
         fields = read_fields(values)
-        subject = None if fields.subject is None else self._engine.characters.get(fields.subject)
-        return await self._draw(request, fields, subject)
+        characters = [self._engine.characters.get(name) for name in fields.hashes]
+        return await self._draw(request, fields, characters)
 
     async def edits(self, request: Request) -> Response:
-        """Draw the character of the picture that is sent."""
+        """Draw the characters of the pictures that are sent."""
         _check_content_type(request, "multipart/form-data")
         async with asyncio.timeout(BODY_SECONDS):
             form = await request.form(max_files=MAX_TEXTS, max_fields=MAX_TEXTS)
@@ -89,11 +90,12 @@ class Service:
             await form.close()
         if fields.subject is not None:
             raise ApiError(422, "subject and image exclude each other; give one", param="subject")
-        if len(pictures) != 1:
-            message = f"{len(pictures)} pictures in image; give one, that of the character"
+        if not 1 <= len(pictures) <= MAX_CHARACTERS:
+            message = f"{len(pictures)} pictures in image; give 1 to {MAX_CHARACTERS} characters"
             raise ApiError(422, message, param="image", code="invalid_value")
-        subject = await asyncio.to_thread(self._engine.characters.add, pictures[0])
-        return await self._draw(request, fields, subject)
+        add = self._engine.characters.add
+        characters = [await asyncio.to_thread(add, picture) for picture in pictures]
+        return await self._draw(request, fields, characters)
 
     async def models(self, _: Request) -> Response:
         """List the one model, and the LoRAs that requests may name."""
@@ -119,12 +121,14 @@ class Service:
         """Return the counters."""
         return Response(self.counters.text(), media_type="text/plain; version=0.0.4")
 
-    async def _draw(self, request: Request, fields: Fields, subject: Character | None) -> Response:
+    async def _draw(
+        self, request: Request, fields: Fields, characters: list[Character]
+    ) -> Response:
         """Queue the pictures of a request, wait for them, and answer."""
         if fields.model not in (None, self.model_id):
             message = f"there is no model {fields.model!r}; this server has {self.model_id}"
             raise ApiError(404, message, param="model", code="model_not_found")
-        drawings = self._engine.submit_all(fields.requests(subject))
+        drawings = self._engine.submit_all(fields.requests(characters))
         for drawing in drawings:
             self.counters.watch(drawing)
         images = await _unless_gone(request, drawings)
@@ -137,9 +141,10 @@ class Service:
     ) -> Response:
         ending, data = f".{fields.output_format}", []
         for drawing, image in zip(drawings, images, strict=True):
-            character = drawing.request.subject
-            name = None if character is None else f"sha256:{character.sha256}"
-            told = self._model.metadata(drawing, name)
+            names = [f"sha256:{x.sha256}" for x in drawing.request.characters]
+            told = self._model.metadata(drawing, names[0] if len(names) == 1 else None)
+            if drawing.request.subjects:
+                told["subjects"] = names
             # Paths of this machine are nothing for its clients.
             loras = [f"{name}={weight!r}" for name, weight in drawing.request.loras]
             told |= {"model": self.model_id, "lora": loras}
@@ -149,14 +154,14 @@ class Service:
             else:
                 entry = {"b64_json": text}
             data.append({**entry, "seed": drawing.request.seed})
-        settings, subject = drawings[0].settings, drawings[0].request.subject
+        settings, characters = drawings[0].settings, drawings[0].request.characters
         return JSONResponse(
             {
                 "created": int(time.time()),
                 "model": self.model_id,
                 "size": f"{settings.width}x{settings.height}",
                 "output_format": fields.output_format,
-                "subject": subject and subject.sha256,
+                "subjects": [character.sha256 for character in characters],
                 "data": data,
             }
         )

@@ -2,15 +2,16 @@
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ic_jax.from_dict import ConfigError, dataclass_from_dict, nearest
 from ic_jax.preprocessing.arguments import check_choice, check_count
 from ic_jax.preprocessing.images import Fit
+from ic_jax.preprocessing.regions import Region
 from ic_jax.untrusted_files import parse_json
-from infer.engine import Character, DrawingRequest
+from infer.engine import Character, DrawingRequest, PlacedCharacter
 from infer.serve.errors import ApiError
 
 MAX_PICTURES = 10  # of one request, as OpenAI
@@ -36,7 +37,9 @@ class Fields:
         size: WIDTHxHEIGHT in pixels.
         response_format: "b64_json", or "url" for a data: URL with the same bytes.
         seed: of the first picture, the others count up from it; random by default.
-        subject: SHA-256 of a character's picture that was sent before.
+        subject: SHA-256 of a character's picture that was sent before, or a list of several.
+        regions: of each character, a name, or a box "left,top,right,bottom" from 0 to 1.
+        subject_scale: a number, or a list with one for each character.
         loras: weights of LoRAs by name.
     """
 
@@ -48,10 +51,15 @@ class Fields:
     output_format: str = "png"
     user: str | None = None
     seed: int | None = None
-    subject: str | None = None
-    subject_scale: float | None = None
+    subject: Any = None
+    regions: tuple[str, ...] = ()
+    subject_scale: Any = None
     negative_subject_scale: float | None = None
     subject_fit: str = "pad"
+    subject_start: float = 0.0
+    subject_end: float = 1.0
+    subject_ramp: float = 0.0
+    subject_blocks: str = "all"
     prompt_2: str | None = None
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None
@@ -66,6 +74,8 @@ class Fields:
         for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
             if len(getattr(self, name) or "") > MAX_PROMPT:
                 raise ConfigError(f"{name} is longer than {MAX_PROMPT} characters")
+        if not all(isinstance(name, str) for name in self.hashes):
+            raise ConfigError("subject must be a text, or a list of texts")
         if not isinstance(self.loras, Mapping):
             raise ConfigError('loras must be an object of weights by name, such as {"ink": 0.8}')
         try:
@@ -75,10 +85,18 @@ class Fields:
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
-    def requests(self, subject: Character | None) -> list[DrawingRequest]:
+    @property
+    def hashes(self) -> list[Any]:
+        """The characters that are named."""
+        if self.subject is None:
+            return []
+        return list(self.subject) if isinstance(self.subject, list) else [self.subject]
+
+    def requests(self, characters: Sequence[Character]) -> list[DrawingRequest]:
         """Return the engine's requests, one for each picture."""
-        own = {f.name for f in fields(DrawingRequest)} - {"seed", "subject", "subject_fit", "loras"}
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name in own}
+        own = {f.name for f in fields(DrawingRequest)} & {f.name for f in fields(self)}
+        own -= {"seed", "subject", "subject_fit", "loras"}
+        values = {name: getattr(self, name) for name in own} | self._subjects(characters)
         seed = secrets.randbelow(2**32 - self.n) if self.seed is None else self.seed
         width, height = _size(self.size)
         fit: Any = self.subject_fit
@@ -86,7 +104,6 @@ class Fields:
         return [
             DrawingRequest(
                 seed=seed + i,
-                subject=subject,
                 subject_fit=checked_fit,
                 width=width,
                 height=height,
@@ -96,9 +113,30 @@ class Fields:
             for i in range(self.n)
         ]
 
+    def _subjects(self, characters: Sequence[Character]) -> dict[str, Any]:
+        """Return the arguments of the engine's request that say the characters."""
+        scales, count = self.subject_scale, len(characters)
+        if count < 2 and not self.regions and not isinstance(scales, list):
+            return {"subject": characters[0] if characters else None}
+        listed = scales if isinstance(scales, list) else [None] * count
+        for name, values in (("regions", self.regions or characters), ("subject_scale", listed)):
+            if len(values) != count:
+                message = f"{len(values)} {name} for {count} characters; give one for each"
+                raise ApiError(422, message, param=name, code="invalid_value")
+        regions = map(_region, self.regions) if self.regions else [None] * count
+        placed = map(PlacedCharacter, characters, listed, regions)
+        return {
+            "subjects": tuple(placed),
+            "subject_scale": None if isinstance(scales, list) else scales,
+        }
+
 
 # Fields by the arguments that they set, which errors name.
-PARAMS = {f.name: f.name for f in fields(Fields)} | {"height": "size", "width": "size"}
+PARAMS = {f.name: f.name for f in fields(Fields)} | {
+    "height": "size",
+    "width": "size",
+    "region": "regions",
+}
 
 
 def read_fields(values: Mapping[str, Any]) -> Fields:
@@ -124,22 +162,33 @@ def read_fields(values: Mapping[str, Any]) -> Fields:
 
 
 def form_values(items: list[tuple[str, str]]) -> dict[str, Any]:
-    """Return the values of a form's texts, `loras[ink]` as {"loras": {"ink": ...}}.
+    """Return the values of a form's texts, `loras[ink]` and `regions[]` as a table and a list.
 
     Raises:
         ApiError: a field is given twice.
     """
-    texts = {f.name for f in fields(Fields) if f.type in (str, str | None)}
+    texts = {f.name for f in fields(Fields) if f.type in (str, str | None)} | {"subject"}
     values: dict[str, Any] = {}
     for key, text in items:
         name, _, inner = key.partition("[")
         value = text if name in texts else _parsed(text)
+        if inner == "]" and isinstance(listed := values.setdefault(name, []), list):
+            listed.append(value)
+            continue
         table = values.setdefault(name, {}) if inner else values
         entry = inner.removesuffix("]") if inner else name
         if not isinstance(table, dict) or entry in table:
             raise ApiError(422, f"{key} is given twice", param=name, code="invalid_value")
         table[entry] = value
     return values
+
+
+def _region(text: str) -> Region:
+    """Return a region; a text that is no box is a name, or refused by the engine."""
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        return text
 
 
 def _parsed(text: str) -> Any:
