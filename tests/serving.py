@@ -10,7 +10,7 @@ from infer.engine import Engine
 from infer.engine.loading import LoadedModel
 from infer.serve.application import application
 from infer.serve.server import Server
-from tests.slow_pipeline import SlowPipeline, eventually
+from tests.slow_pipeline import PATIENCE, SlowPipeline, eventually
 
 DEMO = Path(__file__).parent.parent / "infer" / "demo.png"
 PROMPT = "A portrait of a person waving, in a red hoodie, on plain teal."
@@ -33,7 +33,7 @@ def served(pipe, api_key=None, **options):
             if isinstance(pipe, SlowPipeline):
                 pipe.step.set()
             server.should_exit = True
-            thread.join(20)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
 
 
@@ -42,7 +42,7 @@ def ask(server, answers, **fields):
 
     def post():
         json = {"prompt": PROMPT, "num_inference_steps": 1, **fields}
-        answers[fields["seed"]] = httpx.post(server.url + DRAW, json=json, timeout=20)
+        answers[fields["seed"]] = httpx.post(server.url + DRAW, json=json, timeout=PATIENCE)
 
     thread = threading.Thread(target=post)
     thread.start()

@@ -21,7 +21,7 @@ from infer.engine import (
     TimeLimitError,
     UnknownCharacterError,
 )
-from tests.slow_pipeline import SlowPipeline, eventually
+from tests.slow_pipeline import PATIENCE, SlowPipeline, eventually
 
 DEMO = Path(__file__).parent.parent / "infer" / "demo.png"
 SCENE = "A portrait of a person shrugging with both palms up."
@@ -61,7 +61,7 @@ def test_a_picture_of_a_batch_is_that_of_its_own_request(pipe):
     drawings.append(engine.submit(scaled))
     drawings.append(engine.submit(requests[2], on_step=on_step, preview_every=2))
     with engine:
-        images = [drawing.result(60) for drawing in drawings]
+        images = [drawing.result(PATIENCE) for drawing in drawings]
     assert [drawing.batch for drawing in drawings] == [3, 3, 1, 3]
     assert seen == [(1, STEPS, None), (2, STEPS, (96, 96)), (3, STEPS, None)]
     common = {"num_inference_steps": STEPS, "callback_on_step_end": lambda *_: None}
@@ -91,7 +91,7 @@ def test_requests_of_one_shape_are_drawn_together_in_order(pipe):
         kinds = [{}, {"height": 64}, {}, {"loras": (("ink", 0.5),)}, {}, {}, {"height": 64}, {}]
         drawings = [engine.submit(request(seed=i, **kind)) for i, kind in enumerate(kinds)]
         engine.start()
-        assert [d.result(20).getpixel((0, 0)) for d in drawings] == list(range(8))
+        assert [d.result(PATIENCE).getpixel((0, 0)) for d in drawings] == list(range(8))
         # Batches are of 4, 2 or 1, filled up with the last picture.
         assert slow.drawn == [[0, 2, 4, 5], [1, 6], [3], [7]]
         assert slow.adapters == [{}, {"ink": 0.5}, {}]
@@ -108,9 +108,9 @@ def test_several_characters_keep_their_places_in_a_batch(pipe):
         drawings = [engine.submit(request(seed=i, subjects=x)) for i, x in enumerate((one, apart))]
         drawings.append(engine.submit(request(seed=2, subjects=other)))
         engine.start()
-        wait(drawings, 20)
+        wait(drawings, PATIENCE)
         assert slow.drawn == [[0, 2], [1]]
-        engine.submit(request(seed=3, subjects=one)).result(20)
+        engine.submit(request(seed=3, subjects=one)).result(PATIENCE)
         ((first, second),) = slow.arguments["subjects"]
         assert slow.arguments["subject_image"] is None
         assert (first.scale, first.region) == (0.5, "left")
@@ -139,8 +139,8 @@ def test_a_cancelled_drawing_ends_at_once_and_its_neighbour_goes_on(pipe):
         with pytest.raises(CancelledError):
             first.result(0)
         slow.step.set()
-        assert second.result(20).getpixel((0, 0)) == 1
-        assert fourth.result(20).getpixel((0, 0)) == 3
+        assert second.result(PATIENCE).getpixel((0, 0)) == 1
+        assert fourth.result(PATIENCE).getpixel((0, 0)) == 3
         assert slow.drawn == [[0, 1], [3]]
 
 
@@ -151,7 +151,7 @@ def test_a_batch_that_nobody_wants_is_abandoned(pipe):
         eventually(lambda: engine.drawing == 1)
         first.cancel()
         slow.step.set()
-        assert engine.submit(request(seed=2)).result(20).getpixel((0, 0)) == 2
+        assert engine.submit(request(seed=2)).result(PATIENCE).getpixel((0, 0)) == 2
         assert slow.drawn == [[2]]
 
 
@@ -161,7 +161,7 @@ def test_the_time_limit_ends_what_waits_and_what_is_drawn(pipe):
         engine.start()
         for drawing in drawings:
             with pytest.raises(TimeLimitError, match="not done within 0"):
-                drawing.result(20)
+                drawing.result(PATIENCE)
         slow.step.set()
         assert slow.drawn == []
 
@@ -172,7 +172,7 @@ def test_stopping_finishes_what_is_drawn_and_fails_what_waits(pipe):
         engine.start()
         eventually(lambda: engine.drawing == 1)
         engine.refuse()
-        for refused in (lambda: waiting.result(20), lambda: engine.submit(request())):
+        for refused in (lambda: waiting.result(PATIENCE), lambda: engine.submit(request())):
             with pytest.raises(StoppedError):
                 refused()
         slow.step.set()
@@ -189,7 +189,7 @@ def test_one_that_cannot_be_drawn_fails_alone(pipe, recwarn):
         good, bad, last = (engine.submit(request("a secret", seed=i)) for i in (1, 666, 2))
         unheard = engine.submit(request(seed=3), on_step=broken)
         engine.start()
-        wait([good, bad, last, unheard], 20)
+        wait([good, bad, last, unheard], PATIENCE)
         assert [x.result(0).getpixel((0, 0)) for x in (good, last)] == [1, 2]
         assert isinstance(bad.exception(0), FloatingPointError)
         assert isinstance(unheard.exception(0), ZeroDivisionError)

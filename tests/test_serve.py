@@ -17,7 +17,7 @@ from PIL import Image
 from ic_jax import InstantCharacterPipeline
 from infer.picture_file import read_metadata
 from tests.serving import DEMO, DRAW, EDIT, PROMPT, served
-from tests.slow_pipeline import SlowPipeline
+from tests.slow_pipeline import PATIENCE, SlowPipeline
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,7 +42,7 @@ def server(slow):
 
 @pytest.fixture
 def http(server):
-    with httpx.Client(base_url=server.url, timeout=20) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         yield client
 
 
@@ -135,10 +135,11 @@ def test_examples_of_the_page(server, tmp_path, monkeypatch):
             for name, text in values:
                 if not text.startswith("@"):
                     texts.setdefault(name, []).append(text)
-            answer = httpx.post(url, data=texts, files=files)
+            answer = httpx.post(url, data=texts, files=files, timeout=PATIENCE)
         else:
             (header, body) = (value for _, value in pairs(options))
-            answer = httpx.post(url, content=body, headers=dict([header.split(": ")]))
+            headers = dict([header.split(": ")])
+            answer = httpx.post(url, content=body, headers=headers, timeout=PATIENCE)
         assert answer.json()["data"][0]["seed"] == 7
         assert set(answer.json()["subjects"]) == {digest}
     assert len(curls) == 3
@@ -181,7 +182,7 @@ def test_openais_client_knows_the_errors(server):
 
 
 def test_other_answers(slow):
-    with served(slow) as server, httpx.Client(base_url=server.url) as http:
+    with served(slow) as server, httpx.Client(base_url=server.url, timeout=PATIENCE) as http:
         _check_other_answers(http)
 
 
