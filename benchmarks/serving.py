@@ -90,11 +90,11 @@ class ServerProcess:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0)
 
     def metric(self, name: str) -> float:
-        """Return a metric's value."""
+        """Return a metric's value; a counter with labels is absent until it counts."""
         with urlopen(f"{self.url}/metrics") as answer:
             text = answer.read().decode()
-        (value,) = re.findall(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
-        return float(value)
+        values = re.findall(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(values[0]) if values else 0.0
 
 
 def characters() -> list[bytes]:
