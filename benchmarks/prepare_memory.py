@@ -3,9 +3,9 @@
     python -m benchmarks.prepare_memory
 
 The source is synthetic: a list of metadata in the usual layout, whose pictures are empty files. No
-picture is decoded and no record is of its real size, neither of which stays in memory;
-entries, notes, index and card are the real ones. Memory is that of the process that hands out the
-work, compared between two numbers of pictures. Writes benchmarks/prepare_memory.json.
+picture is decoded and no record is of its real size, neither of which stays in memory; entries,
+notes, index and card are the real ones. Memory is that of the process that hands out the work,
+compared between two numbers of pictures. Writes benchmarks/prepare_memory.json.
 """
 
 import argparse
@@ -54,9 +54,8 @@ def preparing(folder: Path) -> dict[str, Any]:
 
     shards.ingest, shards.serialize = ingest, lambda record: record.image  # type: ignore[attr-defined]
     imported = peak()
-    options = PrepareOptions(max_bad=0.0)
-    work = lambda: prepare.prepare(folder / "source", folder / "data", options, workers=1)  # noqa: E731
-    _, clock = clocked(work)
+    source, out, options = folder / "source", folder / "data", PrepareOptions(max_bad=0.0)
+    _, clock = clocked(lambda: prepare.prepare(source, out, options, workers=1))
     return clock | {"peak_bytes": peak() - imported}
 
 
