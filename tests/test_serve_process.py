@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import serving
 from ic_jax import InstantCharacterPipeline
-from tests.slow_pipeline import eventually
+from tests.slow_pipeline import PATIENCE, eventually
 
 FIFTY = {"num_inference_steps": 50}
 
@@ -43,6 +43,7 @@ def test_killed_clients_and_sigterm_in_the_middle():
             eventually(lambda: server.metric("ic_jax_pictures_waiting") == 7)
             server.process.send_signal(signal.SIGTERM)
             results = sorted(answer.result() for answer in answers)
+        server.process.wait(PATIENCE)
     assert results[0] < 8  # the seed of the one that was being drawn
     assert results[1:] == [503] * 7
     assert server.process.returncode == 0
