@@ -8,7 +8,6 @@ from typing import Any
 
 from ic_jax.from_dict import ConfigError, dataclass_from_dict, nearest
 from ic_jax.preprocessing.arguments import check_choice, check_count
-from ic_jax.preprocessing.images import Fit
 from ic_jax.preprocessing.regions import Region
 from ic_jax.untrusted_files import parse_json
 from infer.engine import Character, DrawingRequest, PlacedCharacter
@@ -95,16 +94,13 @@ class Fields:
     def requests(self, characters: Sequence[Character]) -> list[DrawingRequest]:
         """Return the engine's requests, one for each picture."""
         own = {f.name for f in fields(DrawingRequest)} & {f.name for f in fields(self)}
-        own -= {"seed", "subject", "subject_fit", "loras"}
+        own -= {"seed", "subject", "loras"}
         values = {name: getattr(self, name) for name in own} | self._subjects(characters)
         seed = secrets.randbelow(2**32 - self.n) if self.seed is None else self.seed
         width, height = _size(self.size)
-        fit: Any = self.subject_fit
-        checked_fit: Fit = fit
         return [
             DrawingRequest(
                 seed=seed + i,
-                subject_fit=checked_fit,
                 width=width,
                 height=height,
                 loras=tuple(self.loras.items()),
