@@ -35,7 +35,7 @@ PAGES = [
 PROGRAMS = ("infer", "train", "convert", "examples.open_peeps", "benchmarks")
 OTHER_OPTIONS = {  # of pip, pytest, XLA, Docker, Google Cloud and SLURM
     *("--gpus", "--privileged", "--net", "--user", "--shm-size"),
-    "--no-skips",
+    *("--no-skips", "--again"),  # tests/conftest.py
     *("--extra-index-url", "--zone", "--worker", "--command", "--nodes", "--signal", "--requeue"),
     *("--ntasks-per-node", "--gpus-per-node", "--gpus-per-task", "--cpus-per-task"),
     *("--local-dir", "--xla_force_host_platform_device_count", "--xla_cpu_multi_thread_eigen"),
