@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PAGE = 4096  # bytes, what tmpfs counts in
@@ -28,8 +28,9 @@ class Disk:
 
     def fill(self) -> None:
         """Take all that is free, as another program would."""
-        free = os.statvfs(self.folder)
-        self._filler.write_bytes(bytes(free.f_bavail * free.f_frsize))
+        with suppress(OSError), self._filler.open("wb", buffering=0) as file:
+            while True:  # until none is left, whatever others take meanwhile
+                file.write(bytes(PAGE))
 
     def make_room(self) -> None:
         """Remove what `fill` wrote."""
