@@ -1,6 +1,5 @@
 """Translation of published config files to ic_jax's configs and back."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +9,9 @@ from convert.published import OTHER_CHANNELS, OTHER_CLASSES, OTHERWISE, PUBLISHE
 from ic_jax.config import AdapterConfig, ConfigError
 from ic_jax.from_dict import shown
 from ic_jax.text_files import read_text
+from ic_jax.untrusted_files import parse_json
 from ic_jax.weights.loading import config_class
+from ic_jax.weights.safetensors_io import AGAIN
 from ic_jax.weights.tensors import OtherWeightsError, WeightsError
 
 ORIGINAL = "published.json"  # in a MODEL's component: the config that it was converted from
@@ -115,17 +116,17 @@ def to_published(
     return values
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raise WeightsError if the file holds none."""
+def read_table(path: Path) -> dict[str, Any]:
+    """Read a JSON object; WeightsError says where the file is none."""
     try:
-        values = json.loads(read_text(path))
-    except (ValueError, RecursionError):
-        values = None
+        values = parse_json(read_text(path), str(path))
+    except ValueError as error:
+        raise WeightsError(f"{error}; {AGAIN}") from None
     if not isinstance(values, dict):
-        raise WeightsError(f"{path}: is not a JSON object; download or copy it again")
+        raise WeightsError(f"{path}: is not a JSON object; {AGAIN}")
     return values
 
 
 def read_adapter_config(path: Path) -> AdapterConfig:
     """Read the adapter's config; raise WeightsError if the file holds none."""
-    return build(AdapterConfig, read_json(path), path)
+    return build(AdapterConfig, read_table(path), path)

@@ -1,7 +1,20 @@
 """Memory of the machine, or of the container, that a process can still take."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# Files of a cgroup, of version 2 and of version 1: the limit, what is used, and what of that is
+# cached files, which the system gives back.
+VERSIONS = (
+    ("memory.max", "memory.current", ("active_file", "inactive_file")),
+    (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_active_file", "total_inactive_file"),
+    ),
+)
 
 
 def free_host_memory() -> float | None:
@@ -14,12 +27,30 @@ def free_host_memory() -> float | None:
     return None
 
 
-def free_of_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return what the limit of a container leaves, by cgroup version 2; infinity without one."""
+def free_of_container(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
+    """Return what the limits of this process's cgroups leave; infinity without one.
+
+    A job of Slurm or systemd has its limit in a group of its own, a container in the root.
+    """
+    return min(_left(group, *files) for group in _groups(root, membership) for files in VERSIONS)
+
+
+def _groups(root: Path, membership: Path) -> Iterator[Path]:
+    """Yield the folders of the groups that hold this process, of both versions."""
+    yield from (root, root / "memory")
+    with suppress(OSError, ValueError):
+        for line in membership.read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            group = (root / "memory" if controllers else root) / name.strip("/")
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
+
+
+def _left(group: Path, limit: str, usage: str, cached: tuple[str, ...]) -> float:
     with suppress(OSError, KeyError, ValueError):
-        lines = (folder / "memory.stat").read_text().splitlines()
+        lines = (group / "memory.stat").read_text().splitlines()
         stat = {name: int(value) for name, value in map(str.split, lines)}
-        cached = stat["active_file"] + stat["inactive_file"]
-        used = int((folder / "memory.current").read_text()) - cached
-        return int((folder / "memory.max").read_text()) - used  # "max" is no limit
+        used = int((group / usage).read_text()) - sum(stat[name] for name in cached)
+        return int((group / limit).read_text()) - used  # "max" is no limit
     return float("inf")

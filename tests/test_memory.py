@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ic_jax import InstantCharacterPipeline, auto_mesh, memory
-from ic_jax.host_memory import free_of_container
+from ic_jax.host_memory import VERSIONS, free_of_container
 from ic_jax.memory import NotEnoughMemoryError, Room
 from ic_jax.sharding import make_mesh, parse
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
@@ -149,6 +149,23 @@ def test_a_containers_limit(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     assert free_of_container(tmp_path) == np.inf
     assert free_of_container(tmp_path / "none") == np.inf
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_limit_of_a_group_above_this_process_counts(tmp_path, version):
+    """Take the least of what the groups of a job leave, whose limit is not the root's."""
+    limit, usage, cached = VERSIONS[2 - version]
+    root = tmp_path / "memory" if version == 1 else tmp_path
+    for group, most in (("job", 9000), ("job/step", 7000), ("job/step/task", 8000)):
+        (root / group).mkdir(parents=True)
+        (root / group / limit).write_text(f"{most}\n")
+        (root / group / usage).write_text("3000\n")
+        stat = "".join(f"{name} 500\n" for name in cached)
+        (root / group / "memory.stat").write_text(stat)
+    membership = tmp_path / "membership"
+    controllers = "5:memory" if version == 1 else "0:"
+    membership.write_text(f"3:cpu:/other\n{controllers}:/job/step/task\n")
+    assert free_of_container(tmp_path, membership) == 7000 - 2000
 
 
 def test_drawing_says_so_before_anything_is_read(monkeypatch, nothing_is_read, capsys, tmp_path):
