@@ -70,6 +70,15 @@ def test_every_row_has_its_test(page, head, tests):
         assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
+def test_every_numbered_fault_has_its_tests():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 17))
+    for _, tests in rows:
+        for file, name in re.findall(r"`(\w+)::(\w+)`", tests):
+            assert f"\ndef {name}(" in (HERE / f"{file}.py").read_text(), name
+
+
 def test_user_pages_name_no_tests():
     for page in ("convert.md", "loras.md"):
         assert not re.search(r"\btests?/|\btest_", (ROOT / "docs" / page).read_text())

@@ -1,9 +1,11 @@
 """Every reader reads a damaged file, or says in its own line why not (`python -m tests.fuzz`)."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from tests.fuzz.__main__ import RESULTS, table
 from tests.fuzz.cases import CASES, kept
 from tests.fuzz.judge import Finding, judge
 from tests.fuzz.reader import Reader
@@ -61,4 +63,11 @@ def test_too_much_memory_is_a_finding(tmp_path):
 
 
 def test_cases_are_of_readers_that_are_there():
-    assert {folder.name for folder in CASES.glob("[!.]*")} <= set(READERS)
+    assert {folder.name for folder in CASES.iterdir()} <= set(READERS)
+
+
+def test_the_page_has_the_figures_of_the_last_run():
+    results = json.loads(RESULTS.read_text())
+    assert set(results["readers"]) == set(READERS)
+    page = (Path(__file__).parent.parent / "docs" / "reliability.md").read_text()
+    assert table(results) in page

@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from ic_jax.files import as_json, json_text
 from ic_jax.untrusted_files import below, open_regular, parse_json, read_bytes, read_json
 
 
@@ -54,6 +55,14 @@ def test_what_is_not_json_is_one_line_that_names_the_file(data, error):
         parse_json(data, "config.json")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+def test_what_is_written_is_json():
+    values = {"loss": float("nan"), "rates": [1.5, float("-inf")], "name": "NaN \u4e00"}
+    assert json_text(values, ensure_ascii=False) == (
+        '{"loss": null, "rates": [1.5, null], "name": "NaN \u4e00"}'
+    )
+    assert parse_json(as_json(values), "a") == values | {"loss": None, "rates": [1.5, None]}
 
 
 def test_json_with_a_byte_order_mark_is_read(tmp_path):

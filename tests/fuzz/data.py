@@ -23,6 +23,7 @@ def _write_dataset(folder: Path) -> None:
         (folder / "data" / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "source")
     card = json.loads((folder / "data" / "card.json").read_bytes())
+    del card["checksum"]  # as earlier versions wrote it: its values are damaged, and not just told
     card["written"] = [w for w in card["written"] if (folder / "data" / w["file"]).exists()]
     (folder / "data" / "card.json").write_bytes(as_json(card))
 

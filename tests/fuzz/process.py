@@ -34,8 +34,10 @@ def fuzz_in_process(name: str, seconds: float, first: int) -> tuple[Tally, int]:
         process.join()
         if process.exitcode:
             place = f"process: ended with {process.exitcode}"
-            case, _, data = (Path(scratch) / LAST).read_bytes().partition(b"\n")
-            tally.findings[place], tally.cases[place] = place, (case.decode(), data)
+            tally.findings[place] = place
+            if (last := Path(scratch) / LAST).exists():  # not if the valid files could not be read
+                case, _, data = last.read_bytes().partition(b"\n")
+                tally.cases[place] = case.decode(), data
     return tally, used
 
 
