@@ -116,7 +116,7 @@ def to_published(
     return values
 
 
-def read_table(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; WeightsError says where the file is none."""
     try:
         values = parse_json(read_text(path), str(path))
@@ -129,4 +129,4 @@ def read_table(path: Path) -> dict[str, Any]:
 
 def read_adapter_config(path: Path) -> AdapterConfig:
     """Read the adapter's config; raise WeightsError if the file holds none."""
-    return build(AdapterConfig, read_table(path), path)
+    return build(AdapterConfig, read_object(path), path)

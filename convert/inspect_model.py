@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from convert.configs import read_table
+from convert.configs import read_object
 from convert.containers import read_file
 from convert.layouts import recognise
 from convert.shards import weights_file
@@ -36,7 +36,7 @@ def run(args: Namespace) -> None:
     else:
         index = path / "model_index.json"
         if index.is_file():
-            print(f"{path}: a pipeline of the class {read_table(index).get('_class_name')}")
+            print(f"{path}: a pipeline of the class {read_object(index).get('_class_name')}")
         for file in files:
             _print_file(file)
 

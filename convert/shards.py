@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from convert.configs import read_table
+from convert.configs import read_object
 from ic_jax.from_dict import first_few
 from ic_jax.weights.tensors import Tensor, WeightsError
 
@@ -43,7 +43,7 @@ def read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[
     Raises:
         WeightsError: a shard is missing, or the shards differ from the index.
     """
-    where = read_table(index).get("weight_map")
+    where = read_object(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(f, str) for f in where.values()):
         raise WeightsError(f"{index}: has no weight_map; download or copy it again")
     tensors: dict[str, Tensor] = {}

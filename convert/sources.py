@@ -15,7 +15,7 @@ from convert.configs import (
     from_published,
     is_class,
     read_adapter_config,
-    read_table,
+    read_object,
     refuse_other,
 )
 from convert.containers import Contents, read_file
@@ -123,7 +123,7 @@ def open_component(component: str, path: Path) -> Source:
 
 def read_config(component: str, path: Path) -> tuple[Any, dict[str, bytes]]:
     """Read a published config; return ours, and the file that keeps the published values."""
-    values = read_table(path)
+    values = read_object(path)
     config = from_published(component, values, path)
     return config, {ORIGINAL: as_json(as_published(component, values, path))}
 
@@ -172,12 +172,12 @@ def _notes(path: Path, contents: Contents, rest: Sequence[str]) -> list[str]:
 def _config_beside(part: Part, path: Path) -> tuple[Any, dict[str, bytes]]:
     component, beside = part.layout.component, path.with_suffix(".json")
     if beside.is_file():
-        values = read_table(beside)
+        values = read_object(beside)
         if "_class_name" in values or "model_type" in values:
             return read_config(component, beside)
         return build(config_class(component), values, beside), {}  # of an older to-torch: our own
     beside = path.parent / "config.json"
-    if beside.is_file() and is_class(component, read_table(beside)):
+    if beside.is_file() and is_class(component, read_object(beside)):
         return read_config(component, beside)
     return None, {}
 
@@ -226,7 +226,7 @@ def pipeline_class(folder: Path) -> str | None:
         WeightsError: the pipeline of another model, even if its transformer has FLUX's config.
     """
     index = folder / "model_index.json"
-    name = read_table(index).get("_class_name") if index.is_file() else None
+    name = read_object(index).get("_class_name") if index.is_file() else None
     refuse_other(index, name, OTHER_CLASSES)
     return name
 

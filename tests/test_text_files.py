@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from convert.configs import read_table
+from convert.configs import read_object
 from ic_jax.config import ConfigError
 from ic_jax.text_files import lines_of, read_text
 from ic_jax.weights.tensors import WeightsError
@@ -28,7 +28,7 @@ def test_every_reader_takes_every_encoding(tmp_path, encoding):
     prompts = _prompts(["first"], tmp_path / "x.txt")
     assert prompts == ["first", "eine Füchsin\u2028liest", "犬が走る\x0b\x85\x0cschnell", "last"]
 
-    assert read_table(written(tmp_path / "x.json", '{"ä": 1}', encoding)) == {"ä": 1}
+    assert read_object(written(tmp_path / "x.json", '{"ä": 1}', encoding)) == {"ä": 1}
 
     recipe = 'model = "m"\ndata = "d"\nout = "ö"\n[stage1]\nsteps = 3\n'
     assert read_recipe(written(tmp_path / "x.toml", recipe, encoding)).out.name == "ö"
@@ -50,7 +50,7 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
     with pytest.raises(ValueError, match="x: byte 2 is not UTF-8; save it as UTF-8"):
         read_text(path)
     with pytest.raises(WeightsError, match="x: byte 2 is not UTF-8"):
-        read_table(path)
+        read_object(path)
     with pytest.raises(ConfigError, match="byte 2 is not UTF-8"):
         read_recipe(path)
     path = tmp_path / "metadata.jsonl"
