@@ -217,11 +217,11 @@ def test_unstacked_blocks_give_the_same_velocity(models):
 
 
 @pytest.mark.parametrize("regions", [WEIGHTS, None], ids=["regions", "together"])
-@pytest.mark.slow  # compiles the sampler for eight devices
+@pytest.mark.slow  # compiles the sampler for a mesh
 def test_a_mesh_draws_the_same(models, regions):
     """With true guidance and a reference."""
     expected = jax.jit(sampler.sample)(*models, request(of_two(regions)))
-    mesh = make_mesh(parse("data=2,tensor=2,context=2"))
+    mesh = make_mesh(parse("data=2,context=2"))
     sharded = jax.device_put(models, shardings(models, mesh))
     with jax.set_mesh(mesh):
         ours = jax.jit(lambda *x: sampler.sample(*x))(*sharded, request(of_two(regions)))
