@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ic_jax.files import atomic_write
 from infer import demo
@@ -114,6 +114,27 @@ def draw_again(visit: Visit) -> None:
     visit.photograph("again")
 
 
+def put_two(visit: Visit) -> None:
+    """Draw two characters, each in its place."""
+    file = visit.folder / "ben.png"
+    red, green, blue = ImageOps.mirror(Image.open(demo.SUBJECT).convert("RGB")).split()
+    Image.merge("RGB", (green, blue, red)).save(file)
+    visit.page.get_by_role("tab", name="Character 2").last.click()
+    visit.upload("#character-2", file)
+    for number, place in ((2, "0.5,0,1,1"), (1, "left")):
+        visit.page.get_by_role("tab", name=f"Character {number}").last.click()
+        where = visit.page.locator(f"#character-{number} input:not([type=file])")
+        where.fill(place)
+        where.press("Enter")
+    visit.page.get_by_role("tab", name="Character 2").last.click()
+    visit.press("Draw")
+    visit.wait_for_drawn(4)
+    time.sleep(2)
+    assert _told(visit.chosen())["subjects"] == ["demo.png@left", "ben.png@0.5,0,1,1"]
+    visit.photograph("two")
+    visit.page.get_by_role("tab", name="Character 1").last.click()
+
+
 def see_a_bad_file(visit: Visit) -> None:
     """Upload what is no picture: one line says so."""
     file = visit.folder / "holiday.png"
@@ -151,10 +172,11 @@ def main() -> int:
             browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             page = browser.new_page(viewport=SIZE)
             page.on("request", lambda x: elsewhere.append(x.url))
+            page.set_default_timeout(PATIENCE)
             page.goto(address)
             page.wait_for_selector("#gallery", timeout=PATIENCE)
             visit = Visit(page, Path(folder), out)
-            for act in (cancel, draw, draw_again, see_a_bad_file):
+            for act in (cancel, draw, draw_again, put_two, see_a_bad_file):
                 act(visit)
                 print(f"done: {act.__doc__}")
             browser.close()

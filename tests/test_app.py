@@ -7,11 +7,12 @@ import json
 import os
 import socket
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
@@ -21,7 +22,7 @@ from ic_jax import InstantCharacterPipeline
 from infer import demo
 from infer.app.app_command import USER
 from infer.app.events import Events
-from infer.app.form import PAINTS, Form, painted_places
+from infer.app.form import Form
 from infer.app.page import show
 from infer.app.studio import Studio
 from infer.commands import main
@@ -58,7 +59,7 @@ def drawn(events, values, kept=None):
 
 def test_a_picture_is_drawn_and_drawn_again_from_what_it_tells(studio):
     events = Events(studio)
-    subject = (str(demo.SUBJECT),)
+    subject = (str(demo.SUBJECT), None, None)
     asked = form(studio, files=subject, seed=7, subject_scale=0.8)
     first, *meanwhile, last = drawn(events, asked.values())
     assert first.seed == 7
@@ -74,6 +75,37 @@ def test_a_picture_is_drawn_and_drawn_again_from_what_it_tells(studio):
     assert Path(again.picture).read_bytes() == Path(last.picture).read_bytes()
     described, button = events.describe(again.chosen)
     assert (described, button.interactive) == (told, True)
+
+
+def test_characters_are_drawn_where_they_are_put(studio, tmp_path):
+    events = Events(studio)
+    ben = tmp_path / "ben@home.png"
+    Image.open(demo.SUBJECT).convert("RGB").rotate(90).save(ben)
+    two = form(studio, files=(str(demo.SUBJECT), str(ben), None), places=("left", "0.5,0,1,1", ""))
+    last = drawn(events, two.values())[-1]
+    told = read_metadata(Path(last.picture))
+    assert (told["subject"], len(told["subjects_sha256"])) == (None, 2)
+    assert told["subjects"] == ["demo.png@left", "ben@home.png@0.5,0,1,1"]
+    _, _, *values = events.take(last.chosen)
+    assert Form.read(values) == replace(two, places=(*two.places[:2], "anywhere"))
+    studio.uploads.clear()  # as on another page
+    *_, missing = studio.form_of(last.chosen)
+    assert missing == [
+        f"its character is not here: add {x!r}" for x in ("demo.png", "ben@home.png")
+    ]
+    (request,) = studio.requests(replace(two, places=("anywhere",) * 3), {})
+    assert [placed.region for placed in request.subjects] == [None, None]
+
+
+def test_a_character_is_cut_out_of_its_ground(studio, tmp_path):
+    file = tmp_path / "ana.png"
+    picture = Image.new("RGB", (200, 100), "teal")
+    picture.paste("red", (120, 20, 160, 80))
+    picture.save(file)
+    cut = Events(studio).cut_out(str(file))
+    assert Path(cut).name == "ana-cut.png"
+    left, *_, right = (Events(studio).preview(x).getpixel((48, 48)) for x in (str(file), cut, cut))
+    assert (left[0] > 200, right[0] > 200) == (False, True)
 
 
 def test_an_uploaded_picture_tells_its_arguments_and_opens_no_file(studio, tmp_path):
@@ -96,7 +128,7 @@ def test_an_uploaded_picture_tells_its_arguments_and_opens_no_file(studio, tmp_p
         "the picture's dtype is bfloat16",
         "its character is not here: add '/etc/passwd'",
     ]
-    (request,) = studio.requests(form(studio, files=(str(demo.SUBJECT),)), kept)
+    (request,) = studio.requests(form(studio, files=(str(demo.SUBJECT), None, None)), kept)
     assert request.negative_subject_scale == 0.5
 
 
@@ -143,19 +175,22 @@ def test_a_bad_file_says_what_is_wrong(studio, tmp_path, data, message):
 
 
 def _with(studio, file):
-    return form(studio, files=(file,)).values()
+    return form(studio, files=(file, None, None)).values()
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"width": 100}, "width is 100"),
+        ({"places": ("here", "", "")}, "a character cannot stand 'here'"),
+        ({"places": ("0.5,0,0.2,1", "", "")}, "is no box"),
         ({"seed": -1}, "seed -1"),
         ({"num_inference_steps": 1000}, "num_inference_steps is 1000"),
         ({"negative_prompt": "hat", "true_cfg_scale": 1}, "does nothing at true_cfg_scale 1"),
     ],
 )
 def test_values_that_cannot_be_used_are_one_line(studio, values, message):
+    values = {"files": (str(demo.SUBJECT), None, None)} | values
     with pytest.raises(gr.Error, match=message):
         drawn(Events(studio), form(studio, **values).values())
 
@@ -177,17 +212,6 @@ def test_cancelling_ends_the_drawings_of_that_page_alone(studio):
     (drawing,) = events._running["here"]
     left.close()  # as when the page is closed
     assert drawing.cancelled()
-
-
-def test_painted_regions_are_boxes():
-    canvas = Image.new("RGBA", (200, 100))
-    pen = ImageDraw.Draw(canvas)
-    red, blue, green = PAINTS
-    pen.rectangle((10, 20, 99, 79), fill=red)
-    pen.rectangle((100, 50, 199, 99), fill=blue)
-    pen.point((5, 5), fill=green)  # a slip
-    assert painted_places({"layers": [canvas]}) == ["0.05,0.2,0.5,0.8", "0.5,0.5,1,1", None]
-    assert painted_places(None) == [None] * 3
 
 
 def test_examples_are_those_that_the_loaded_model_knows(studio, monkeypatch):

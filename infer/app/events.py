@@ -12,11 +12,9 @@ import gradio as gr
 from PIL import Image
 
 from ic_jax import cli
-from ic_jax.preprocessing.images import to_square
-from infer.app.form import Form, painted_places
+from infer.app.form import Form
 from infer.app.studio import Studio
 from infer.engine import Drawing, QueueFullError, StoppedError, TimeLimitError
-from infer.engine.characters import decode
 from infer.picture_file import read_metadata
 
 PREVIEWS = 4  # intermediate pictures of a drawing
@@ -46,12 +44,14 @@ class Events:
         if file is None:
             return None
         with _in_one_line():
-            return Image.fromarray(to_square(decode(self.studio.character(file).data), "pad"))
+            return self.studio.seen(file)
 
-    def paint(self, editor: dict[str, Any] | None, *places: str) -> list[str]:
-        """Return where the characters stand, by what was painted; the others stay."""
-        painted = painted_places(editor)
-        return [new or old for new, old in zip(painted or places, places, strict=True)]
+    def cut_out(self, file: str | None) -> str | None:
+        """Return a file of the character alone, cut out of an uploaded picture."""
+        if file is None:
+            return None
+        with _in_one_line(file):
+            return self.studio.cut_out(file)
 
     def draw_form(
         self, request: gr.Request, drawn: list[str], kept: dict[str, Any], *values: Any
@@ -125,6 +125,7 @@ class Events:
         self,
         prompt: str,
         character: str | None = None,
+        place: str = "anywhere",
         subject_scale: float | None = None,
         num_inference_steps: int | None = None,
         seed: int = 0,
@@ -134,6 +135,7 @@ class Events:
         Args:
             prompt: the scene.
             character: reference picture of the character; without it the model draws anybody.
+            place: where the character stands, a half or the center of the picture.
             subject_scale: how strongly the picture follows the reference, usually 0.8 to 1.
             num_inference_steps: number of denoising steps.
             seed: a picture depends on its seed; another seed gives another picture.
@@ -141,7 +143,7 @@ class Events:
         with _in_one_line():
             empty = self.studio.empty()
             values: dict[str, Any] = {"prompt": prompt, "random_seed": False, "seed": seed}
-            values |= {"files": (character,)}
+            values |= {"files": (character,), "places": (place,)}
             for name, value in (
                 ("subject_scale", subject_scale),
                 ("num_inference_steps", num_inference_steps),

@@ -1,20 +1,15 @@
 """Form of the page: its values, the engine's requests for them, and the way back from a picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-import numpy as np
-from jaxtyping import UInt8
-
 from ic_jax.config import SamplingConfig
+from ic_jax.preprocessing.regions import NAMES
 
-CHARACTERS = 1
+CHARACTERS = 3
 ANYWHERE = "anywhere"
-PLACES = (ANYWHERE, "left", "right", "top", "bottom", "center")
-PAINTS = {"#d62728": "red", "#1f77b4": "blue", "#2ca02c": "green"}  # one for each character
-MAX_DISTANCE = 60  # of a painted colour from its paint, summed over channels
-MIN_PAINTED = 0.002  # of the picture's area; less is a slip of the brush
+PLACES = (ANYWHERE, *(name for name in NAMES if name != "all"))
 # Arguments of a picture that the form does not show; a picture that is drawn again keeps them.
 KEPT = (
     *("prompt_2", "negative_prompt_2", "negative_subject_scale"),
@@ -55,7 +50,7 @@ class Form:
         return [*values, *files, *places]
 
 
-def empty(sampling: SamplingConfig, prompt: str = "") -> Form:
+def empty(sampling: SamplingConfig, prompt: str) -> Form:
     """Return the form before anybody has touched it: the model's own settings."""
     return Form(
         prompt=prompt,
@@ -75,28 +70,14 @@ def empty(sampling: SamplingConfig, prompt: str = "") -> Form:
     )
 
 
-def painted_places(editor: Mapping[str, Any] | None) -> list[str | None]:
-    """Return the box that each character's paint fills on the editor, None where there is none.
-
-    A box is "left,top,right,bottom" in 0..1.
-    """
-    layers = [np.asarray(layer.convert("RGBA")) for layer in (editor or {}).get("layers", ())]
-    return [_box([_is_paint(layer, paint) for layer in layers]) for paint in PAINTS]
-
-
-def _is_paint(layer: UInt8[np.ndarray, "h w 4"], paint: str) -> np.ndarray:
-    colour = np.array([int(paint[i : i + 2], 16) for i in (1, 3, 5)])
-    distance = np.abs(layer[..., :3].astype(int) - colour).sum(-1)
-    return (distance < MAX_DISTANCE) & (layer[..., 3] > 127)
-
-
-def _box(masks: list[np.ndarray]) -> str | None:
-    if not masks:
-        return None
-    mask = np.any(masks, axis=0)
-    if mask.mean() < MIN_PAINTED:
-        return None
-    (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0))
-    height, width = mask.shape
-    sides = (left / width, top / height, (right + 1) / width, (bottom + 1) / height)
-    return ",".join(f"{side:.2f}".rstrip("0").rstrip(".") for side in sides)
+def region_of(place: str) -> str | tuple[float, ...] | None:
+    """Return the region of a place; ValueError if it is neither a name nor a box."""
+    if place in PLACES:
+        return None if place == ANYWHERE else place
+    try:
+        return tuple(float(side) for side in place.split(","))
+    except ValueError:
+        names = ", ".join(PLACES)
+        raise ValueError(
+            f"a character cannot stand {place!r}; give {names}, or left,top,right,bottom in 0..1"
+        ) from None

@@ -7,7 +7,7 @@ import gradio as gr
 
 from ic_jax import flow
 from infer.app.events import Events
-from infer.app.form import CHARACTERS, PAINTS, PLACES
+from infer.app.form import CHARACTERS, PLACES
 from infer.app.studio import Studio
 from infer.engine.characters import MAX_BYTES
 
@@ -20,7 +20,6 @@ CSS = """
 """
 # Fonts of the reader's machine: the usual theme fetches its own from the internet.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-CANVAS = 384  # pixels of the longer side of the canvas on which regions are painted
 
 
 def show(
@@ -77,19 +76,19 @@ class Page:
             self._connect()
 
     def _characters(self) -> None:
-        self.files, self.places, self.seen = [], [], []
+        self.files, self.places, self.seen, self.cuts = [], [], [], []
         with gr.Tabs():
-            for number, colour in enumerate([*PAINTS.values()][:CHARACTERS], 1):
+            for number in range(1, CHARACTERS + 1):
                 with gr.Tab(f"Character {number}"), gr.Row():
                     with gr.Column(elem_id=f"character-{number}"):
                         file = gr.File(label="Reference picture", file_types=["image"], height=110)
                         place = gr.Dropdown(
                             list(PLACES),
                             label="Where",
-                            info=f"or left,top,right,bottom in 0..1; or painted in {colour}",
+                            info="or a box: left,top,right,bottom in 0..1",
                             allow_custom_value=True,
-                            visible=CHARACTERS > 1,
                         )
+                        cut = gr.Button("Cut out of its ground", size="sm")
                     seen = gr.Image(
                         label="What the model sees",
                         interactive=False,
@@ -100,22 +99,11 @@ class Page:
                 self.files.append(file)
                 self.places.append(place)
                 self.seen.append(seen)
-        with gr.Accordion("Paint where they stand", open=False, visible=CHARACTERS > 1):
-            self.canvas = gr.ImageEditor(
-                label="The picture",
-                type="pil",
-                sources=(),
-                transforms=(),
-                layers=False,
-                brush=gr.Brush(40, colors=list(PAINTS), color_mode="fixed"),
-                fixed_canvas=True,
-                buttons=[],
-                **self._canvas_of(self.studio.empty().width, self.studio.empty().height),
-            )
+                self.cuts.append(cut)
 
     def _scene(self) -> None:
         prompts = self.studio.prompts()
-        self.prompt = gr.Textbox(prompts[0], label="Prompt", lines=3, max_lines=8)
+        self.prompt = gr.Textbox(self.studio.empty().prompt, label="Prompt", lines=3, max_lines=8)
         gr.Examples([[text] for text in prompts], self.prompt, label="Examples")
         with gr.Row():
             self.draw = gr.Button("Draw", variant="primary", scale=3)
@@ -152,15 +140,15 @@ class Page:
                 )
             with gr.Row():
                 self.steps = gr.Slider(1, 100, initial.num_inference_steps, step=1, label="Steps")
-                self.width = gr.Slider(step, 2048, initial.width, step=step, label="Width")
-                self.height = gr.Slider(step, 2048, initial.height, step=step, label="Height")
+                width = gr.Slider(step, 2048, initial.width, step=step, label="Width")
+                height = gr.Slider(step, 2048, initial.height, step=step, label="Height")
             with gr.Row():
                 self.seed = gr.Number(initial.seed, precision=0, label="Seed")
                 self.random_seed = gr.Checkbox(initial.random_seed, label="New seed each time")
                 self.pictures = gr.Slider(1, 4, initial.pictures, step=1, label="Pictures")
             self.reset = gr.Button("Reset all", size="sm")
         scales = [self.subject, guidance, true_cfg]
-        size = [self.width, self.height]
+        size = [width, height]
         return [styles, *scales, self.steps, *size, self.seed, self.random_seed, self.pictures]
 
     def _results(self) -> None:
@@ -200,11 +188,10 @@ class Page:
         """Connect the components with the functions of `Events`."""
         events = self.events
         private: dict[str, Any] = {"api_visibility": "private"}
-        size, taken = [self.width, self.height], [self.kept, self.note, *self.form]
-        for file, seen in zip(self.files, self.seen, strict=True):
+        taken = [self.kept, self.note, *self.form]
+        for file, seen, cut in zip(self.files, self.seen, self.cuts, strict=True):
             file.change(events.preview, file, seen, **private)
-        self.canvas.change(events.paint, [self.canvas, *self.places], self.places, **private)
-        gr.on([x.change for x in size], self._resized, size, self.canvas, **private)
+            cut.click(events.cut_out, file, file, **private)
         self.chosen.change(events.describe, self.chosen, [self.arguments, self.download], **private)
         self.gallery.select(events.choose, self.drawn, [self.picture, self.chosen], **private)
         self.earlier.upload(events.open, self.earlier, [self.picture, self.chosen], **private)
@@ -229,6 +216,7 @@ class Page:
             [
                 self.prompt,
                 self.files[0],
+                self.places[0],
                 self.subject,
                 self.steps,
                 self.seed,
@@ -237,11 +225,3 @@ class Page:
             api_name="draw",
             concurrency_limit=None,
         )
-
-    def _canvas_of(self, width: float, height: float) -> dict[str, Any]:
-        longer = max(width, height)
-        sides = (round(CANVAS * width / longer), round(CANVAS * height / longer))
-        return {"canvas_size": sides, "height": sides[1] + 120}
-
-    def _resized(self, width: float, height: float) -> gr.ImageEditor:
-        return gr.ImageEditor(**self._canvas_of(width, height))

@@ -2,16 +2,20 @@
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ic_jax.preprocessing.images import ImageError
+from PIL import Image
+
+from ic_jax.preprocessing.arguments import SamplingArguments
+from ic_jax.preprocessing.figures import prepare_subject
+from ic_jax.preprocessing.images import ImageError, to_square
 from ic_jax.untrusted_files import read_bytes
 from infer import demo, output
-from infer.app.form import KEPT, Form, empty
-from infer.engine import Character, Drawing, DrawingRequest, Engine
-from infer.engine.characters import MAX_BYTES
+from infer.app.form import ANYWHERE, CHARACTERS, KEPT, Form, empty, region_of
+from infer.engine import Character, Drawing, DrawingRequest, Engine, PlacedCharacter
+from infer.engine.characters import MAX_BYTES, decode
 from infer.engine.loading import LoadedModel
 from infer.from_picture import PictureArguments, read_arguments
 from infer.output import Destination
@@ -22,10 +26,11 @@ GENERAL_PROMPTS = (
     "The character reads a book in a cosy cafe, warm evening light",
     "The character as an astronaut on the moon, the earth behind, cinematic",
 )
+CUT = "-cut"  # end of the names of characters that were cut out
 # What a picture tells beside its inputs and `KEPT`.
 OF_NO_INPUT = (
     *("ic_jax", "jax", "device", "model", "dtype"),
-    *("subject", "subject_sha256", "lora", "trigger"),
+    *("subject", "subject_sha256", "subjects", "subjects_sha256", "lora", "trigger"),
 )
 
 
@@ -40,7 +45,7 @@ class Studio:
 
     def empty(self) -> Form:
         """Return the form before anybody has touched it."""
-        return empty(self.loaded.pipe.sampling)
+        return empty(self.loaded.pipe.sampling, self.prompts()[0])
 
     def prompts(self) -> list[str]:
         """Return examples of what the loaded model knows."""
@@ -65,6 +70,26 @@ class Studio:
         self.uploads[character.sha256] = (file, path.name)
         return character
 
+    def seen(self, file: str) -> Image.Image:
+        """Return what the model sees of an uploaded picture; ImageError as `character`."""
+        picture, pipe = decode(self.character(file).data), self.loaded.pipe
+        if pipe.image_encoder is None:  # read anew for each use, by the drawing thread alone
+            return Image.fromarray(to_square(picture, "pad"))
+        return pipe.preview_subject(picture)
+
+    def cut_out(self, file: str) -> str:
+        """Write the character of an uploaded picture, cut out of its ground; return the file.
+
+        Raises:
+            ImageError: as `character`; or there is nothing to cut out.
+        """
+        self.character(file)  # within its limits
+        folder = self.folder / secrets.token_hex(8)
+        folder.mkdir()
+        path = folder / f"{Path(file).stem.removesuffix(CUT)}{CUT}.png"
+        prepare_subject(file).save(path)
+        return str(path)
+
     def requests(self, form: Form, kept: Mapping[str, Any]) -> list[DrawingRequest]:
         """Return the engine's requests for a form, one for each picture.
 
@@ -81,16 +106,22 @@ class Studio:
             for name in ("guidance_scale", "true_cfg_scale", "subject_scale")
             if (value := getattr(form, name)) is not None
         }
-        characters = [self.character(file) for file in form.files if file is not None]
-        if not characters:
-            scales.pop("subject_scale", None)
+        placed = tuple(
+            PlacedCharacter(self.character(file), region=region_of(place))
+            for file, place in zip(form.files, form.places, strict=True)
+            if file is not None
+        )
+        if not placed:
+            scales.pop("subject_scale")
+        is_plain = len(placed) == 1 and placed[0].region is None
         seed = secrets.randbelow(2**32 - form.pictures) if form.random_seed else form.seed
         return [
             DrawingRequest(
                 prompt=form.prompt,
                 negative_prompt=form.negative_prompt or None,
                 seed=seed + i,
-                subject=characters[0] if characters else None,
+                subject=placed[0].character if is_plain else None,
+                subjects=() if is_plain else placed,
                 height=form.height,
                 width=form.width,
                 num_inference_steps=form.num_inference_steps,
@@ -107,9 +138,21 @@ class Studio:
         folder = self.folder / secrets.token_hex(8)  # nobody guesses where others' pictures are
         folder.mkdir()
         subject = None if request.subject is None else self.uploads[request.subject.sha256][1]
-        told = self.loaded.metadata(drawing, subject)
+        told = self.loaded.metadata(drawing, subject) | {
+            "subjects": [self._option(placed) for placed in request.subjects],
+            "subjects_sha256": [placed.character.sha256 for placed in request.subjects],
+        }
         (job,) = output.jobs(Destination(folder), [request.prompt], [request.seed])
         return str(output.save(drawing.result(), job.file, told))
+
+    def _option(self, placed: PlacedCharacter) -> str:
+        """Return a character as `--subject` takes it."""
+        _, name = self.uploads[placed.character.sha256]
+        if placed.region is None:
+            return f"{name}@all" if "@" in name else name
+        if isinstance(placed.region, tuple):
+            return f"{name}@{','.join(f'{side:g}' for side in placed.region)}"
+        return f"{name}@{placed.region}"
 
     def form_of(self, file: str) -> tuple[Form, dict[str, Any], list[str]]:
         """Return the form that draws a picture again, the arguments to keep, and what differs.
@@ -122,30 +165,48 @@ class Studio:
         """
         told = read_arguments(Path(file))
         defaults, known = self.empty(), {*vars(self.empty()), *KEPT, *OF_NO_INPUT}
-        others = (n for n, value in vars(told).items() if value and n not in known)
-        if (name := next(others, None)) is not None:
-            raise ValueError(f"a picture with {name} is drawn again by `infer --from PICTURE`")
+        plain = {f.name: f.default for f in fields(SamplingArguments)}
+        for name, value in vars(told).items():
+            if value and name not in known and value != plain.get(name):
+                raise ValueError(f"a picture with {name} is drawn again by `infer --from PICTURE`")
         differing = []
         if told.model != self.loaded.name:
             differing.append(f"the picture's model is {told.model!r}")
         if told.dtype != str(self.loaded.pipe.dtype):
             differing.append(f"the picture's dtype is {told.dtype}")
-        upload = None
-        if told.subject_sha256 is not None:
-            upload, _ = self.uploads.get(told.subject_sha256, (None, None))
-            if upload is None:
-                differing.append(f"its character is not here: add {told.subject!r}")
+        files, places, missing = self._characters_of(told)
         values = {f: getattr(told, f) for f in vars(defaults) if hasattr(told, f)}
         return (
             Form(
                 **vars(defaults)
                 | {name: value for name, value in values.items() if value is not None}
                 | {"styles": self._styles_of(told), "random_seed": False, "pictures": 1}
-                | {"files": (upload, *defaults.files[1:])}
+                | {"files": files, "places": places}
             ),
             self._kept(told),
-            differing,
+            differing + [f"its character is not here: add {name!r}" for name in missing],
         )
+
+    def _characters_of(
+        self, told: PictureArguments
+    ) -> tuple[tuple[str | None, ...], tuple[str, ...], list[str]]:
+        """Return the files and places of a picture's characters, and the names of missing ones."""
+        pairs = list(zip(told.subjects, told.subjects_sha256, strict=False))
+        if told.subject is not None:
+            pairs = [(told.subject, told.subject_sha256 or "")]
+        if len(pairs) < len(told.subjects) or len(pairs) > CHARACTERS:
+            raise ValueError("a picture of such subjects is drawn again by `infer --from PICTURE`")
+        files: list[str | None] = [None] * CHARACTERS
+        places, missing = [ANYWHERE] * CHARACTERS, []
+        for i, (option, digest) in enumerate(pairs):
+            name, at, place = option.rpartition("@") if told.subjects else (option, "", "")
+            if at and place != "all":
+                region_of(place)
+                places[i] = place
+            files[i], _ = self.uploads.get(digest, (None, None))
+            if files[i] is None:
+                missing.append(name or option)
+        return tuple(files), tuple(places), missing
 
     def _styles_of(self, told: PictureArguments) -> list[str]:
         """Return the names of a picture's LoRAs; ValueError if the page lacks one."""
@@ -160,6 +221,7 @@ class Studio:
         defaults = self.loaded.pipe.sampling.to_dict() | {"subject_fit": "pad"}
         values = {name: getattr(told, name) for name in KEPT}
         follows = told.negative_subject_scale == told.subject_scale
-        if told.subject_sha256 is None or (follows and defaults["negative_subject_scale"] is None):
+        has_subject = told.subject is not None or told.subjects
+        if not has_subject or (follows and defaults["negative_subject_scale"] is None):
             values["negative_subject_scale"] = None
         return {k: v for k, v in values.items() if v is not None and v != defaults.get(k)}
