@@ -212,7 +212,7 @@ def test_the_metadata_says_what_it_is_where_tools_look(case, tmp_path):
     )
     assert (said["ss_sd_model_name"], said["ss_steps"]) == ("ic", "200")
     assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("4", "4")
-    assert said["modelspec.hash_sha256"] == f"0x{data_digest(file)}"
+    assert said["ic_jax.sha256"] == data_digest(file)
     settings = json.loads(said["lora_adapter_metadata"])
     assert (settings["transformer.r"], settings["transformer.lora_alpha"]) == (4, 4)
 

@@ -45,8 +45,8 @@ def read_lora(
     file = Path(file)
     weight = check_finite("LoRA weight", weight)
     tensors = read_tensors(file)
-    checksum = read_metadata(file).get(CHECKSUM, "").lower().removeprefix("0x")
-    if checksum and checksum != data_digest(file):
+    checksum = read_metadata(file).get(CHECKSUM)
+    if checksum is not None and checksum != data_digest(file):
         raise WeightsError(f"{file}: differs from its checksum; {AGAIN}")
     keys, left_out = _meanings(file, tensors)
     layouts = Counter(key.layout for key in keys.values() if key.part == "a")

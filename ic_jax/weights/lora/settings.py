@@ -14,7 +14,9 @@ from ic_jax.weights.tensors import WeightsError
 # Components -> prefixes of their settings in the header of a file that diffusers writes.
 PREFIXES = {"transformer": "transformer.", "clip": "text_encoder.", "t5": "text_encoder_2."}
 HEADER = "lora_adapter_metadata"
-CHECKSUM = "modelspec.hash_sha256"  # in the header: of all that follows it
+# In the header, of all that follows it. Not modelspec.hash_sha256, which other tools leave as it
+# was when they change a file.
+CHECKSUM = "ic_jax.sha256"
 PEFT_CONFIG = "adapter_config.json"  # beside a file that peft writes
 PEFT_PREFIX = "base_model.model."
 

@@ -63,7 +63,7 @@ def write_lora(
     metadata = _metadata(file.stem, changes, training)
     # In the order of the file, which is theirs, since their dtypes are equal.
     data = b"".join(value.tobytes() for value in tensors.values())
-    metadata[CHECKSUM] = f"0x{hashlib.sha256(data).hexdigest()}"
+    metadata[CHECKSUM] = hashlib.sha256(data).hexdigest()
     write_file(file, specs, lambda name: [tensors[name]], metadata)
 
 
