@@ -4,6 +4,7 @@ import errno
 import json
 import resource
 import shutil
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 
 from ic_jax.config import ConfigError
 from tests.data_source import contents
-from train.checkpoints import CheckpointError, Checkpoints
+from train.checkpoints import CheckpointError, Checkpoints, _without_closed_loops
 from train.recipe import Saving
 from train.step import TrainState
 
@@ -194,6 +195,26 @@ def test_a_save_that_does_not_fit_is_an_error_of_the_system_that_names_the_folde
     assert caught.value.errno == errno.EFBIG
     assert "Traceback" not in caplog.text
     assert resumed(tmp_path)[0] == 5
+
+
+def test_a_full_disk_is_told_once(tmp_path, monkeypatch):
+    """With the folder's name, whichever of Orbax's files it meets, and no traceback of a thread."""
+    checkpoints = Checkpoints(tmp_path, Saving())
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")  # as etils raises it: no name
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "wait_until_finished", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*checkpoints'"):
+            checkpoints.save(5, state(5), FACTS)
+    checkpoints.close()
+    shown = []
+    hook = _without_closed_loops(shown.append)
+    errors = [SimpleNamespace(exc_value=RuntimeError(x)) for x in ("Event loop is closed", "other")]
+    for error in errors:
+        hook(error)
+    assert shown == errors[1:]
 
 
 def test_room_for_a_checkpoint_is_asked_for(tmp_path, monkeypatch):

@@ -15,8 +15,9 @@ import logging
 import os
 import re
 import shutil
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -262,11 +263,13 @@ def _system_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = re.search(r"os_error_code='(\d+)'", str(error))
-        if number is None:
+        code = error.errno if isinstance(error, OSError) else None
+        if number := re.search(r"os_error_code='(\d+)'", str(error)):
+            code = int(number[1])
+        if code is None:
             raise
-        code = int(number[1])
-        raise OSError(code, os.strerror(code), str(folder)) from None
+        file = getattr(error, "filename", None) or folder
+        raise OSError(code, os.strerror(code), str(file)) from None
 
 
 class _RaisedAnyway(logging.Filter):
@@ -277,6 +280,22 @@ class _RaisedAnyway(logging.Filter):
 
 
 logging.getLogger("absl").addFilter(_RaisedAnyway())
+
+
+def _without_closed_loops(show: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Pass over what TensorStore's threads print when one write has failed before the others end.
+
+    They call the event loop of the save, which the first error has closed; that error is raised.
+    """
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    return hook
+
+
+sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
 
 
 def _digests(folder: Path) -> dict[str, str]:
