@@ -28,9 +28,11 @@ class Disk:
 
     def fill(self) -> None:
         """Take all that is free, as another program would."""
-        with suppress(OSError), self._filler.open("wb", buffering=0) as file:
-            while True:  # until none is left, whatever others take meanwhile
-                file.write(bytes(PAGE))
+        with self._filler.open("wb", buffering=0) as file:
+            for block in (256 * PAGE, PAGE):
+                with suppress(OSError):
+                    while True:  # until none is left, whatever others take meanwhile
+                        file.write(bytes(block))
 
     def make_room(self) -> None:
         """Remove what `fill` wrote."""

@@ -122,7 +122,7 @@ class Suite:
                     moment = {"span": span, "after": round(share * usual, 4)}
                     return moment | {"usual": round(usual, 4), "draws": draws}, process.end()
             empty(folder)
-        raise AssertionError(f"ended {DRAWS} times before the moment")
+        raise Unmeasured(f"ended {DRAWS} times before the moment")
 
     def finish(self, name: str, folder: Path) -> Ended:
         """Run the command again, which must end as if nothing had happened."""
