@@ -299,7 +299,8 @@ class InstantCharacterPipeline(Components, LoraMethods):
                 or to smaller ones of its aspect ratio where these would be more pixels than the
                 model's default.
             mask_image: mask of `image`, white where it is drawn anew and black where it stays
-                (inpainting); one for all pictures, or one for each. It is resized like them.
+                (inpainting), or transparent where it is drawn anew if it has transparency; one for
+                all pictures, or one for each. It is resized like them.
             strength: share of the steps that are taken, from a noised `image` on, within (0, 1]
                 [0.6]. 1 forgets the picture but for what the mask keeps.
             max_sequence_length: T5 tokens, at most 512 [512].

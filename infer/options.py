@@ -37,7 +37,7 @@ def _add_what(group: cli.Arguments) -> None:
     edited = "picture that the prompt changes or takes things from; for FLUX.1 Kontext"
     add("--reference", type=cli.path, metavar="PICTURE", help=edited)
     add("--image", type=cli.path, metavar="PICTURE", help="picture to draw over, see --strength")
-    mask = "mask of --image, white where it is drawn anew and black where it stays"
+    mask = "mask of --image, white, or else transparent, where it is drawn anew"
     add("--mask", type=cli.path, metavar="PICTURE", help=mask)
     add("--prompt", action="append", help="the scene; repeat for several")
     again = (

@@ -15,6 +15,7 @@ from infer.engine import (
     Drawing,
     DrawingRequest,
     Engine,
+    Original,
     PlacedCharacter,
     QueueFullError,
     StoppedError,
@@ -95,6 +96,21 @@ def test_requests_of_one_shape_are_drawn_together_in_order(pipe):
         # Batches are of 4, 2 or 1, filled up with the last picture.
         assert slow.drawn == [[0, 2, 4, 5], [1, 6], [3], [7]]
         assert slow.adapters == [{}, {"ink": 0.5}, {}]
+
+
+def test_pictures_that_are_drawn_over_join_their_kind(pipe):
+    with slow_engine(pipe, max_batch=4) as (slow, engine):
+        slow.step.set()
+        red, blue = (Original.read(slow, png(64, 64, colour)) for colour in ("red", "blue"))
+        masked = Original.read(slow, png(64, 64), png(64, 64))
+        kinds: list[dict] = [{"original": red}, {"height": 64, "width": 64}, {"original": masked}]
+        kinds += [{"original": blue}, {"original": red, "strength": 1.0}]
+        drawings = [engine.submit(request(seed=i, **kind)) for i, kind in enumerate(kinds)]
+        engine.start()
+        wait(drawings, PATIENCE)
+        assert slow.drawn == [[0, 3], [1], [2], [4]]
+        # At a strength of 0.6 the first of three steps is skipped.
+        assert [drawing.steps for drawing in drawings] == [2, 3, 2, 2, 3]
 
 
 def test_several_characters_keep_their_places_in_a_batch(pipe):

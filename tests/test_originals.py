@@ -13,7 +13,7 @@ from diffusers.pipelines.flux import pipeline_flux_img2img, pipeline_flux_inpain
 from PIL import Image
 
 from ic_jax import InstantCharacterPipeline, SubjectFeatures, flow, noise
-from ic_jax.preprocessing.originals import Originals
+from ic_jax.preprocessing.originals import Originals, read_mask
 from infer.commands import main
 from tests.conftest import TINY
 from tests.oracle import relative
@@ -136,6 +136,15 @@ def test_a_schedule_is_cut_as_the_published_pipelines_cut_it():
         for strength in np.linspace(0.05, 1, 20):
             assert flow.first_step(steps, strength) == cut(steps, strength) < steps
     assert flow.first_step(28, 1e-30) == 27  # the published ones refuse it: no step is left
+
+
+def test_a_mask_with_transparency_is_drawn_anew_there():
+    hole = np.full((2, 4, 4), 255, np.uint8)
+    hole[:, 2:, 3] = [0, 55]
+    np.testing.assert_array_equal(read_mask(hole)[0, :, 0], [0, 0, 255, 200])
+    opaque = np.where(np.arange(4) < 2, 0, 255)[None, :, None].astype(np.uint8).repeat(4, -1)
+    opaque[..., 3] = 255
+    np.testing.assert_array_equal(read_mask(opaque), opaque[..., :3])
 
 
 @pytest.mark.parametrize(

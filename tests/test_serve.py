@@ -80,6 +80,23 @@ def test_openais_client_draws_a_character_and_draws_it_again_by_its_hash(pipe):
     assert (told["seed"], told["model"], told["subject"]) == (6, "ic", f"sha256:{digest}")
 
 
+def test_a_picture_is_drawn_over_as_the_pipeline_draws_over_it(pipe):
+    """In the shapes of the test above: 3 of 4 steps, and a batch of 4."""
+    common = {"num_inference_steps": 4, "strength": 0.7}
+    picture = DEMO.read_bytes()
+    with served(pipe) as server:
+        files = [("image", picture), ("original", picture)]
+        data = {"prompt": PROMPT, "size": "96x96", "n": 3, "seed": 5, **common}
+        answer = httpx.post(server.url + EDIT, data=data, files=files, timeout=PATIENCE).json()
+    over = {"subject_image": DEMO, "image": [DEMO] * 4, "height": 96, "width": 96}
+    common |= {"callback_on_step_end": lambda *_: None}
+    drawn = pipe([PROMPT] * 4, seed=[5, 6, 7, 7], **over, **common).images
+    for item, image in zip(answer["data"], drawn, strict=False):
+        sent = Image.open(io.BytesIO(base64.b64decode(item["b64_json"])))
+        difference = np.asarray(sent, np.int32) - np.asarray(image, np.int32)
+        assert np.abs(difference).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "param", "message"),
     [
@@ -124,8 +141,8 @@ def test_examples_of_the_page(server, tmp_path, monkeypatch):
     page = (ROOT / "docs" / "serving.md").read_text().replace("http://127.0.0.1:8000", server.url)
     page = page.replace("SHA-256 OF girl.png", digest)
     curls = re.findall(r"^```bash\n(curl .*?)^```$", page, re.MULTILINE | re.DOTALL)
-    shutil.copy(DEMO, "ana.png")
-    shutil.copy(DEMO, "ben.png")
+    for name in ("ana", "ben", "room", "chair"):
+        shutil.copy(DEMO, f"{name}.png")
     for command in curls:
         _, url, *options = shlex.split(command.replace("\\\n", ""))
         values = [value.split("=", 1) for flag, value in pairs(options) if flag == "-F"]
@@ -142,7 +159,7 @@ def test_examples_of_the_page(server, tmp_path, monkeypatch):
             answer = httpx.post(url, content=body, headers=headers, timeout=PATIENCE)
         assert answer.json()["data"][0]["seed"] == 7
         assert set(answer.json()["subjects"]) == {digest}
-    assert len(curls) == 3
+    assert len(curls) == 4
     (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     exec(compile(example, "<docs/serving.md>", "exec"), {})
     assert Image.open("drawn.png").getpixel((0, 0)) == 7
@@ -166,6 +183,44 @@ def test_characters_of_a_picture_have_their_regions(server, slow):
             client.images.edit(
                 image=files, prompt=PROMPT, extra_body={"regions": ["/etc/passwd", "all"]}
             )
+
+
+def png(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def right_half(*sides):
+    """Return a mask as a transparent hole of a grey picture, and in black and white."""
+    grey, white = np.full((*sides, 4), 128, np.uint8), np.zeros((*sides, 3), np.uint8)
+    white[:, sides[1] // 2 :] = 255
+    grey[..., 3] = 255 - white[..., 0]
+    return grey, white
+
+
+def test_a_mask_is_drawn_anew_where_it_is_transparent_or_else_white(http, slow):
+    original = png(np.full((100, 200, 3), 50, np.uint8))
+    fields = {"prompt": PROMPT, "num_inference_steps": 1, "seed": 3}
+    for mask in map(png, right_half(100, 200)):
+        files = [("original", original), ("mask", mask)]
+        answer = http.post(EDIT, data={**fields, "strength": "0.9"}, files=files).json()
+        assert answer["size"] == "128x64"
+        ((image,), (drawn,)) = (slow.arguments[x] for x in ("image", "mask_image"))
+        assert (image.shape, drawn.shape) == ((64, 128, 3), (64, 128))
+        assert drawn[:, :60].max() == 0
+        assert drawn[:, 68:].min() == 255
+        assert (slow.arguments["strength"], slow.arguments["subject_image"]) == (0.9, None)
+        data = base64.b64decode(answer["data"][0]["b64_json"])
+        told = read_metadata(io.BytesIO(data))
+        assert told["image_sha256"] == hashlib.sha256(original).hexdigest()
+        assert told["mask"] == f"sha256:{hashlib.sha256(mask).hexdigest()}"
+        assert (told["strength"], told["height"], told["width"]) == (0.9, 64, 128)
+    files = [("image", DEMO.read_bytes()), ("original", original)]
+    http.post(EDIT, data={**fields, "size": "96x96"}, files=files).raise_for_status()
+    assert len(slow.arguments["subject_image"]) == 1
+    assert slow.arguments["image"][0].shape == (96, 96, 3)
+    assert (slow.arguments["mask_image"], slow.arguments["strength"]) == (None, 0.6)
 
 
 def pairs(options):

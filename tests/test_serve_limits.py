@@ -65,19 +65,34 @@ BOMB = (
 )
 
 
+PICTURES = [(name, DEMO.read_bytes()) for name in ("image", "mask", "original")]
+
+
 @pytest.mark.parametrize(
     ("files", "fields", "status", "message"),
     [
         ([("image", b"no picture")], {}, 422, "picture"),
         ([("image", DEMO.read_bytes()[:2000])], {}, 422, "picture"),
         ([("image", BOMB)], {}, 422, "picture"),
-        ([("mask", DEMO.read_bytes())], {}, 422, "mask"),
         ([("photo", DEMO.read_bytes())], {}, 422, "photo is a file"),
         ([("image", DEMO.read_bytes())], {"image": "/etc/passwd"}, 422, "unknown field image"),
         ([("image", DEMO.read_bytes())], {"n": "many"}, 422, "n is 'many'"),
         ([("image", DEMO.read_bytes())], {"loras[oil]": "0.5"}, 422, "no LoRA 'oil'"),
         ([("image", DEMO.read_bytes())], {"subject": "0" * 64}, 422, "exclude each other"),
         ([("image", bytes(21 * 1024**2))], {}, 422, "bytes; at most"),
+        (PICTURES[1:2], {}, 422, "mask does nothing without original"),
+        (PICTURES[:1], {"strength": "0.5"}, 422, "strength does nothing without original"),
+        (PICTURES, {"strength": "2"}, 422, "strength is 2.0; it must be within (0, 1]"),
+        (PICTURES, {"size": "4096x4096"}, 422, "a picture of 16777216 pixels is too large"),
+        ([*PICTURES, PICTURES[2]], {}, 422, "2 files original; give one"),
+        ([*PICTURES[1:], ("image", BOMB)], {}, 422, "the bytes are no picture"),
+        ([("original", BOMB)], {}, 422, "original: the bytes are no picture"),
+        (
+            [("original", DEMO.read_bytes()), ("mask", BOMB)],
+            {},
+            422,
+            "mask: the bytes are no picture",
+        ),
     ],
 )
 def test_bad_pictures_and_forms(http, files, fields, status, message):

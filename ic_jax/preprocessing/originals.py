@@ -13,7 +13,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from ic_jax.preprocessing.arguments import as_list
-from ic_jax.preprocessing.images import Picture, read_rgb
+from ic_jax.preprocessing.images import Picture, read_rgb, read_rgba
 
 STRENGTH = 0.6  # the published pipelines' default
 
@@ -51,7 +51,7 @@ class Originals:
         pictures = [read_rgb(x) for x in as_list("image", image)]
         if mask_image is None:
             return cls(pictures, None)
-        return cls(pictures, [read_rgb(x) for x in as_list("mask_image", mask_image)])
+        return cls(pictures, [read_mask(x) for x in as_list("mask_image", mask_image)])
 
     def size(
         self, height: int | None, width: int | None, area: int, multiple: int
@@ -86,19 +86,46 @@ class Originals:
     ) -> tuple[UInt8[np.ndarray, "r h w 3"], Bool[np.ndarray, "m y x"] | None]:
         """Return the pictures at one size, and the masks of their latents, True to draw anew.
 
-        Resampling is Lanczos. A mask is made black and white after it, and a latent pixel has the
-        value of the first of its pixels.
+        A latent pixel has the value of the first of its mask's pixels.
 
         Args:
             height: in pixels.
             width: likewise.
             downscale: pixels along a side of a latent pixel.
         """
+        pixels, grey = self.at_size(height, width)
+        return pixels, None if grey is None else grey[:, ::downscale, ::downscale] > 127
+
+    def at_size(
+        self, height: int, width: int
+    ) -> tuple[UInt8[np.ndarray, "r h w 3"], UInt8[np.ndarray, "m h w"] | None]:
+        """Return the pictures and grey masks at one size, by Lanczos resampling.
+
+        What has the size already is returned as it is.
+
+        Args:
+            height: in pixels.
+            width: likewise.
+        """
         pixels = np.stack([np.asarray(_resize(x, height, width)) for x in self.pictures])
         if self.masks is None:
             return pixels, None
-        grey = np.stack([np.asarray(_resize(x, height, width).convert("L")) for x in self.masks])
-        return pixels, grey[:, ::downscale, ::downscale] > 127
+        grey = [np.asarray(_resize(x, height, width).convert("L")) for x in self.masks]
+        return pixels, np.stack(grey)
+
+
+def read_mask(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
+    """Read a mask; bright parts of the result are drawn anew.
+
+    In a mask with any transparency its transparent parts are, as in OpenAI's image API; in any
+    other one the bright parts, as in diffusers.
+
+    Raises:
+        ImageError: as `read_rgb`.
+    """
+    rgba = read_rgba(picture)
+    colours, alpha = rgba[..., :3], rgba[..., 3:]
+    return colours if alpha.min() == 255 else np.repeat(255 - alpha, 3, axis=-1)
 
 
 def _resize(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> Image.Image:

@@ -8,6 +8,7 @@
         drawing.result().save("ana.png")        # a concurrent.futures.Future of a PIL image
 
 Several characters are `subjects=(PlacedCharacter(ana, region="left"), ...)` in place of `subject`.
+`original=Original.read(pipe, png_bytes)` is a picture to draw over.
 `Drawing` is a `concurrent.futures.Future`: `result()` waits, `cancel()` takes the request back at
 any time (also while it is drawn), `add_done_callback` calls back, and `asyncio.wrap_future` awaits
 it. `drawing.step` of `drawing.steps` says how far it is. With `submit(request, on_step=f,
@@ -15,9 +16,9 @@ preview_every=4)` the drawing thread calls `f(step, steps, picture)`, whose `pic
 present estimate after every fourth step, and None after the others. `submit_all` takes several
 requests, or none of them.
 
-Requests that differ in prompts, seed, characters and regions alone are drawn together, up to
-`max_batch`, padded to a power of two, so that few programs are compiled. A picture depends on its
-own request alone.
+Requests that differ in prompts, seed, characters, regions, originals and masks alone are drawn
+together, up to `max_batch`, padded to a power of two, so that few programs are compiled. A picture
+depends on its own request alone.
 
 Errors: `submit` raises ValueError (an argument that cannot be used), `QueueFullError` (with
 `retry_after`, in seconds) or `StoppedError`. A `Drawing` ends with a picture, or with
@@ -34,3 +35,4 @@ from infer.engine.drawing import QueueFullError as QueueFullError
 from infer.engine.drawing import StoppedError as StoppedError
 from infer.engine.drawing import TimeLimitError as TimeLimitError
 from infer.engine.engine import Engine as Engine
+from infer.engine.originals import Original as Original

@@ -46,6 +46,8 @@ def draw(
         for request in requests
         if request.subjects
     ]
+    originals = [x.original for x in requests if x.original is not None]
+    masks = [x.mask_image for x in originals if x.mask_image is not None]
     result = pipe(
         prompt=texts("prompt"),
         prompt_2=texts("prompt_2"),
@@ -55,6 +57,9 @@ def draw(
         subject_image=single or None,
         subjects=several or None,
         subject_fit=requests[0].subject_fit,
+        image=[x.image for x in originals] or None,
+        mask_image=masks or None,
+        strength=settings.strength,
         height=settings.height,
         width=settings.width,
         num_inference_steps=settings.num_inference_steps,
@@ -87,7 +92,8 @@ def _after_step(pipe: InstantCharacterPipeline, drawings: Sequence[Drawing]) -> 
         pictures: Sequence[Image.Image | None] = [None] * len(drawings)
         if previous is not None and any(drawing.wants_preview(step) for drawing in live):
             sigmas = flow.schedule(settings.num_inference_steps, latents.shape[1], pipe.scheduler)
-            estimate = _estimate(np.asarray(previous), np.asarray(latents), *sigmas[index:][:2])
+            levels = sigmas[settings.num_inference_steps - drawings[0].steps + index :][:2]
+            estimate = _estimate(np.asarray(previous), np.asarray(latents), *levels)
             pictures = pipe.decode_latents(estimate, settings.height, settings.width)
         for drawing, picture in zip(drawings, pictures, strict=False):
             _tell(drawing, step, picture if drawing.wants_preview(step) else None)

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from ic_jax.models.features import SubjectFeatures
-from ic_jax.preprocessing.images import FORMATS, Fit, ImageError, read_rgb
+from ic_jax.preprocessing.images import FORMATS, Fit, ImageError, Picture, read_rgb
 
 MAX_BYTES = 20 * 1024**2  # of a picture's file
 MAX_PIXELS = 25_000_000  # a 300 kB file may claim any number
@@ -98,8 +98,14 @@ class Characters:
         return len(self._kept)
 
 
-def decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+def decode(
+    data: bytes, read: Callable[[Picture], UInt8[np.ndarray, "h w 3"]] = read_rgb
+) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a picture of a stranger; its size is looked at before its pixels.
+
+    Args:
+        data: of the file.
+        read: makes pixels of the opened picture.
 
     Raises:
         ImageError: not a picture, damaged or too large.
@@ -118,7 +124,7 @@ def decode(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     with image:
         if (pixels := image.width * image.height) > MAX_PIXELS:
             raise ImageError(f"the picture has {pixels} pixels; at most {MAX_PIXELS} are read")
-        return read_rgb(image)
+        return read(image)
 
 
 @cache

@@ -10,14 +10,17 @@ from typing import Any
 
 from PIL import Image
 
+from ic_jax import flow
 from ic_jax.config import SamplingConfig
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.images import Fit
+from ic_jax.preprocessing.originals import STRENGTH
 from ic_jax.preprocessing.regions import NAMES, Region
 from ic_jax.preprocessing.tokenizers import check_prompt
 from ic_jax.subjects import SubjectPrompt
 from infer.engine.characters import Character
+from infer.engine.originals import Original
 
 MAX_CHARACTERS = 4  # of a picture
 OF_SUBJECTS = (
@@ -82,6 +85,8 @@ class DrawingRequest:
     Attributes:
         subject: from `Engine.characters`; the only one.
         subjects: several characters, in place of `subject`.
+        original: picture to draw over, whose size is the default.
+        strength: share of the steps that are taken from it on.
         loras: names of loaded LoRAs, each with its weight; no other is active.
     """
 
@@ -99,6 +104,8 @@ class DrawingRequest:
     subject_end: float = 1.0
     subject_ramp: float = 0.0
     subject_blocks: str = "all"
+    original: Original | None = None
+    strength: float | None = None
     height: int | None = None
     width: int | None = None
     num_inference_steps: int | None = None
@@ -136,13 +143,20 @@ class DrawingRequest:
             arguments.check_finite(f"the weight of LoRA {name!r}", weight)
         self._check_subjects()
         shared = {f.name for f in fields(self)} & {f.name for f in fields(SamplingArguments)}
+        values = {name: getattr(self, name) for name in shared}
+        if self.original is not None:
+            height, width = self.original.image.shape[:2]
+            own = {"height": height, "width": width, "strength": STRENGTH}
+            values |= {name: value for name, value in own.items() if values[name] is None}
+        elif self.strength is not None:
+            raise ValueError("strength does nothing without original, the picture to draw over")
         return arguments.sampling_arguments(
             defaults,
             has_negative=self.has_negative,
             num_images_per_prompt=1,
             sigmas=None,
             output_type="pil",
-            **{name: getattr(self, name) for name in shared},
+            **values,
         )
 
     def _check_subjects(self) -> None:
@@ -163,7 +177,7 @@ class Drawing(Future[Image.Image]):
     Attributes:
         request: what was asked for.
         settings: its sampling arguments, with the model's defaults filled in.
-        step: number of steps that are done, of `steps`.
+        step: number of steps that are done, of `steps`, which `strength` makes fewer.
         batch: number of pictures that are drawn together with it, itself included; 0 before.
         submitted, started, deadline: times of `time.monotonic()`; `started` is None before.
         seconds: from `submitted` to the picture.
@@ -180,7 +194,7 @@ class Drawing(Future[Image.Image]):
         super().__init__()
         self.request, self.settings = request, settings
         self.on_step, self.preview_every = on_step, preview_every
-        self.step, self.steps, self.batch = 0, settings.num_inference_steps, 0
+        self.step, self.steps, self.batch = 0, _steps(settings), 0
         self.submitted = time.monotonic()
         self.started: float | None = None
         self.seconds = 0.0
@@ -192,7 +206,7 @@ class Drawing(Future[Image.Image]):
         request = self.request
         texts = (request.prompt_2, request.negative_prompt, request.negative_prompt_2)
         given = tuple(text is not None for text in texts)
-        return self.settings, self._subjects, given, request.loras
+        return self.settings, self._subjects, self._originals, given, request.loras
 
     @property
     def _subjects(self) -> object:
@@ -202,12 +216,18 @@ class Drawing(Future[Image.Image]):
         return self.request.subject is not None, number, confined
 
     @property
+    def _originals(self) -> object:
+        """What the pictures to draw over have in common in one batch."""
+        original = self.request.original
+        return original is not None, original is not None and original.mask_image is not None
+
+    @property
     def shape(self) -> object:
         """What decides which programs draw it, apart from the size of the batch."""
         x, request = self.settings, self.request
-        sizes = (x.height, x.width, x.num_inference_steps, x.max_sequence_length)
+        sizes = (x.height, x.width, self.steps, x.max_sequence_length)
         loras = tuple(name for name, _ in request.loras)
-        return *sizes, x.true_cfg_scale != 1, self._subjects, loras
+        return *sizes, x.true_cfg_scale != 1, self._subjects, self._originals, loras
 
     def wants_preview(self, step: int) -> bool:
         """Return whether an intermediate picture is wanted after a step, which is not the last."""
@@ -223,3 +243,9 @@ class Drawing(Future[Image.Image]):
         """End without a picture, unless the drawing has ended meanwhile."""
         with suppress(InvalidStateError):
             self.set_exception(error)
+
+
+def _steps(settings: SamplingArguments) -> int:
+    """Return the number of steps that are taken."""
+    steps, strength = settings.num_inference_steps, settings.strength
+    return steps if strength is None else steps - flow.first_step(steps, strength)

@@ -25,9 +25,9 @@ from infer.engine.drawing import (
     StoppedError,
     TimeLimitError,
 )
+from infer.engine.originals import check_pixels
 
 MAX_STEPS = 100
-MAX_PIXELS = 2 * 1024**2  # of a drawn picture; FLUX was trained up to about as many
 # Each adds compiled programs, which JAX keeps; beyond this many, all go.
 MAX_SHAPES = 32
 
@@ -159,8 +159,7 @@ class Engine:
         if settings.num_inference_steps > MAX_STEPS:
             steps = settings.num_inference_steps
             raise ValueError(f"num_inference_steps is {steps}; it must be at most {MAX_STEPS}")
-        if (pixels := settings.height * settings.width) > MAX_PIXELS:
-            raise ValueError(f"a picture of {pixels} pixels is too large; at most {MAX_PIXELS}")
+        check_pixels(settings.height, settings.width)
         guided = self.pipe.transformer.config.guidance_embeds
         if request.guidance_scale is not None and not guided:
             raise ValueError("guidance_scale does nothing: this model has no guidance embedding")

@@ -56,6 +56,8 @@ class LoadedModel:
             subject: name of the reference picture, of a single character.
         """
         request, settings = drawing.request, asdict(drawing.settings)
+        original = request.original
+        image, mask = (original.sha256, original.mask_sha256) if original else (None, None)
         loras = [(self.loras[name], weight) for name, weight in request.loras]
         return {
             "ic_jax": __version__,
@@ -68,6 +70,10 @@ class LoadedModel:
             "reference": None,
             "subject_sha256": None if request.subject is None else request.subject.sha256,
             "reference_sha256": None,
+            "image": image and f"sha256:{image}",
+            "image_sha256": image,
+            "mask": mask and f"sha256:{mask}",
+            "mask_sha256": mask,
             "prompt_2": request.prompt_2,
             "negative_prompt": request.negative_prompt,
             "negative_prompt_2": request.negative_prompt_2,

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from PIL import Image
@@ -18,10 +18,10 @@ from starlette.types import ASGIApp
 
 from ic_jax.untrusted_files import parse_json
 from infer import picture_file
-from infer.engine import Character, Drawing, Engine
+from infer.engine import Character, Drawing, Engine, Original
 from infer.engine.drawing import MAX_CHARACTERS
 from infer.engine.loading import LoadedModel
-from infer.serve.errors import ApiError, api_error
+from infer.serve.errors import OF_ORIGINAL, ApiError, api_error
 from infer.serve.fields import PARAMS, Fields, form_values, read_fields
 from infer.serve.guard import Guard
 from infer.serve.metrics import Metrics
@@ -80,22 +80,23 @@ class Service:
         return await self._draw(request, fields, characters)
 
     async def edits(self, request: Request) -> Response:
-        """Draw the characters of the pictures that are sent."""
+        """Draw the characters of the pictures that are sent, or over a picture."""
         _check_content_type(request, "multipart/form-data")
         async with asyncio.timeout(BODY_SECONDS):
             form = await request.form(max_files=MAX_TEXTS, max_fields=MAX_TEXTS)
         try:
-            fields, pictures = await _read_form(form)
+            fields, files = await _read_form(form)
         finally:
             await form.close()
-        if fields.subject is not None:
-            raise ApiError(422, "subject and image exclude each other; give one", param="subject")
-        if not 1 <= len(pictures) <= MAX_CHARACTERS:
-            message = f"{len(pictures)} pictures in image; give 1 to {MAX_CHARACTERS} characters"
-            raise ApiError(422, message, param="image", code="invalid_value")
-        add = self._engine.characters.add
-        characters = [await asyncio.to_thread(add, picture) for picture in pictures]
-        return await self._draw(request, fields, characters)
+        _check_files(fields, files)
+        kept, original = self._engine.characters, None
+        characters = [kept.get(name) for name in fields.hashes]
+        characters += [await asyncio.to_thread(kept.add, picture) for picture in files["image"]]
+        if files["original"]:
+            mask = files["mask"][0] if files["mask"] else None
+            inputs = (self._engine.pipe, files["original"][0], mask, *fields.sides)
+            original = await asyncio.to_thread(Original.read, *inputs)
+        return await self._draw(request, fields, characters, original)
 
     async def models(self, _: Request) -> Response:
         """List the one model, and the LoRAs that requests may name."""
@@ -122,13 +123,17 @@ class Service:
         return Response(self.counters.text(), media_type="text/plain; version=0.0.4")
 
     async def _draw(
-        self, request: Request, fields: Fields, characters: list[Character]
+        self,
+        request: Request,
+        fields: Fields,
+        characters: list[Character],
+        original: Original | None = None,
     ) -> Response:
         """Queue the pictures of a request, wait for them, and answer."""
         if fields.model not in (None, self.model_id):
             message = f"there is no model {fields.model!r}; this server has {self.model_id}"
             raise ApiError(404, message, param="model", code="model_not_found")
-        drawings = self._engine.submit_all(fields.requests(characters))
+        drawings = self._engine.submit_all(fields.requests(characters, original))
         for drawing in drawings:
             self.counters.watch(drawing)
         images = await _unless_gone(request, drawings)
@@ -201,19 +206,41 @@ def _check_content_type(request: Request, wanted: str) -> None:
         raise ApiError(415, f"Content-Type is {kind!r}; it must be {wanted}", code="content_type")
 
 
-async def _read_form(form: FormData) -> tuple[Fields, list[bytes]]:
-    """Return the fields and the pictures of a form."""
+async def _read_form(form: FormData) -> tuple[Fields, dict[str, list[bytes]]]:
+    """Return the fields and the files of a form, by their names."""
     texts: list[tuple[str, str]] = []
-    pictures: list[bytes] = []
+    files: dict[str, list[bytes]] = {name: [] for name in ("image", *OF_ORIGINAL)}
     for name, value in form.multi_items():
         if not isinstance(value, UploadFile):
             texts.append((name, value))
-        elif name in ("image", "image[]"):
-            pictures.append(await value.read())
+        elif name.removesuffix("[]") in files:
+            files[name.removesuffix("[]")].append(await value.read())
         else:
-            message = f"{name} is a file; the file of a character is image"
+            message = f"{name} is a file; files are image (a character), original and mask"
             raise ApiError(422, message, param=name, code="unknown_parameter")
-    return read_fields(form_values(texts)), pictures
+    return read_fields(form_values(texts)), files
+
+
+def _check_files(fields: Fields, files: Mapping[str, list[bytes]]) -> None:
+    """Raise ApiError for files that do not go together."""
+    images, originals, masks = (len(files[name]) for name in ("image", "original", "mask"))
+    lone_mask = (
+        "mask does nothing without original, the picture to draw over (image is a character)"
+    )
+    is_empty = not (images or originals or fields.hashes)
+    for is_wrong, param, message in (
+        (originals > 1, "original", f"{originals} files original; give one"),
+        (masks > 1, "mask", f"{masks} files mask; give one"),
+        (masks > originals, "mask", lone_mask),
+        (images and fields.subject, "subject", "subject and image exclude each other; give one"),
+        (
+            is_empty or images > MAX_CHARACTERS,
+            "image",
+            f"{images} pictures in image; give 1 to {MAX_CHARACTERS} characters",
+        ),
+    ):
+        if is_wrong:
+            raise ApiError(422, message, param=param, code="invalid_value")
 
 
 async def _unless_gone(request: Request, drawings: list[Drawing]) -> list[Image.Image] | None:

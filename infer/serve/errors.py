@@ -7,6 +7,8 @@ from starlette.responses import JSONResponse
 from ic_jax.preprocessing.images import ImageError
 from infer.engine import QueueFullError, StoppedError, TimeLimitError, UnknownCharacterError
 
+OF_ORIGINAL = ("original", "mask")  # files that messages begin with
+
 
 class ApiError(Exception):
     """An answer that is no success.
@@ -57,7 +59,9 @@ def api_error(error: Exception, params: Mapping[str, str]) -> ApiError | None:
         case UnknownCharacterError():
             return ApiError(404, message, param="subject", code="subject_not_found")
         case ImageError():
-            return ApiError(422, message, param="image", code="invalid_image")
+            head = message.partition(":")[0]
+            name = head if head in OF_ORIGINAL else "image"
+            return ApiError(422, message, param=name, code="invalid_image")
         case QueueFullError():
             headers = {"Retry-After": str(error.retry_after)}
             return ApiError(429, message, code="queue_full", headers=headers)

@@ -10,7 +10,7 @@ from ic_jax.from_dict import ConfigError, dataclass_from_dict, nearest
 from ic_jax.preprocessing.arguments import check_choice, check_count
 from ic_jax.preprocessing.regions import Region
 from ic_jax.untrusted_files import parse_json
-from infer.engine import Character, DrawingRequest, PlacedCharacter
+from infer.engine import Character, DrawingRequest, Original, PlacedCharacter
 from infer.serve.errors import ApiError
 
 MAX_PICTURES = 10  # of one request, as OpenAI
@@ -39,6 +39,7 @@ class Fields:
         subject: SHA-256 of a character's picture that was sent before, or a list of several.
         regions: of each character, a name, or a box "left,top,right,bottom" from 0 to 1.
         subject_scale: a number, or a list with one for each character.
+        strength: share of the steps that are taken from the picture to draw over on.
         loras: weights of LoRAs by name.
     """
 
@@ -59,6 +60,7 @@ class Fields:
     subject_end: float = 1.0
     subject_ramp: float = 0.0
     subject_blocks: str = "all"
+    strength: float | None = None
     prompt_2: str | None = None
     negative_prompt: str | None = None
     negative_prompt_2: str | None = None
@@ -91,18 +93,31 @@ class Fields:
             return []
         return list(self.subject) if isinstance(self.subject, list) else [self.subject]
 
-    def requests(self, characters: Sequence[Character]) -> list[DrawingRequest]:
+    @property
+    def sides(self) -> tuple[int | None, int | None]:
+        """Height and width in pixels; None is the model's own, or that of what is drawn over."""
+        if self.size == "auto":
+            return None, None
+        if not (match := re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", self.size)):
+            message = f"size is {self.size!r}; it must be auto or WIDTHxHEIGHT, such as 1024x1024"
+            raise ApiError(422, message, param="size", code="invalid_value")
+        return int(match[2]), int(match[1])
+
+    def requests(
+        self, characters: Sequence[Character], original: Original | None = None
+    ) -> list[DrawingRequest]:
         """Return the engine's requests, one for each picture."""
         own = {f.name for f in fields(DrawingRequest)} & {f.name for f in fields(self)}
         own -= {"seed", "subject", "loras"}
         values = {name: getattr(self, name) for name in own} | self._subjects(characters)
         seed = secrets.randbelow(2**32 - self.n) if self.seed is None else self.seed
-        width, height = _size(self.size)
+        height, width = self.sides
         return [
             DrawingRequest(
                 seed=seed + i,
-                width=width,
                 height=height,
+                width=width,
+                original=original,
                 loras=tuple(self.loras.items()),
                 **values,
             )
@@ -192,13 +207,3 @@ def _parsed(text: str) -> Any:
         return parse_json(text, "")
     except ValueError:
         return text
-
-
-def _size(text: str) -> tuple[int | None, int | None]:
-    """Return width and height in pixels; None for both is the model's own."""
-    if text == "auto":
-        return None, None
-    if not (match := re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)):
-        message = f"size is {text!r}; it must be auto or WIDTHxHEIGHT, such as 1024x1024"
-        raise ApiError(422, message, param="size", code="invalid_value")
-    return int(match[1]), int(match[2])
