@@ -1,8 +1,8 @@
 """Memory that a model needs, compared with what is free before a weight is read."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from ic_jax.activations import Drawing, drawing_bytes
 from ic_jax.auto_mesh import ADAMW_COPIES, shapes_of, training_bytes
 from ic_jax.devices import Chip, platform
 from ic_jax.host_memory import free_host_memory
@@ -84,20 +85,25 @@ class Room:
 
 
 def check_inference(
-    folder: ModelFolder, dtype: Any, mesh: Mesh | None, *, offload_encoders: bool = False
+    folder: ModelFolder,
+    dtype: Any,
+    mesh: Mesh | None,
+    *,
+    offload_encoders: bool = False,
+    drawing: Drawing | None = None,
 ) -> None:
-    """Compare the bytes of a model's weights with the free memory, where that is known.
-
-    Activations come on top of them: see `infer plan`.
+    """Compare the bytes that a model needs with the free memory, where that is known.
 
     Args:
         folder: the model.
         dtype: dtype of its weights.
         mesh: devices that it is sharded over; None is the default device.
         offload_encoders: whether the large encoders are in memory only while they encode.
+        drawing: pictures whose activations, as far as `drawing_bytes` knows them, come on top of
+            the weights; None counts the weights alone.
 
     Raises:
-        NotEnoughMemoryError: the weights alone do not fit.
+        NotEnoughMemoryError: that does not fit.
     """
     room = Room.of([default_device()] if mesh is None else mesh.local_devices)
     if room is None:
@@ -105,7 +111,11 @@ def check_inference(
     modules = shapes_of(folder, dtype)
     half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), modules)
     heads = modules["transformer"].config.num_attention_heads if "transformer" in modules else 1
-    size = partial(weight_bytes, offload_encoders=offload_encoders)
+    size = partial(inference_bytes, offload_encoders=offload_encoders, drawing=drawing)
+    smaller = {
+        f"{x.width} x {x.height} pixels": partial(size, modules, mesh, drawing=x)
+        for x in _smaller(drawing)
+    }
     less = {
         "bfloat16": partial(size, half, mesh),
         "offloaded encoders": partial(size, modules, mesh, offload_encoders=True),
@@ -116,9 +126,18 @@ def check_inference(
         for n in range(2, heads + 1)
         if heads % n == 0 and not room.is_machine
     }
-    what = f"{folder.path}: the model in {jnp.dtype(dtype)}"
-    room.check(what, size(modules, mesh), less.items(), more.items())
+    drawn = f" and {drawing.width} x {drawing.height} pixels" if drawing else ""
+    what = f"{folder.path}: the model in {jnp.dtype(dtype)}{drawn}"
+    room.check(what, size(modules, mesh), smaller.items(), less.items(), more.items())
     _check_transfer(folder, modules, room)
+
+
+def _smaller(drawing: Drawing | None) -> Iterator[Drawing]:
+    """Yield drawings of half the sides, a quarter and so on, down to about 256 pixels."""
+    while drawing and min(drawing.height, drawing.width) >= 512:
+        height, width = (side // 32 * 16 for side in (drawing.height, drawing.width))
+        drawing = replace(drawing, height=height, width=width)
+        yield drawing
 
 
 def check_training(
@@ -169,6 +188,28 @@ def check_training(
     what = f"{folder.path}: training in {jnp.dtype(dtype)}"
     room.check(what, needed, less.items(), more.items())
     _check_transfer(folder, modules, room)
+
+
+def inference_bytes(
+    modules: Modules,
+    mesh: Mesh | AbstractMesh | None,
+    *,
+    offload_encoders: bool,
+    drawing: Drawing | None = None,
+) -> float:
+    """Return the most bytes that encoding and drawing take on each device at a time.
+
+    Activations are taken to be sharded over all devices, which is the least that each can have.
+    """
+    encoding = weight_bytes(modules, mesh, offload_encoders=offload_encoders)
+    if drawing is None or not {"transformer", "vae"} <= modules.keys():
+        return encoding
+    large = {name for names in ENCODED_TOGETHER for name in names} if offload_encoders else ()
+    kept = {name: module for name, module in modules.items() if name not in large}
+    configs = {name: module.config for name, module in modules.items()}
+    itemsize = modules["transformer"].proj_out.kernel.dtype.itemsize
+    activations = drawing_bytes(configs, drawing, itemsize) / (1 if mesh is None else mesh.size)
+    return max(encoding, weight_bytes(kept, mesh, offload_encoders=False) + activations)
 
 
 def weight_bytes(

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from PIL import Image
 
 from ic_jax import auto_mesh, compilation_cache, keywords, memory
+from ic_jax.activations import Drawing
 from ic_jax.components import Components
 from ic_jax.config import SamplingConfig, SchedulerConfig
 from ic_jax.lora_methods import LoraMethods
@@ -104,6 +105,7 @@ class InstantCharacterPipeline(Components, LoraMethods):
         verify: bool = True,
         mesh: str | Mesh | None = "auto",
         offload_encoders: bool = False,
+        drawing: Drawing | None = None,
         ahead: Callable[["InstantCharacterPipeline"], Any] | None = None,
     ) -> Self:
         """Load a converted model.
@@ -123,6 +125,8 @@ class InstantCharacterPipeline(Components, LoraMethods):
             offload_encoders: load T5, SigLIP and DINOv2 only to encode, and free them before
                 sampling: 12.6 GB less memory for FLUX.1-dev, but every call with prompts loads T5
                 again.
+            drawing: sizes of calls that will follow, whose activations must fit as well; None
+                compares the weights alone with the free memory, since any size may follow.
             ahead: makes a call that will follow, with the pipeline that it takes, which compiles
                 in place of drawing. A thread runs it while the weights are read, where there is
                 no mesh; its errors are those of the call that follows.
@@ -133,8 +137,8 @@ class InstantCharacterPipeline(Components, LoraMethods):
             WeightsError: not a converted model (the message holds the command that converts
                 published weights), or an incomplete or damaged one.
             ShardingError: the model cannot be laid out on the mesh.
-            NotEnoughMemoryError: the weights do not fit into the memory that is free; nothing was
-                read. The message says what would fit.
+            NotEnoughMemoryError: the weights, or `drawing` beside them, do not fit into the memory
+                that is free; nothing was read. The message says what would fit.
         """
         if dtype not in ("bfloat16", "float32", jnp.bfloat16, jnp.float32):
             raise ValueError(f"dtype is {dtype!r}; it must be 'bfloat16' or 'float32'")
@@ -142,7 +146,9 @@ class InstantCharacterPipeline(Components, LoraMethods):
         folder = open_model(name_or_path, revision)
         if isinstance(mesh, str):
             mesh = auto_mesh.for_inference(mesh, folder, dtype)
-        memory.check_inference(folder, dtype, mesh, offload_encoders=offload_encoders)
+        memory.check_inference(
+            folder, dtype, mesh, offload_encoders=offload_encoders, drawing=drawing
+        )
         components = set(folder.components) - set(LARGE_ENCODERS if offload_encoders else ())
         with _compiling_ahead(folder, dtype, None if mesh is not None else ahead):
             options: dict[str, Any] = {"verify": verify, "mesh": mesh}

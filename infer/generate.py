@@ -58,6 +58,7 @@ def generate(request: GenerateRequest, jobs: list[Job]) -> dict[Job, Path]:
         verify=request.verify,
         mesh=mesh,
         offload_encoders=request.offload_encoders,
+        drawing=request.drawing(size),
         ahead=draw_first,
     )
     _load_loras(pipe, request)

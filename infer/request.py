@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from ic_jax import auto_mesh, multihost
+from ic_jax.activations import Drawing
 from ic_jax.cli import say
 from ic_jax.config import SamplingConfig
 from ic_jax.files import sha256_file
@@ -78,6 +79,19 @@ class GenerateRequest:
     progress: bool
     overwrite: bool
     keep: bool  # what came up under a picture's name while it was drawn
+
+    def drawing(self, pictures: int) -> Drawing:
+        """Return the sizes of so many pictures that are drawn together."""
+        sampling = self.sampling
+        return Drawing(
+            height=sampling["height"],
+            width=sampling["width"],
+            steps=len(sampling["sigmas"] or ()) or sampling["num_inference_steps"],
+            text_length=sampling["max_sequence_length"],
+            pictures=pictures,
+            subjects=sum(len(subject.pictures) for subject in self.subjects),
+            true_cfg=sampling["true_cfg_scale"] != 1,
+        )
 
     def metadata(self, job: Job) -> dict[str, Any]:
         """Return what a picture's file tells about how it was made, as JSON values."""

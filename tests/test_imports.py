@@ -38,7 +38,7 @@ LAYERS = (
     {"config"},
     {"compilation_cache", "flow", "models", "preprocessing", "progress"},
     {"sampler", "weights"},
-    {"auto_mesh", "cli", "matting", "noised_originals"},
+    {"activations", "auto_mesh", "cli", "matting", "noised_originals"},
     {"memory", "planning", "runner"},
     {"components", "lora_methods", "measuring", "result", "subjects"},
     {"request"},

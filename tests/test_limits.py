@@ -13,23 +13,28 @@ from safetensors.numpy import save_file
 
 from convert.torch_read import MAX_DIRECTORY, MAX_PICKLE, read_torch
 from ic_jax.cli import run
+from ic_jax.config import SamplingConfig
 from ic_jax.preprocessing import images
+from ic_jax.preprocessing.arguments import MAX_SIDE, sampling_arguments
 from ic_jax.preprocessing.images import read_rgb
+from ic_jax.preprocessing.tokenizers import CLIP_LENGTH, PromptTokenizer
 from ic_jax.terminal import printable_line
 from ic_jax.untrusted_files import MAX_TEXT, below, read_bytes
 from ic_jax.weights.lora.pairs import MAX_RANK
 from ic_jax.weights.lora.reading import read_lora
+from ic_jax.weights.model_folder import SMALL_MODEL
 from ic_jax.weights.safetensors_io import MAX_HEADER, read_tensors
 from infer.from_picture import MAX_STEPS, PictureArguments
 from infer.picture_file import MAX_METADATA, encode, read_metadata
 from train.data import prepare
 from train.data.card_reading import MAX_CARD, read_card
-from train.data.sources import read_source
+from train.data.sources import read_source, tables
 from train.data.sources.entries import Entry
 from train.data.sources.folder import MAX_CAPTION
 from train.data.sources.lists import LIMIT
 from train.data.sources.pictures import MAX_BYTES, read_picture
-from train.recipe import read_recipe
+from train.limits import MAX_TEXT_LENGTH
+from train.recipe import read_recipe, recipe_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 RECIPE = 'model = "m"\ndata = "d"\nout = "o"\n'
@@ -131,6 +136,49 @@ def test_arguments_of_a_picture_beyond_the_limit_are_not_read(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(encode(Image.new("RGB", (16, 16)), ".png", {"a": "x" * MAX_METADATA}))
     assert read_metadata(file) is None
+
+
+def test_a_row_group_beyond_the_limit_is_not_read(tmp_path, monkeypatch):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pictures = pa.table({"image": [b"x" * 100, b"y" * 100], "id": ["a", "b"]})
+    pq.write_table(pictures, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    assert tables.read_cell(tmp_path / "a.parquet", "image", 1) == b"y" * 100
+    tables._parquet_cells.cache_clear()
+    monkeypatch.setattr(tables, "MAX_GROUP", 199)
+    line = error_of(tables.read_cell, tmp_path / "a.parquet", "image", 1)
+    assert re.search(r"row group has \d+ bytes of pictures, more than 199; write the table", line)
+
+
+def sampling(**values):
+    """Check a call's arguments, as a pipeline of 16 pixels a token does."""
+    numbers = {"num_images_per_prompt": 1, "sigmas": None, "subject_fit": "pad"}
+    defaults = {**dict.fromkeys(SamplingConfig().to_dict()), "output_type": "pil", **numbers}
+    arguments = sampling_arguments(SamplingConfig(), has_negative=False, **defaults | values)
+    arguments.check_size(16)
+
+
+def test_a_drawn_side_beyond_the_limit_is_refused():
+    sampling(height=MAX_SIDE)
+    line = error_of(lambda: sampling(width=MAX_SIDE + 16))
+    assert line == (
+        f"width is {MAX_SIDE + 16}; it must be a multiple of 16 from 16 to {MAX_SIDE}, "
+        f"such as {MAX_SIDE}"
+    )
+
+
+def test_lengths_of_prompts_beyond_the_limit():
+    """T5's is refused of a call and of a recipe; what a prompt has beyond them is cut."""
+    assert error_of(lambda: sampling(max_sequence_length=MAX_TEXT_LENGTH + 1)).startswith(
+        "max_sequence_length is 513; it must be a whole number from 1 to 512"
+    )
+    values = {"model": "m", "data": "d", "out": "o", "text_length": MAX_TEXT_LENGTH + 1}
+    line = error_of(recipe_of, values | {"stage1": {"steps": 1}})
+    assert "text_length is 513; it must be at most 512" in line
+    folders = (SMALL_MODEL / name for name in ("tokenizer", "tokenizer_2"))
+    tokenizer = PromptTokenizer.from_folders(*folders)
+    with pytest.warns(UserWarning, match="CLIP reads 77 tokens and.*; T5 reads 512 tokens and"):
+        clip, t5 = tokenizer("a person " * 600, max_sequence_length=MAX_TEXT_LENGTH)
+    assert (clip.shape, t5.shape) == ((1, CLIP_LENGTH), (1, MAX_TEXT_LENGTH))
 
 
 def status(name: str) -> int:

@@ -14,6 +14,7 @@ from PIL import Image
 from ic_jax import multihost
 from ic_jax.config import SamplingConfig
 from ic_jax.contact_sheet import Cell, draw_sheet, shown_side
+from ic_jax.files import atomic_file
 from ic_jax.models.adapter import Adapter
 from ic_jax.pipeline import InstantCharacterPipeline
 from ic_jax.weights.loading import Model
@@ -75,7 +76,8 @@ class Preview:
         if multihost.is_first():
             folder = Path(self._recipe.out) / "previews"
             folder.mkdir(exist_ok=True)
-            sheet.save(folder / f"{step:07d}.png")
+            with atomic_file(folder / f"{step:07d}.png") as part:
+                sheet.save(part, "PNG")
         return np.asarray(sheet)
 
     @property

@@ -15,7 +15,7 @@ from tensorboardX import SummaryWriter
 
 from ic_jax import multihost
 from ic_jax.config import ConfigError
-from ic_jax.files import atomic_write, json_text, write_json
+from ic_jax.files import atomic_write, json_text, named_in_errors, write_json
 from ic_jax.sharding import gather_to_host
 from train import flops
 from train.noise_scale import noise_scale
@@ -61,8 +61,9 @@ class Report:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of a step; those that are not finite are left out, as JSON has none."""
         values = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._lines.write(json_text({"step": step, **values}) + "\n")
-        self._lines.flush()
+        with named_in_errors(self._file):
+            self._lines.write(json_text({"step": step, **values}) + "\n")
+            self._lines.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         if self._wandb is not None:
@@ -74,7 +75,8 @@ class Report:
 
     def close(self) -> None:
         """Close all files."""
-        self._lines.close()
+        with named_in_errors(self._file):  # writes what could not be written before
+            self._lines.close()
         self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
@@ -99,7 +101,7 @@ def _wandb(run: Path, project: str, settings: dict[str, Any]) -> Any:
     file = run / "wandb.txt"
     known = file.read_text().strip() if file.exists() else None
     wandb_run = wandb.init(project=project, id=known, dir=str(run), config=settings, resume="allow")
-    file.write_text(wandb_run.id + "\n")
+    atomic_write(file, f"{wandb_run.id}\n".encode())
     return wandb_run
 
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from ic_jax.cli import say
 from ic_jax.devices import Chip
-from ic_jax.files import as_json
+from ic_jax.files import write_json
 from ic_jax.planning.hlo_collectives import Collective
 from ic_jax.planning.hlo_cost import Work
 from ic_jax.sharding import describe
@@ -113,7 +113,7 @@ def show(reports: Sequence[Mapping[str, Any]], file: Path | None) -> None:
     for report in reports:
         _show(report)
     if file is not None:
-        file.write_bytes(as_json(list(reports)))
+        write_json(file, list(reports))
 
 
 def _show(report: Mapping[str, Any]) -> None:

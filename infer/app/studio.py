@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from ic_jax.files import atomic_file
 from ic_jax.preprocessing.arguments import SamplingArguments
 from ic_jax.preprocessing.figures import prepare_subject
 from ic_jax.preprocessing.images import ImageError, to_square
@@ -87,7 +88,8 @@ class Studio:
         folder = self.folder / secrets.token_hex(8)
         folder.mkdir()
         path = folder / f"{Path(file).stem.removesuffix(CUT)}{CUT}.png"
-        prepare_subject(file).save(path)
+        with atomic_file(path) as part:
+            prepare_subject(file).save(part, "PNG")
         return str(path)
 
     def requests(self, form: Form, kept: Mapping[str, Any]) -> list[DrawingRequest]:
