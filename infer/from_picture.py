@@ -5,7 +5,7 @@ import unicodedata
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
@@ -13,13 +13,15 @@ from ic_jax.cli import say
 from ic_jax.files import sha256_file
 from ic_jax.from_dict import dataclass_from_dict
 from ic_jax.preprocessing.arguments import check_choice, check_count
+from ic_jax.preprocessing.figures import Ground
 from ic_jax.version import __version__
 from infer import demo
+from infer.ground_options import GROUND
 from infer.picture_file import read_metadata
 from infer.subject_options import SubjectOption, subject_option
 
 MAX_STEPS = 1000
-PICTURES = ("reference", "image", "mask")
+PICTURES = ("reference", "image", "mask", "subject_mask")
 DIGESTS = tuple(f"{name}_sha256" for name in ("subject", "subjects", *PICTURES))
 DTYPES = ("bfloat16", "float32")
 
@@ -42,6 +44,10 @@ class PictureArguments:
     subject_sha256: str | None = None
     subjects: tuple[str, ...] = ()
     subjects_sha256: tuple[str, ...] = ()
+    subject_ground: str | None = None
+    subject_mask: str | None = None
+    subject_mask_sha256: str | None = None
+    matting: str | None = None
     reference: str | None = None
     reference_sha256: str | None = None
     image: str | None = None
@@ -75,6 +81,7 @@ class PictureArguments:
         steps = (self.num_inference_steps or 1, len(self.sigmas or [1.0]))
         check_count("num_inference_steps", max(steps), MAX_STEPS)
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("subject_ground", self.subject_ground or "keep", get_args(Ground))
         texts = [value for value in vars(self).values() if isinstance(value, str)]
         for text in (*texts, *self.subjects, *self.lora, *self.trigger):
             # They would reach the terminal.
@@ -148,6 +155,10 @@ def _replaced(args: argparse.Namespace, told: PictureArguments) -> set[str]:
         names.add("prompt")
     if args.lora is not None:
         names.add("trigger")
+    if names.intersection(GROUND):  # they say together how a character is cut out
+        names.update(GROUND)
+    if args.subject is not None:
+        names.add("subject_mask")  # which is that of another picture
     if args.num_inference_steps is not None:
         names.add("sigmas")
     elif args.sigmas is not None or told.sigmas is not None:
@@ -167,12 +178,14 @@ def _check_paths(picture: Path, options: dict[str, Any]) -> None:
     sources = [(name, options.get(name)) for name in ("model", *PICTURES)]
     files = [file for subject in options.get("subject") or () for file in subject.files]
     sources += [("subject", file) for file in files]
+    sources += [("matting", options.get("matting") and Path(options["matting"]))]
     sources += [("lora", Path(lora.rpartition("=")[0])) for lora in options.get("lora", ())]
     for name, path in sources:
         is_there = path is None or (path.exists() if name in ("model", "lora") else path.is_file())
         if not is_there:
+            option = "--" + name.replace("_", "-")
             raise FileNotFoundError(
-                f"{picture} was drawn with --{name} {str(path)!r}, which is not here; give --{name}"
+                f"{picture} was drawn with {option} {str(path)!r}, which is not here; give {option}"
             )
 
 

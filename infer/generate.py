@@ -98,7 +98,9 @@ def _encode_subjects(
 ) -> list[SubjectPrompt]:
     fit = request.sampling["subject_fit"]
     return [
-        SubjectPrompt([pipe.encode_subject(x, fit) for x in option.pictures], *option.placing)
+        SubjectPrompt(
+            [pipe.encode_subject(request.figures[x], fit) for x in option.pictures], *option.placing
+        )
         for option in request.subjects
     ]
 

@@ -7,7 +7,7 @@ from ic_jax import cli
 from ic_jax.config import SamplingConfig
 from ic_jax.preprocessing.images import Fit
 from ic_jax.preprocessing.originals import STRENGTH
-from infer import output
+from infer import ground_options, output
 from infer.from_picture import DTYPES
 from infer.subject_options import subject_option
 
@@ -34,6 +34,7 @@ def _add_what(group: cli.Arguments) -> None:
         "with a region such as left, 0.5,0,1,1 or a mask's file; A.png+B.png show one character"
     )
     add("--subject", action="append", type=subject_option, metavar="PICTURE", help=subject)
+    ground_options.add_arguments(group)
     edited = "picture that the prompt changes or takes things from; for FLUX.1 Kontext"
     add("--reference", type=cli.path, metavar="PICTURE", help=edited)
     add("--image", type=cli.path, metavar="PICTURE", help="picture to draw over, see --strength")

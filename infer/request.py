@@ -2,7 +2,7 @@
 
 import argparse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from ic_jax.files import sha256_file
 from ic_jax.flow import PATCH
 from ic_jax.preprocessing import arguments
 from ic_jax.preprocessing.arguments import SamplingArguments
+from ic_jax.preprocessing.images import Picture
 from ic_jax.preprocessing.originals import STRENGTH, Originals
 from ic_jax.preprocessing.references import to_references
 from ic_jax.preprocessing.tokenizers import check_prompt
@@ -29,8 +30,9 @@ from ic_jax.weights.loading import folder_configs, read_config
 from ic_jax.weights.lora.targets import targets_of
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 from ic_jax.weights.model_source import open_model
-from infer import demo, output, subject_options
+from infer import demo, ground_options, output, subject_options
 from infer.from_picture import PICTURES, with_picture
+from infer.ground_options import GROUND
 from infer.lora_options import LoraOption, lora_options, read_option
 from infer.output import Destination, Job
 from infer.subject_options import SubjectOption
@@ -62,6 +64,7 @@ class GenerateRequest:
     model: ModelFolder
     model_name: str  # as the user names it
     subjects: tuple[SubjectOption, ...]
+    figures: Mapping[Path, Picture]  # of the subjects by file: cut out, or the file itself
     reference: Path | None  # file of the picture to edit
     image: Path | None  # file of the picture to draw over
     mask: Path | None  # file of its mask
@@ -148,6 +151,8 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     block_factors(settings.subject_blocks, configs["transformer"])
     for subject in subjects:
         subject.check()
+    files = dict.fromkeys(picture for subject in subjects for picture in subject.pictures)
+    figures = ground_options.figures(args, list(files))
     if args.reference is not None:
         to_references([args.reference], multiple)
     # XLA widens every bfloat16 weight on a CPU, at every step.
@@ -158,10 +163,14 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
         model=model,
         model_name=demo.MODEL_NAME if args.model is None else str(args.model),
         subjects=tuple(subjects),
-        **pictures,
+        figures=figures,
+        reference=args.reference,
+        image=args.image,
+        mask=args.mask,
         told={name: x and str(x) for name, x in pictures.items()}
         | {f"{name}_sha256": x and sha256_file(x) for name, x in pictures.items()}
-        | subject_options.metadata(subjects),
+        | subject_options.metadata(subjects)
+        | ground_options.metadata(args),
         prompt_2=args.prompt_2,
         negative_prompt=args.negative_prompt,
         negative_prompt_2=args.negative_prompt_2,
@@ -206,7 +215,7 @@ def _refuse_without_effect(args: argparse.Namespace, subjects: Sequence[SubjectO
         raise ValueError("--mask does nothing without --image, the picture that it belongs to")
     if args.image is None and args.strength is not None:
         raise ValueError("--strength does nothing without --image, the picture to draw over")
-    for name in () if subjects else OF_SUBJECTS:
+    for name in () if subjects else (*OF_SUBJECTS, *GROUND):
         if getattr(args, name) is not None:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} does nothing without a subject; give --subject PICTURE")

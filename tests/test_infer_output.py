@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from ic_jax import cli
 from infer import demo, options, output
 from infer.from_picture import DIGESTS, PICTURES, PictureArguments, with_picture
+from infer.ground_options import GROUND
 from infer.output import Destination
 from infer.picture_file import FORMATS, USER_COMMENT, encode, read_metadata
 from infer.request import SAMPLING, GenerateRequest
@@ -245,6 +246,6 @@ def test_the_arguments_that_a_picture_tells_are_those_that_are_read():
     told = GenerateRequest(
         **dict.fromkeys(GenerateRequest.__dataclass_fields__)
         | {"sampling": dict.fromkeys(SAMPLING), "loras": ()}
-        | {"told": dict.fromkeys((*PICTURES, *DIGESTS, "subject", "subjects"))}
+        | {"told": dict.fromkeys((*PICTURES, *DIGESTS, *GROUND, "subject", "subjects"))}
     ).metadata(SimpleNamespace(prompt="a girl", seed=0))
     assert told.keys() == PictureArguments.__dataclass_fields__.keys()

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ic_jax import cli, prepare_subject
+from ic_jax.weights.model_folder import SMALL_MODEL
+from infer import options
 from infer.commands import main
+from infer.from_picture import PictureArguments, _replaced
+from infer.ground_options import GROUND
+from infer.request import read_request
 from infer.subject_options import subject_option
 from tests.conftest import TINY
 
@@ -76,13 +82,15 @@ def infer(tiny_model, tmp_path, monkeypatch, capfd):
 def test_a_couple_is_drawn_told_and_drawn_again(infer, tmp_path):
     couple = ("--subject", "ana.png@top:0.5", "--subject", "ben.png@0,0.5,1,1")
     control = ("--subject-end=0.5", "--subject-ramp=0.5", "--subject-blocks=0-1")
-    code, out, _ = infer(*couple, *control, "--prompt=a couple", "--out=a.png")
+    scene = ("--subject-ground=cut", "--prompt=a couple")
+    code, out, _ = infer(*couple, *control, *scene, "--out=a.png")
     assert code == 0
     assert "encoded ana.png@top:0.5, ben.png@0,0.5,1,1: " in out
     told = json.loads(Image.open("a.png").text["ic_jax"])
     assert told["subject"] is None
     assert told["subjects"] == ["ana.png@top:0.5", "ben.png@0,0.5,1,1"]
     assert (told["subject_end"], told["subject_blocks"]) == (0.5, "0,1")
+    assert told["subject_ground"] == "cut"
     assert infer("--from=a.png", "--out=b.png")[0] == 0
     first, again = (np.asarray(Image.open(name)) for name in ("a.png", "b.png"))
     np.testing.assert_array_equal(first, again)
@@ -92,9 +100,45 @@ def test_a_couple_is_drawn_told_and_drawn_again(infer, tmp_path):
     assert "was drawn with --subject 'ben.png', which is not here; give --subject" in err
 
 
+def parsed(*arguments):
+    parser = cli.Parser()
+    options.add_arguments(parser)
+    return parser.parse_args([f"--model={SMALL_MODEL}", "--prompt=a girl", *arguments])
+
+
+def test_a_character_is_cut_out_as_in_python(infer, tmp_path):
+    mask = Image.new("L", Image.open("ana.png").size)
+    mask.paste(255, (mask.width // 4, 0, mask.width // 2, mask.height))
+    mask.save("mask.png")
+    request = read_request(parsed("--subject=ana.png", "--subject-mask=mask.png"))
+    assert (request.told["subject"], request.told["subject_mask"]) == ("ana.png", "mask.png")
+    assert (request.told["subject_ground"], request.told["matting"]) == ("cut", None)
+    cut = prepare_subject("ana.png", mask="mask.png")
+    np.testing.assert_array_equal(request.figures[Path("ana.png")], cut)
+    kept = read_request(parsed("--subject=ana.png", "--subject-ground=keep"))
+    assert kept.figures == {Path("ana.png"): Path("ana.png")}
+    assert kept.told["subject_ground"] is None
+
+
+def test_options_of_the_command_line_replace_how_a_picture_was_cut():
+    told = PictureArguments("a", 0, "m", "float32", subject="ana.png", subject_mask="mask.png")
+    assert _replaced(parsed(), told) & {*GROUND} == set()
+    assert _replaced(parsed("--subject-ground=keep"), told) >= {*GROUND}
+    assert _replaced(parsed("--subject=ben.png"), told) & {*GROUND} == {"subject_mask"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--subject-ground=cut"], "--subject-ground does nothing without a subject"),
+        (
+            ["--subject=ana.png", "--subject=ben.png", "--subject-mask=ana.png"],
+            "--subject-mask is of one picture, and these are several: ana.png, ben.png",
+        ),
+        (
+            ["--subject=ana.png", "--subject-mask=ana.png", "--matting=net.onnx"],
+            "--subject-mask and --matting exclude each other",
+        ),
         (["--subject=ana.png@lft"], "a region's mask: 'lft': there is no such file"),
         (["--subject=ana.png@0,0,96,96"], "region (0.0, 0.0, 96.0, 96.0) is no box"),
         (["--subject=eve.png@left"], "'eve.png': there is no such file"),
