@@ -150,8 +150,10 @@ def check_training(
     replicate: bool,
     copies: float = ADAMW_COPIES,
     leaner: Mapping[str, float] | None = None,
+    activations: float = 0,
+    parts: Iterable[int] = (),
 ) -> None:
-    """Compare the bytes of a base and of the training state with the free memory.
+    """Compare the bytes that training needs with the free memory.
 
     Args:
         folder: the base.
@@ -162,6 +164,8 @@ def check_training(
         replicate: whether each device holds a copy of the base.
         copies: as for `auto_mesh.training_bytes`.
         leaner: the `copies` of other settings, by what the recipe says for them.
+        activations: bytes that a step keeps at least, on all devices together.
+        parts: numbers by which `accumulate` could be multiplied, which divides the activations.
 
     Raises:
         NotEnoughMemoryError: they do not fit.
@@ -170,9 +174,20 @@ def check_training(
     if room is None:
         return
     modules = {name: m for name, m in shapes_of(folder, dtype).items() if name in components}
-    size = partial(training_bytes, modules, trained)
+
+    def size(places: Mesh | AbstractMesh, share: int = 1, **options: Any) -> float:
+        # The gradient, a copy of the state, grows while the activations are freed.
+        gradient = training_bytes({}, trained, places, replicate=False, copies=1)
+        kept = max(0, activations / share / places.size - gradient)
+        return training_bytes(modules, trained, places, **options) + kept
+
     sharded = 'base = "sharded"' if replicate and mesh.size > mesh.shape["data"] else ""
-    less = {sharded: partial(size, mesh, replicate=False, copies=copies)} if sharded else {}
+    less = {
+        f"accumulate {n} times as large": partial(size, mesh, n, replicate=replicate, copies=copies)
+        for n in parts
+    }
+    if sharded:
+        less[sharded] = partial(size, mesh, replicate=False, copies=copies)
     for name, count in (leaner or {}).items():
         less[", ".join(filter(None, (name, sharded)))] = partial(
             size, mesh, replicate=False, copies=count

@@ -1,5 +1,6 @@
 """Models of a run: the frozen base, the trainable parameters and the tokenizers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,6 +32,7 @@ from ic_jax.weights.lora.delta import LoraFile
 from ic_jax.weights.model_folder import ModelFolder
 from ic_jax.weights.tensors import WeightsError
 from train import lora
+from train.activations import block_input_bytes
 from train.data.hashing import digest
 from train.encode import Frozen, Ids
 from train.lora_start import continued, read_start
@@ -90,6 +92,7 @@ def load_models(recipe: Recipe, base: ModelFolder) -> Models:
     if recipe.lora:
         start = read_start(recipe.lora, loading.read_config(base, "transformer"), recipe.out)
     mesh, replicate = mesh_for(recipe, base)
+    activations, factors = _activations(recipe, base, mesh)
     memory.check_training(
         base,
         recipe.dtype,
@@ -103,6 +106,8 @@ def load_models(recipe: Recipe, base: ModelFolder) -> Models:
             for name in LEANER
         }
         | {"ema = 0 in every stage": state_copies(recipe) - recipe.averages},
+        activations=activations,
+        parts=factors,
     )
     model = load_parts(recipe, base, components_of(recipe), mesh, replicate=replicate)
     used = components_of(recipe, previews=False)
@@ -117,6 +122,20 @@ def load_models(recipe: Recipe, base: ModelFolder) -> Models:
         tokenizers=None if recipe.cache else tokenizers(recipe, model),
         mesh=mesh,
     )
+
+
+def _activations(recipe: Recipe, base: ModelFolder, mesh: Mesh) -> tuple[int, list[int]]:
+    """Return the bytes that the largest step keeps, and factors that `accumulate` could take."""
+    if not {"transformer", "vae"} <= set(base.components):
+        return 0, []  # an error soon
+    flux, vae = (loading.read_config(base, name) for name in ("transformer", "vae"))
+    rows = {name: stage.batch // stage.accumulate for name, stage in recipe.stages.items()}
+    kept = max(
+        rows[name] * block_input_bytes(recipe, stage, flux, vae)
+        for name, stage in recipe.stages.items()
+    )
+    common = math.gcd(*rows.values()) // (mesh.shape["data"] * mesh.shape["fsdp"])
+    return kept, [n for n in range(2, common + 1) if common % n == 0]
 
 
 def components_of(recipe: Recipe, *, previews: bool = True) -> set[str]:

@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 
-from ic_jax import auto_mesh, flow
+from ic_jax import auto_mesh
 from ic_jax.devices import platform
 from ic_jax.host_memory import free_host_memory
 from ic_jax.memory import abstract_mesh
 from ic_jax.sharding import ShardingError
+from train.activations import block_input_bytes
 from train.optimizer import state_copies
 from train.plan_command import base_of, trained_of
 from train.recipe import Recipe
@@ -133,16 +134,8 @@ def activation_bytes(recipe: Recipe, shapes: Mapping[str, Any], rows: Mapping[st
         rows: samples that a device computes at a time, by stage; the largest stage counts.
     """
     flux, vae = shapes["transformer"].config, shapes["vae"].config
-    blocks = flux.num_layers + flux.num_single_layers
-    itemsize = 2 if recipe.dtype == "bfloat16" else 4
-    pixels = flow.PATCH * vae.downscale  # along one side of a token
     return max(
-        ACTIVATIONS
-        * (rows[name] + REST)
-        * blocks
-        * flux.hidden_size
-        * itemsize
-        * ((stage.resolution // pixels) ** 2 + recipe.text_length)
+        ACTIVATIONS * (rows[name] + REST) * block_input_bytes(recipe, stage, flux, vae)
         for name, stage in recipe.stages.items()
     )
 
