@@ -16,6 +16,7 @@ from PIL import Image
 
 from ic_jax import InstantCharacterPipeline
 from infer.picture_file import read_metadata
+from infer.subject_options import subject_option
 from tests.serving import DEMO, DRAW, EDIT, PROMPT, served
 from tests.slow_pipeline import PATIENCE, SlowPipeline
 
@@ -178,6 +179,11 @@ def test_characters_of_a_picture_have_their_regions(server, slow):
         client.images.generate(prompt=PROMPT, extra_body={**ours, "subject": hashes})
         ((first, second),) = slow.arguments["subjects"]
         assert (first.scale, first.region) == (1, "left")
+        told = read_metadata(io.BytesIO(base64.b64decode(sent.data[0].b64_json)))
+        options = [subject_option(text) for text in told["subjects"]]
+        assert [option.placing for option in options] == [(1, "left"), (0.5, (0.5, 0, 1, 1))]
+        assert told["subjects"][0] == f"sha256:{hashes[0]}@left:1"
+        assert (told["subject"], told["subjects_sha256"]) == (None, hashes)
         assert (second.scale, second.region) == (0.5, (0.5, 0, 1, 1))
         with pytest.raises(openai.UnprocessableEntityError, match="'/etc/passwd' is none of all"):
             client.images.edit(

@@ -136,25 +136,16 @@ class Studio:
 
     def save(self, drawing: Drawing) -> str:
         """Write the picture of a drawing, which tells its arguments; return its file."""
-        request = drawing.request
+        request, told = drawing.request, self.loaded.metadata(drawing, self._name)
         folder = self.folder / secrets.token_hex(8)  # nobody guesses where others' pictures are
         folder.mkdir()
-        subject = None if request.subject is None else self.uploads[request.subject.sha256][1]
-        told = self.loaded.metadata(drawing, subject) | {
-            "subjects": [self._option(placed) for placed in request.subjects],
-            "subjects_sha256": [placed.character.sha256 for placed in request.subjects],
-        }
         (job,) = output.jobs(Destination(folder), [request.prompt], [request.seed])
         return str(output.save(drawing.result(), job.file, told))
 
-    def _option(self, placed: PlacedCharacter) -> str:
-        """Return a character as `--subject` takes it."""
-        _, name = self.uploads[placed.character.sha256]
-        if placed.region is None:
-            return f"{name}@all" if "@" in name else name
-        if isinstance(placed.region, tuple):
-            return f"{name}@{','.join(f'{side:g}' for side in placed.region)}"
-        return f"{name}@{placed.region}"
+    def _name(self, character: Character) -> str:
+        """Return the name of the file that was uploaded."""
+        _, name = self.uploads[character.sha256]
+        return name
 
     def form_of(self, file: str) -> tuple[Form, dict[str, Any], list[str]]:
         """Return the form that draws a picture again, the arguments to keep, and what differs.

@@ -73,6 +73,20 @@ class PlacedCharacter:
         """Whether the character has a region that is less than the whole picture."""
         return self.prompt(None).is_confined
 
+    def option(self, name: str) -> str:
+        """Return the character as `infer --subject` takes it; a mask is not told.
+
+        Args:
+            name: of the file of its picture.
+        """
+        region = self.region if isinstance(self.region, str) else ""
+        if isinstance(self.region, tuple):
+            region = ",".join(map(_short, self.region))
+        elif not region and set("@:") & set(name):
+            region = "all"  # or a part of the name would be taken for one
+        scale = "" if self.scale is None else f":{_short(self.scale)}"
+        return f"{name}@{region}{scale}" if region else f"{name}{scale}"
+
     def prompt(self, features: Any) -> SubjectPrompt:
         """Return the pipeline's argument."""
         return SubjectPrompt(features, self.scale, self.region)
@@ -243,6 +257,11 @@ class Drawing(Future[Image.Image]):
         """End without a picture, unless the drawing has ended meanwhile."""
         with suppress(InvalidStateError):
             self.set_exception(error)
+
+
+def _short(number: float) -> str:
+    """Return the shortest text of a number."""
+    return str(number).removesuffix(".0")
 
 
 def _steps(settings: SamplingArguments) -> int:

@@ -1,7 +1,7 @@
 """The model that an engine draws with, its LoRAs by name, and what its pictures tell of it."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from ic_jax.weights.lora.targets import Targets, targets_of
 from ic_jax.weights.model_folder import SMALL_MODEL
 from ic_jax.weights.model_source import open_model
 from infer import demo
+from infer.engine.characters import Character
 from infer.engine.drawing import Drawing
 from infer.from_picture import DTYPES
 from infer.lora_options import LoraOption, lora_options, read_option
@@ -48,12 +49,12 @@ class LoadedModel:
     name: str  # as the user names it
     loras: Mapping[str, LoraOption]
 
-    def metadata(self, drawing: Drawing, subject: str | None) -> dict[str, Any]:
+    def metadata(self, drawing: Drawing, name: Callable[[Character], str]) -> dict[str, Any]:
         """Return what a picture's file tells, as `GenerateRequest.metadata` does.
 
         Args:
             drawing: of the picture.
-            subject: name of the reference picture, of a single character.
+            name: returns the name of a character's picture.
         """
         request, settings = drawing.request, asdict(drawing.settings)
         original = request.original
@@ -66,9 +67,11 @@ class LoadedModel:
             "prompt": request.prompt,
             "seed": request.seed,
             "model": self.name,
-            "subject": subject,
+            "subject": request.subject and name(request.subject),
             "reference": None,
-            "subject_sha256": None if request.subject is None else request.subject.sha256,
+            "subject_sha256": request.subject and request.subject.sha256,
+            "subjects": [placed.option(name(placed.character)) for placed in request.subjects],
+            "subjects_sha256": [placed.character.sha256 for placed in request.subjects],
             "reference_sha256": None,
             "image": image and f"sha256:{image}",
             "image_sha256": image,

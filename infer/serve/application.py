@@ -146,10 +146,7 @@ class Service:
     ) -> Response:
         ending, data = f".{fields.output_format}", []
         for drawing, image in zip(drawings, images, strict=True):
-            names = [f"sha256:{x.sha256}" for x in drawing.request.characters]
-            told = self._model.metadata(drawing, names[0] if len(names) == 1 else None)
-            if drawing.request.subjects:
-                told["subjects"] = names
+            told = self._model.metadata(drawing, lambda character: f"sha256:{character.sha256}")
             # Paths of this machine are nothing for its clients.
             loras = [f"{name}={weight!r}" for name, weight in drawing.request.loras]
             told |= {"model": self.model_id, "lora": loras}
