@@ -217,8 +217,8 @@ def _message(error: BaseException) -> str:
             "device with more (docs/drawing.md has a table of what each part needs)"
         )
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
+        files = " -> ".join(str(file) for file in (error.filename, error.filename2) if file)
+        return f"{files}: {error.strerror}" if files else error.strerror
     return str(error)
 
 

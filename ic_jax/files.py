@@ -91,6 +91,12 @@ def named_in_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file; errors of the system name the copy, some both files."""
+    with named_in_errors(path):
+        shutil.copyfile(source, path)
+
+
 def check_room(folder: Path, need: int) -> None:
     """Raise OSError if the disk of an existing folder has less than `need` bytes free."""
     free = shutil.disk_usage(folder).free

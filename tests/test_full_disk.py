@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ic_jax.cli import run
-from ic_jax.files import atomic_file, atomic_folder, atomic_write, write_json
+from ic_jax.files import atomic_file, atomic_folder, atomic_write, copy_file, write_json
 from ic_jax.planning.report import show
 from infer import output
 from train.report import Report
@@ -54,6 +54,7 @@ WRITERS = {
     "a folder of weights": in_folder,  # MODEL, converted to torch, a data set, a cache
     "a chart": picture,  # plots and previews
     "a page": lambda f: atomic_write(f, b"x"),  # plots, cards, recipes
+    "a copy": lambda f: copy_file(Path(__file__), f),  # what export takes from the base
     "a manifest": lambda f: write_json(f, {}),
     "a plan": lambda f: show([], f),
     "a drawing": lambda f: output.save(PICTURE, f.with_suffix(".png"), {}),

@@ -16,7 +16,6 @@ Any component may be missing. A README.md, the model card, is not in the manifes
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ic_jax.files import as_json, atomic_folder, atomic_write, write_json
+from ic_jax.files import as_json, atomic_folder, atomic_write, copy_file, write_json
 from ic_jax.host_memory import free_host_memory
 from ic_jax.untrusted_files import read_bytes, read_json
 from ic_jax.version import __version__
@@ -289,7 +288,7 @@ class ModelWriter:
             try:
                 os.link(source, folder / name)
             except OSError:  # another disk
-                shutil.copyfile(source, folder / name)
+                copy_file(source, folder / name)
             self.components[component][name] = entry
 
     def add_extras(self, model: ModelFolder, component: str) -> None:
