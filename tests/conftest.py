@@ -1,6 +1,7 @@
 """Settings of all tests, and the golden model that several tests share."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+# Ignored in what a shell starts in the background, and in the commands that tests interrupt then.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In tests alone, arrays are checked against the shapes in the array code's signatures.
 ARRAY_CODE = ["ic_jax.models", "ic_jax.models.features", "ic_jax.flow", "ic_jax.sampler"]
