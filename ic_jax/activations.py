@@ -6,6 +6,7 @@ from typing import Any
 
 from ic_jax.config import AdapterConfig, FluxConfig
 from ic_jax.flow import PATCH
+from ic_jax.models.target import platform
 
 # Numbers of each token in a block, in widths of the transformer: the block's input, the same
 # normed, queries, keys, values, and four of the MLP. Compiled programs hold 9.7 to 10.5 on
@@ -59,11 +60,13 @@ def kept_numbers(flux: FluxConfig, adapter: AdapterConfig | None, drawing: Drawi
 def decoding_numbers(configs: Mapping[str, Any], drawing: Drawing) -> int:
     """Count what the VAE's last upsampled block holds at full size while it convolves first.
 
-    That is its input, which a shortcut adds later, the same normed, and the convolution's result.
+    That is its input, which a shortcut adds later, the same normed, which a TPU may compute within
+    the convolution, and the convolution's result.
     """
     widths = configs["vae"].block_out_channels
     last, before = widths[0], widths[min(1, len(widths) - 1)]
-    return drawing.pictures * drawing.height * drawing.width * (2 * before + last)
+    normed = 0 if platform() == "tpu" else before
+    return drawing.pictures * drawing.height * drawing.width * (before + normed + last)
 
 
 def _rows(drawing: Drawing) -> int:

@@ -13,6 +13,7 @@ import pytest
 from ic_jax import auto_mesh, memory, runner, sampler
 from ic_jax.activations import Drawing, decoding_numbers, kept_numbers, sampling_numbers
 from ic_jax.memory import NotEnoughMemoryError, Room
+from ic_jax.models.target import compiling_for
 from ic_jax.models.unstacked import compiler_options, drawing_form
 from ic_jax.sharding import make_mesh, parse
 from infer.commands import main as infer
@@ -68,6 +69,8 @@ def test_toy_programs_take_no_less_than_was_counted():
     decode = runner._decode.lower(shapes["vae"], latents, grid=(side, side)).compile()
     taken = decode.memory_analysis().temp_size_in_bytes
     assert 0.6 * taken < 4 * decoding_numbers(configs, drawing) < taken
+    with compiling_for("tpu"):
+        assert decoding_numbers(configs, drawing) == 256 * 256 * (16 + 8)
 
 
 def error(monkeypatch, room, drawing, dtype="bfloat16", **options) -> str:
