@@ -61,7 +61,7 @@ def test_every_option_has_a_sentence_of_help(main, command, capsys):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("infer", ["evalute"], "there is no command 'evalute'; give one of draw, grid, words"),
+        ("infer", ["evalute"], "there is no command 'evalute'; give one of draw, grid, serve"),
         ("train", ["exprot", "runs/x"], "there is no command 'exprot'; give one of run, prepare"),
         ("convert", [], "required: COMMAND; see python -m convert --help"),
         ("convert", ["inspct", "x"], "there is no command 'inspct'; give one of from-torch"),
@@ -69,7 +69,7 @@ def test_every_option_has_a_sentence_of_help(main, command, capsys):
         ("infer", ["--promt", "a girl"], "--promt a girl; did you mean --prompt?"),
         ("infer", ["--heigh", "64"], "unrecognized arguments: --heigh 64; did you mean --height?"),
         ("infer", ["--zzz"], "unrecognized arguments: --zzz; see python -m infer draw --help"),
-        ("infer", ["--subject", "a.png", "--subject=b.png"], "--subject is given twice; give it"),
+        ("infer", ["--image", "a.png", "--image=b.png"], "--image is given twice; give it once"),
         ("infer", ["--steps", "4", "--num-inference-steps", "8"], "is given twice; give it once"),
         ("infer", ["--seed", "1", "--seed", "2"], "give it once with all its values"),
         ("infer", ["--out", ""], "argument --out: '' is no path"),
@@ -111,7 +111,8 @@ def test_a_path_may_begin_with_the_home_folder(monkeypatch):
     parser = cli.Parser()
     infer.commands.COMMANDS[0].add_arguments(parser)
     args = parser.parse_args(["--subject=~/ana.png", "--model=~/models/ic", "--prompts-file=~/x"])
-    paths = [str(args.subject), str(args.model), str(args.prompts_file)]
+    ((picture,),) = (subject.pictures for subject in args.subject)
+    paths = [str(picture), str(args.model), str(args.prompts_file)]
     assert paths == ["/home/ana/ana.png", "/home/ana/models/ic", "/home/ana/x"]
 
 

@@ -225,8 +225,9 @@ class WatchedAdapter(Adapter):
 def test_the_projector_sees_timesteps_to_1000_and_flux_the_subjects_scale():
     e, flux = some_examples()._replace(features="features"), Watched()
     objective.velocity(WatchedAdapter(), flux, e, object())
-    attention, tokens, scale = flux.image_prompt
+    attention, tokens, scale, *everywhere = flux.image_prompt
     assert attention == "attention"
+    assert everywhere == [None, None]  # no region, and the same scale in all blocks
     np.testing.assert_allclose(tokens, [250, 900], rtol=1e-6)
     np.testing.assert_array_equal(scale, [1, 0])
 
