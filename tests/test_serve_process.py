@@ -40,6 +40,7 @@ def test_killed_clients_and_sigterm_in_the_middle():
         eventually(lambda: server.metric('ic_jax_pictures_total{end="cancelled"}') == 8)
         with ThreadPoolExecutor(8) as pool:
             answers = [pool.submit(_ask, server, seed) for seed in range(8)]
+            eventually(lambda: server.metric("ic_jax_pictures_drawing") == 1)
             eventually(lambda: server.metric("ic_jax_pictures_waiting") == 7)
             server.process.send_signal(signal.SIGTERM)
             results = sorted(answer.result() for answer in answers)
