@@ -47,9 +47,8 @@ class BarConfig:
     def is_shown(self) -> bool:
         """Whether a call shows its bar now; of several processes the first alone may."""
         automatic = _automatic and (_in_notebook() or (sys.stderr and sys.stderr.isatty()))
-        return multihost.is_first() and not (
-            not automatic if self.disable is None else self.disable
-        )
+        is_wanted = automatic if self.disable is None else not self.disable
+        return multihost.is_first() and bool(is_wanted)
 
 
 class Progress:

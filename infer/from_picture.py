@@ -7,23 +7,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-import jax
-
 from ic_jax.cli import say
 from ic_jax.files import sha256_file
 from ic_jax.from_dict import dataclass_from_dict
 from ic_jax.preprocessing.arguments import check_choice, check_count
 from ic_jax.preprocessing.figures import Ground
-from ic_jax.version import __version__
 from infer import demo
 from infer.ground_options import GROUND
+from infer.loading_options import DTYPES, environment
 from infer.picture_file import read_metadata
 from infer.subject_options import SubjectOption, subject_option
 
 MAX_STEPS = 1000
 PICTURES = ("reference", "image", "mask", "subject_mask")
 DIGESTS = tuple(f"{name}_sha256" for name in ("subject", "subjects", *PICTURES))
-DTYPES = ("bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -198,7 +195,7 @@ def _say_what_differs(picture: Path, told: PictureArguments, options: dict[str, 
     for file, digest in pairs:
         if file is not None and digest is not None and sha256_file(file) != digest:
             warnings.warn(f"{file} has changed since {picture} was drawn", stacklevel=2)
-    here = {"ic_jax": __version__, "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    here = environment()
     others = [f"{name} {getattr(told, name)}" for name in here if getattr(told, name) != here[name]]
     if others:
         say(f"{picture} was drawn by {', '.join(others)}; pixels may differ a little")

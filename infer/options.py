@@ -7,8 +7,7 @@ from ic_jax import cli
 from ic_jax.config import SamplingConfig
 from ic_jax.preprocessing.images import Fit
 from ic_jax.preprocessing.originals import STRENGTH
-from infer import ground_options, output
-from infer.from_picture import DTYPES
+from infer import ground_options, loading_options, output
 from infer.subject_options import subject_option
 
 
@@ -115,17 +114,9 @@ def _add_running(group: cli.Arguments) -> None:
     )
     add("--grid", type=output.picture_path, metavar="FILE", help=sheet)
     cli.add_overwrite(group, "pictures; otherwise those made with the same settings are kept")
-    dtype = "dtype of weights and computation (default: bfloat16; float32 on a CPU)"
-    add("--dtype", choices=DTYPES, help=dtype)
-    mesh = "mesh of devices for the model, such as data=2,tensor=4 (docs/sharding.md)"
-    add("--mesh", metavar="AXES", default="auto", help=mesh)
-    offload = "load T5, SigLIP and DINOv2 only to encode, and free them before sampling"
-    add("--offload-encoders", action="store_true", help=offload)
     bar = "no progress bar; runs all steps as one compiled program"
     add("--no-progress", action="store_true", help=bar)
-    unverified = "load the model without comparing its files with their checksums"
-    add("--no-verify", action="store_true", help=unverified)
-    cli.add_compile_cache(group)
+    loading_options.add_arguments(group)
 
 
 def _size(name: str) -> str:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from ic_jax import auto_mesh, multihost
@@ -25,7 +24,6 @@ from ic_jax.preprocessing.references import to_references
 from ic_jax.preprocessing.tokenizers import check_prompt
 from ic_jax.subjects import block_factors
 from ic_jax.text_files import lines_of, read_text
-from ic_jax.version import __version__
 from ic_jax.weights.loading import folder_configs, read_config
 from ic_jax.weights.lora.targets import targets_of
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
@@ -33,6 +31,7 @@ from ic_jax.weights.model_source import open_model
 from infer import demo, ground_options, output, subject_options
 from infer.from_picture import PICTURES, with_picture
 from infer.ground_options import GROUND
+from infer.loading_options import dtype_of, environment
 from infer.lora_options import LoraOption, lora_options, read_option
 from infer.output import Destination, Job
 from infer.subject_options import SubjectOption
@@ -100,9 +99,7 @@ class GenerateRequest:
         """Return what a picture's file tells about how it was made, as JSON values."""
         loras = [(f"{x.source}={x.lora.weight!r}", x.lora.trigger or "") for x in self.loras]
         return {
-            "ic_jax": __version__,
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
+            **environment(),
             "prompt": job.prompt,
             "seed": job.seed,
             "model": self.model_name,
@@ -155,9 +152,8 @@ def read_request(args: argparse.Namespace) -> GenerateRequest:
     figures = ground_options.figures(args, list(files))
     if args.reference is not None:
         to_references([args.reference], multiple)
-    # XLA widens every bfloat16 weight on a CPU, at every step.
     pictures = {name: getattr(args, name) for name in PICTURES}
-    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = dtype_of(args)
     return GenerateRequest(
         jobs=tuple(jobs),
         model=model,

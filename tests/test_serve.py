@@ -92,7 +92,7 @@ def test_a_picture_is_drawn_over_as_the_pipeline_draws_over_it(pipe):
     over = {"subject_image": DEMO, "image": [DEMO] * 4, "height": 96, "width": 96}
     common |= {"callback_on_step_end": lambda *_: None}
     drawn = pipe([PROMPT] * 4, seed=[5, 6, 7, 7], **over, **common).images
-    for item, image in zip(answer["data"], drawn, strict=False):
+    for item, image in zip(answer["data"], drawn[:3], strict=True):
         sent = Image.open(io.BytesIO(base64.b64decode(item["b64_json"])))
         difference = np.asarray(sent, np.int32) - np.asarray(image, np.int32)
         assert np.abs(difference).max() <= 1

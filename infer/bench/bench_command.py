@@ -15,7 +15,7 @@ from ic_jax.measuring.sizes import NAMES, size_of
 from infer.bench import every_part
 from infer.bench.drawing import DrawingSettings
 from infer.bench.parts import AGAINST_TORCH, EVERY, TORCH, TRAINING, USUAL, parts
-from infer.options import DTYPES
+from infer.loading_options import DTYPES
 
 PACKAGES = ("jax", "jaxlib", "flax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "bench.json"  # of --all

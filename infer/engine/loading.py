@@ -5,18 +5,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import jax
-
 from ic_jax import InstantCharacterPipeline, cli
-from ic_jax.version import __version__
 from ic_jax.weights.loading import folder_configs
 from ic_jax.weights.lora.targets import Targets, targets_of
 from ic_jax.weights.model_folder import SMALL_MODEL
 from ic_jax.weights.model_source import open_model
-from infer import demo
+from infer import demo, loading_options
 from infer.engine.characters import Character
 from infer.engine.drawing import Drawing
-from infer.from_picture import DTYPES
+from infer.loading_options import dtype_of, environment
 from infer.lora_options import LoraOption, lora_options, read_option
 from infer.request import SAMPLING
 
@@ -30,15 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lora", action="append", metavar="NAME=FILE[=WEIGHT]", help=style)
     trigger = "trigger words of a LoRA, put before every prompt; one for each --lora"
     add("--trigger", action="append", metavar="WORDS", help=trigger)
-    dtype = "dtype of weights and computation (default: bfloat16; float32 on a CPU)"
-    add("--dtype", choices=DTYPES, help=dtype)
-    mesh = "mesh of devices for the model, such as data=2,tensor=4 (docs/sharding.md)"
-    add("--mesh", metavar="AXES", default="auto", help=mesh)
-    offload = "load T5, SigLIP and DINOv2 only to encode, and free them before sampling"
-    add("--offload-encoders", action="store_true", help=offload)
-    unverified = "load the model without comparing its files with their checksums"
-    add("--no-verify", action="store_true", help=unverified)
-    cli.add_compile_cache(parser)
+    loading_options.add_arguments(parser)
 
 
 @dataclass(frozen=True)
@@ -61,9 +50,7 @@ class LoadedModel:
         image, mask = (original.sha256, original.mask_sha256) if original else (None, None)
         loras = [(self.loras[name], weight) for name, weight in request.loras]
         return {
-            "ic_jax": __version__,
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
+            **environment(),
             "prompt": request.prompt,
             "seed": request.seed,
             "model": self.name,
@@ -97,11 +84,9 @@ def load_with_loras(args: argparse.Namespace) -> LoadedModel:
     """
     model = open_model(args.model or SMALL_MODEL)
     loras = _loras(args.lora or [], args.trigger or [], targets_of(folder_configs(model)))
-    # XLA widens every bfloat16 weight on a CPU, at every step.
-    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     pipe = InstantCharacterPipeline.from_pretrained(
         model,
-        dtype,
+        dtype_of(args),
         verify=not args.no_verify,
         mesh=args.mesh,
         offload_encoders=args.offload_encoders,
