@@ -112,6 +112,10 @@ def check_inference(
     half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), modules)
     heads = modules["transformer"].config.num_attention_heads if "transformer" in modules else 1
     size = partial(inference_bytes, offload_encoders=offload_encoders, drawing=drawing)
+    fewer = {
+        f"{x.pictures} at once": partial(size, modules, mesh, drawing=x)
+        for x in _fewer(drawing, 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"])
+    }
     smaller = {
         f"{x.width} x {x.height} pixels": partial(size, modules, mesh, drawing=x)
         for x in _smaller(drawing)
@@ -126,10 +130,20 @@ def check_inference(
         for n in range(2, heads + 1)
         if heads % n == 0 and not room.is_machine
     }
-    drawn = f" and {drawing.width} x {drawing.height} pixels" if drawing else ""
-    what = f"{folder.path}: the model in {jnp.dtype(dtype)}{drawn}"
-    room.check(what, size(modules, mesh), smaller.items(), less.items(), more.items())
+    what = f"{folder.path}: the model in {jnp.dtype(dtype)}"
+    if drawing is not None:
+        many = f"{drawing.pictures} pictures of " if fewer else ""
+        what = f"{what} and {many}{drawing.width} x {drawing.height} pixels"
+    kinds = (fewer, smaller, less, more)
+    room.check(what, size(modules, mesh), *(choices.items() for choices in kinds))
     _check_transfer(folder, modules, room)
+
+
+def _fewer(drawing: Drawing | None, shards: int) -> Iterator[Drawing]:
+    """Yield drawings of half the pictures, a quarter and so on, down to one for each shard."""
+    while drawing and drawing.pictures >= 2 * shards:
+        drawing = replace(drawing, pictures=drawing.pictures // 2)
+        yield drawing
 
 
 def _smaller(drawing: Drawing | None) -> Iterator[Drawing]:

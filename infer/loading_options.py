@@ -5,7 +5,10 @@ import argparse
 import jax
 
 from ic_jax import cli
+from ic_jax.config import SamplingConfig
 from ic_jax.version import __version__
+from ic_jax.weights.loading import read_config
+from ic_jax.weights.model_folder import ModelFolder
 
 DTYPES = ("bfloat16", "float32")
 
@@ -28,6 +31,11 @@ def dtype_of(args: argparse.Namespace) -> str:
     """Return the dtype that the parsed options ask for, or the device's default."""
     # XLA widens every bfloat16 weight on a CPU, at every step.
     return args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def default_sampling(model: ModelFolder) -> SamplingConfig:
+    """Return the model's own sampling settings, or those of FLUX.1-dev."""
+    return read_config(model, "sampling") if "sampling" in model.components else SamplingConfig()
 
 
 def environment() -> dict[str, str]:

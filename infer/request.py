@@ -31,7 +31,7 @@ from ic_jax.weights.model_source import open_model
 from infer import demo, ground_options, output, subject_options
 from infer.from_picture import PICTURES, with_picture
 from infer.ground_options import GROUND
-from infer.loading_options import dtype_of, environment
+from infer.loading_options import default_sampling, dtype_of, environment
 from infer.lora_options import LoraOption, lora_options, read_option
 from infer.output import Destination, Job
 from infer.subject_options import SubjectOption
@@ -237,8 +237,7 @@ def _jobs(out: Destination, prompts: list[str], seeds: list[int], *, keep: bool)
 
 def _settings(args: argparse.Namespace, model: ModelFolder, multiple: int) -> SamplingArguments:
     """Return the sampling settings: the options, and the model's defaults where none is set."""
-    has_own, fit = "sampling" in model.components, args.subject_fit or "pad"
-    defaults = read_config(model, "sampling") if has_own else SamplingConfig()
+    defaults, fit = default_sampling(model), args.subject_fit or "pad"
     values = {name: getattr(args, name) for name in SAMPLING} | {"subject_fit": fit}
     values = {k: v for k, v in values.items() if v is not None or k not in CONTROL}
     originals = Originals.read(args.image, args.mask, args.strength)
@@ -255,7 +254,7 @@ def _settings(args: argparse.Namespace, model: ModelFolder, multiple: int) -> Sa
         **values,
     )
     settings.check_size(multiple)
-    if has_own:
+    if "sampling" in model.components:
         _warn_of_another_size(settings, defaults)
     return settings
 

@@ -98,6 +98,14 @@ def test_the_message_counts_them_and_says_what_would_fit(monkeypatch):
     assert error(monkeypatch, room, replace(FULL, height=512, width=512)) == ""
 
 
+def test_the_message_says_how_many_fit_at_once(monkeypatch):
+    room = Room("each GPU", 46 * GB, is_machine=False)
+    assert error(monkeypatch, room, replace(FULL, pictures=8)).startswith(
+        "models/ic: the model in bfloat16 and 8 pictures of 1024 x 1024 pixels needs 53.2 GB of "
+        "each GPU, where 46.0 GB are free; what fits: 2 at once (45.1 GB), 512 x 512 pixels"
+    )
+
+
 def test_offloaded_encoders_are_not_in_memory_while_it_draws(monkeypatch):
     """T5 beside FLUX is the peak of a small picture; decoding is that of a large one."""
     room = Room("each GPU", 40 * GB, is_machine=False)
@@ -117,3 +125,12 @@ def test_the_command_counts_the_pictures_that_it_draws(monkeypatch, tmp_path, ca
     line = capsys.readouterr().err
     assert "and 4096 x 4096 pixels needs" in line
     assert "what fits: 512 x 512 pixels (0.1 GB)" in line
+
+
+@pytest.mark.parametrize("command", ["serve --max-batch 7", "app"])
+def test_servers_count_the_pictures_that_they_draw_at_once(monkeypatch, capsys, command):
+    monkeypatch.setattr(memory, "free_host_memory", lambda: 0.052 * GB)
+    monkeypatch.setattr("ic_jax.weights.loading.load_model", None)
+    monkeypatch.setattr("infer.app.app_command.signal.signal", lambda *_: None)
+    assert infer([*command.split(), "--dtype", "float32"]) == 2
+    assert "and 4 pictures of 96 x 96 pixels needs" in capsys.readouterr().err

@@ -27,6 +27,7 @@ from infer.engine.drawing import (
 )
 from infer.engine.originals import check_pixels
 
+MAX_BATCH = 4
 MAX_STEPS = 100
 # Each adds compiled programs, which JAX keeps; beyond this many, all go.
 MAX_SHAPES = 32
@@ -45,7 +46,7 @@ class Engine:
         self,
         pipe: InstantCharacterPipeline,
         *,
-        max_batch: int = 4,
+        max_batch: int = MAX_BATCH,
         max_waiting: int = 64,
         time_limit: float = 600.0,
         max_characters: int = 16,

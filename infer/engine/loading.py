@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ic_jax import InstantCharacterPipeline, cli
+from ic_jax import InstantCharacterPipeline, activations, cli
 from ic_jax.weights.loading import folder_configs
 from ic_jax.weights.lora.targets import Targets, targets_of
-from ic_jax.weights.model_folder import SMALL_MODEL
+from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 from ic_jax.weights.model_source import open_model
 from infer import demo, loading_options
 from infer.engine.characters import Character
 from infer.engine.drawing import Drawing
-from infer.loading_options import dtype_of, environment
+from infer.loading_options import default_sampling, dtype_of, environment
 from infer.lora_options import LoraOption, lora_options, read_option
 from infer.request import SAMPLING
 
@@ -75,11 +75,16 @@ class LoadedModel:
         }
 
 
-def load_with_loras(args: argparse.Namespace) -> LoadedModel:
+def load_with_loras(args: argparse.Namespace, max_batch: int) -> LoadedModel:
     """Load the model and the LoRAs of the parsed options; no LoRA is active.
+
+    Args:
+        args: the parsed options of `add_arguments`.
+        max_batch: most pictures drawn at once, for which there has to be memory.
 
     Raises:
         ValueError: LoRAs without a name, or two of one name.
+        NotEnoughMemoryError: the model, or the pictures beside it, do not fit; nothing was read.
         WeightsError: a model or LoRA that cannot be used.
     """
     model = open_model(args.model or SMALL_MODEL)
@@ -90,6 +95,7 @@ def load_with_loras(args: argparse.Namespace) -> LoadedModel:
         verify=not args.no_verify,
         mesh=args.mesh,
         offload_encoders=args.offload_encoders,
+        drawing=_largest(model, max_batch),
     )
     pipe.set_progress_bar_config(disable=True)
     for name, lora in loras.items():
@@ -97,6 +103,19 @@ def load_with_loras(args: argparse.Namespace) -> LoadedModel:
     pipe.set_adapters([])
     name = demo.MODEL_NAME if args.model is None else str(args.model)
     return LoadedModel(pipe, name, loras)
+
+
+def _largest(model: ModelFolder, max_batch: int) -> activations.Drawing:
+    """Return the largest batch of pictures that differ from the model's defaults in nothing."""
+    sampling = default_sampling(model)
+    return activations.Drawing(
+        height=sampling.height,
+        width=sampling.width,
+        steps=sampling.num_inference_steps,
+        text_length=sampling.max_sequence_length,
+        pictures=2 ** (max_batch.bit_length() - 1),
+        subjects=int("adapter" in model.components),
+    )
 
 
 def _loras(specs: list[str], triggers: list[str], targets: Targets) -> dict[str, LoraOption]:
