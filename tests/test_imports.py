@@ -42,6 +42,7 @@ LAYERS = (
     {"memory", "planning", "runner"},
     {"components", "lora_methods", "measuring", "result", "subjects"},
     {"request"},
+    {"encode_methods"},
     {"pipeline"},
     {"__init__"},
 )
