@@ -24,6 +24,7 @@ Heads = Float[Array, "b _ _ hd"]  # b n h hd, or b h n hd where heads come first
 Shaped = Array | jax.ShapeDtypeStruct
 
 BLOCK = 4096  # queries
+CPU_BLOCK = 512  # whose scores stay in a core's own cache
 MAX_SCORES = 4 * 2**30  # bytes that the scores may take on an accelerator
 
 
@@ -46,7 +47,7 @@ def attention(
         k: keys.
         v: values.
         backend: "cudnn" (NVIDIA, bfloat16 or float16), "splash" (TPU), "xla" (any
-            platform; materialises all scores), "blocked" (a head and 4096 queries at a time: little
+            platform; materialises all scores), "blocked" (some queries of a head at a time: little
             memory, fastest on a CPU). By default the best one for the platform and the size.
         split: tokens that are sharded over the context axis of the mesh: none, those of the
             queries, or those of keys and values as well.
@@ -168,16 +169,21 @@ def _blocked(
     q: Float[Array, "b h n d"], k: Float[Array, "b h m d"], v: Float[Array, "b h m d"]
 ) -> Float[Array, "b h n d"]:
     n, d = q.shape[2:]
+    most = CPU_BLOCK if platform() == "cpu" else BLOCK
+    block = math.ceil(n / math.ceil(n / most))
 
     def one_head(qkv: tuple[Array, Array, Array]) -> Array:
         q, k, v = qkv  # n d, m d, m d
 
         def rows(q: Array) -> Array:  # one row of queries, or a matrix
             scores = jnp.dot(q, k.T, preferred_element_type=jnp.float32)
-            weights = jax.nn.softmax(scores / math.sqrt(d), axis=-1).astype(v.dtype)
-            return weights @ v
+            largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+            weights = jnp.exp((scores - largest) / math.sqrt(d))
+            out = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+            # Divided last, in a pass over d numbers of a query in place of m.
+            return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)
 
-        return rows(q) if n <= BLOCK else jax.lax.map(rows, q, batch_size=BLOCK)
+        return rows(q) if n <= block else jax.lax.map(rows, q, batch_size=block)
 
     heads = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))  # b h, n, d
     return jax.lax.map(one_head, tuple(heads)).reshape(q.shape)
