@@ -43,6 +43,9 @@ def read_gguf(path: Path) -> tuple[dict[str, Tensor], list[str]]:
                 f"{path}: {entry.name} has the format {entry.tensor_type.name}; get a file of one "
                 f"of {', '.join(FORMATS)}"
             )
+        if not entry.shape.size or not entry.shape.all():
+            shape = tuple(entry.shape.tolist())
+            raise WeightsError(f"{path}: {entry.name} has the shape {shape}; {AGAIN}")
     formats = sorted({entry.tensor_type.name for entry in entries})
     return {entry.name: _tensor(path, entry) for entry in entries}, formats
 

@@ -23,7 +23,8 @@ def exact(q, k, v):
 @pytest.mark.parametrize("backend", ["xla", "blocked", None])
 @pytest.mark.parametrize("block", [4096, 4, 5])
 def test_backends_agree(backend, block, monkeypatch):
-    monkeypatch.setattr(module, "CPU_BLOCK", block)  # 13 queries: one block, or a remainder of 1 or 3
+    # Of 13 queries: one block, or a remainder of 1 or 3.
+    monkeypatch.setattr(module, "CPU_BLOCK", block)
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, n, 3, 8), np.float32) for n in (13, 7, 7))
     ours = attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), backend)
