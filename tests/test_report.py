@@ -1,14 +1,18 @@
 """Reports: the lines that a resumed run keeps, wandb's run, losses by noise level."""
 
+import errno
 import json
 import sys
+import threading
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from train.data.errors import DataError
+from train.event_file import EventFile
 from train.nonfinite import NonfiniteStop
 from train.report import Report, by_sigma
 
@@ -32,6 +36,37 @@ def test_every_step_stands_there_once(tmp_path):
     assert steps(tmp_path) == [2, 4, 6, 8]
     report(tmp_path, 8)
     assert steps(tmp_path) == [2, 4, 6, 8]
+
+
+def test_tensorboard_shows_every_step_once(tmp_path, monkeypatch):
+    """Read the events with TensorBoard's own reader, of two files whose names tell seconds."""
+    monkeypatch.setattr("time.time", iter(map(float, range(1000, 2000))).__next__)
+    pixels = np.full((8, 16, 3), 90, np.uint8)
+    for first, values in ((1, [0.5, 0.25, 0.125]), (3, [9.0])):
+        events = EventFile(tmp_path, first)
+        for step, value in enumerate(values, first):
+            events.scalar("loss", value, step)
+        events.picture("preview", pixels, first)
+        events.close()
+    seen = EventAccumulator(str(tmp_path)).Reload()
+    assert [(x.step, x.value) for x in seen.Scalars("loss")] == [(1, 0.5), (2, 0.25), (3, 9.0)]
+    pictures = [(x.step, x.width, x.height) for x in seen.Images("preview")]
+    assert pictures == [(1, 16, 8), (3, 16, 8)]
+
+
+@pytest.mark.parametrize("name", ["flush", "close"])
+def test_a_full_disk_is_told_with_the_folder_by_the_thread_that_reports(
+    tmp_path, monkeypatch, name
+):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    events, threads = EventFile(tmp_path, 1), threading.active_count()
+    monkeypatch.setattr("train.event_file.FLUSH_SECONDS", -1)
+    monkeypatch.setattr("tensorboardX.record_writer.RecordWriter.flush", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+        getattr(events, name)()
+    assert threading.active_count() == threads
 
 
 def test_a_resumed_run_is_the_same_one_to_wandb(tmp_path, monkeypatch):

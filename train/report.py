@@ -11,13 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from ic_jax import multihost
 from ic_jax.config import ConfigError
 from ic_jax.files import atomic_write, json_text, named_in_errors, write_json
 from ic_jax.sharding import gather_to_host
 from train import flops
+from train.event_file import EventFile
 from train.noise_scale import noise_scale
 from train.recipe import Recipe, Reporting
 from train.step import Metrics
@@ -53,7 +53,7 @@ class Report:
         self._file = run / "metrics.jsonl"
         self._keep_until(last_step)
         self._lines = self._file.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=last_step + 1)
+        self._events = EventFile(run / "tensorboard", last_step + 1)
         self._wandb = None
         if wandb_project:
             self._wandb = _wandb(run, wandb_project, settings)
@@ -65,19 +65,20 @@ class Report:
             self._lines.write(json_text({"step": step, **values}) + "\n")
             self._lines.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._events.scalar(name, value, step)
+        self._events.flush()
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Show a picture in TensorBoard; `pixels` are uint8 [h, w, 3]."""
-        self._board.add_image(name, pixels, step, dataformats="HWC")
+        self._events.picture(name, pixels, step)
 
     def close(self) -> None:
         """Close all files."""
         with named_in_errors(self._file):  # writes what could not be written before
             self._lines.close()
-        self._board.close()
+        self._events.close()
         if self._wandb is not None:
             self._wandb.finish()
 

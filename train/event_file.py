@@ -1,0 +1,58 @@
+"""Figures and pictures of a run in a file that TensorBoard shows."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from ic_jax.files import named_in_errors
+
+FLUSH_SECONDS = 30.0  # from flush to flush, each of which waits for the disk
+
+
+class EventFile:
+    """A new event file, written by the thread that calls.
+
+    The SummaryWriter of tensorboardX writes in a thread, where nobody hears of a full disk, and
+    whose queue then stops the caller for good.
+
+    Raises:
+        OSError: in any method, with the folder's name: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        """Begin a file in `folder`; what earlier files say of `first_step` and later is dropped."""
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with named_in_errors(folder):
+            self._writer = EventsWriter(str(folder / "events"))
+        self._write(first_step, session_log=SessionLog(status=SessionLog.START))
+        self._flushed = time.monotonic()
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """Add a value of a step."""
+        self._write(step, summary=summary.scalar(name, value))
+
+    def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Add a picture of a step; `pixels` are uint8 [h, w, 3]."""
+        self._write(step, summary=summary.image(name, pixels, dataformats="HWC"))
+
+    def flush(self) -> None:
+        """Write out what was added, unless that was done within the last seconds."""
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            with named_in_errors(self._folder):
+                self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Write out what was added, and close the file."""
+        with named_in_errors(self._folder):
+            self._writer.close()
+
+    def _write(self, step: int, **values: Any) -> None:
+        with named_in_errors(self._folder):
+            self._writer.write_event(Event(wall_time=time.time(), step=step, **values))
