@@ -90,7 +90,8 @@ class Dataset:
             names = read_json(file, limit=MAX_NAMES)
         except ValueError as error:
             raise DataError(f"{error}; {AGAIN}") from None
-        if not isinstance(names, list) or len(names) != self.card["characters"]:
+        is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not is_list or len(names) != self.card["characters"]:
             raise DataError(f"{file}: is no list of the characters; {AGAIN}")
         return names
 
