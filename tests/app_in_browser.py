@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from infer import demo
 ROOT = Path(__file__).parent.parent
 SIZE = {"width": 1280, "height": 920}
 PATIENCE = 240_000  # milliseconds until a picture is there; a first one compiles
+STEPS = "input[aria-label='number input for Steps']"
 DRAWN = "#gallery .grid-container button img"
 
 
@@ -49,6 +52,14 @@ class Visit:
 
     def upload(self, label: str, file: Path) -> None:
         self.page.locator(f"{label} input[type=file]").set_input_files(file)
+
+    @contextmanager
+    def redrawn(self, picture: str) -> Iterator[None]:
+        """Wait after the `with` block until the picture has changed."""
+        before = self.page.locator(picture).get_attribute("src")
+        yield
+        same = f"document.querySelector({json.dumps(picture)}).getAttribute('src')"
+        self.page.wait_for_function(f"{same} != {json.dumps(before)}")
 
     def wait_for_drawn(self, count: int) -> None:
         """Wait until the gallery holds so many pictures."""
@@ -78,6 +89,7 @@ def cancel(visit: Visit) -> None:
     visit.press("Cancel")
     visit.page.get_by_text("cancelled").wait_for()
     visit.press("Reset all")
+    visit.page.wait_for_function(f"document.querySelector({json.dumps(STEPS)}).value != '100'")
     visit.page.get_by_label("New seed each time").uncheck()
     visit.press("Settings")
 
@@ -121,12 +133,22 @@ def put_two(visit: Visit) -> None:
     Image.merge("RGB", (green, blue, red)).save(file)
     visit.page.get_by_role("tab", name="Character 2").last.click()
     visit.upload("#character-2", file)
-    for number, place in ((2, "0.5,0,1,1"), (1, "left")):
-        visit.page.get_by_role("tab", name=f"Character {number}").last.click()
-        where = visit.page.locator(f"#character-{number} input:not([type=file])")
-        where.fill(place)
+    where = visit.page.locator("#character-1 input:not([type=file])")
+    visit.page.get_by_role("tab", name="Character 1").last.click()
+    with visit.redrawn("#box-1 img"):
+        where.fill("left")
         where.press("Enter")
     visit.page.get_by_role("tab", name="Character 2").last.click()
+    canvas = visit.page.locator("#box-2 img")
+    size = canvas.bounding_box()
+    width, height = size["width"], size["height"]
+    for x, y in ((width / 2, 2), (width - 2, height - 2)):
+        at = {"x": x, "y": y}
+        with visit.redrawn("#box-2 img"):
+            canvas.click(position=at)
+    visit.page.wait_for_function(
+        "document.querySelector('#character-2 input:not([type=file])').value[0] == '0'"
+    )
     visit.press("Draw")
     visit.wait_for_drawn(4)
     time.sleep(2)

@@ -97,6 +97,28 @@ def test_characters_are_drawn_where_they_are_put(studio, tmp_path):
     assert [placed.region for placed in request.subjects] == [None, None]
 
 
+def clicked(events, number, waiting, places, x, y):
+    """Return what a click on a character's canvas of a wide picture gives."""
+    return events.put_corner(SimpleNamespace(index=[x, y]), number, waiting, 128, 64, *places)
+
+
+def test_two_clicks_on_its_canvas_put_a_character_in_a_box(studio):
+    events, places = Events(studio), ("anywhere", "left", "nowhere yet")
+    place, waiting, seen = clicked(events, 0, None, places, 168, 112)
+    assert (place["__type__"], waiting, seen.size) == ("update", (0, (0.75, 1.0)), (224, 112))
+    assert clicked(events, 0, waiting, places, 169, 20)[1] == (0, (169 / 224, 20 / 112))  # too near
+    assert clicked(events, 1, waiting, places, 56, 28)[1] == (1, (0.25, 0.25))  # another's canvas
+    assert clicked(events, 0, waiting, places, 2, 110)[1] == (0, (2 / 224, 110 / 112))  # as low
+    assert clicked(events, 0, waiting, places, 2, 28)[0] == "0,0.25,0.75,1"  # at the edge
+    place, waiting, _ = clicked(events, 0, waiting, places, 56, 28)
+    assert (place, waiting) == ("0.25,0.25,0.75,1", None)
+    first, second, _ = events.show_places(128, 64, place, *places[1:])
+    inside, left = (140, 70), (28, 14)
+    assert [x.getpixel(inside) == (255, 255, 255) for x in (first, second)] == [False, True]
+    assert [x.getpixel(left) == (255, 255, 255) for x in (first, second)] == [True, False]
+    assert first.getpixel((55, 27)) == second.getpixel((55, 27)) == (209, 73, 91)  # its outline
+
+
 def test_a_character_is_cut_out_of_its_ground(studio, tmp_path):
     file = tmp_path / "ana.png"
     picture = Image.new("RGB", (200, 100), "teal")

@@ -12,6 +12,7 @@ import gradio as gr
 from PIL import Image
 
 from ic_jax import cli
+from infer.app.canvas import Corner, box_between, canvas, canvas_size
 from infer.app.form import Form
 from infer.app.studio import Studio
 from infer.engine import Drawing, QueueFullError, StoppedError, TimeLimitError
@@ -52,6 +53,40 @@ class Events:
             return None
         with _in_one_line(file):
             return self.studio.cut_out(file)
+
+    def show_places(self, width: int, height: int, *places: str) -> list[Image.Image]:
+        """Return the canvas of each character, after a place or the picture's size changed."""
+        return [canvas(places, number, width, height) for number in range(len(places))]
+
+    def put_corner(
+        self,
+        event: gr.SelectData,
+        number: int,
+        waiting: tuple[int, Corner] | None,
+        width: int,
+        height: int,
+        *places: str,
+    ) -> tuple[Any, tuple[int, Corner] | None, Any]:
+        """Take a corner of a character's box that was clicked on its canvas.
+
+        Args:
+            event: the click, in pixels of the canvas.
+            number: of the character, from 0.
+            waiting: number and first corner of a box that has no second one yet.
+            width: of the picture; likewise `height`.
+            height: see `width`.
+            places: of the characters.
+
+        Returns:
+            The character's place, the box that now waits for its second corner, and the canvas.
+        """
+        size = canvas_size(width, height)
+        x, y = (min(max(at / side, 0.0), 1.0) for at, side in zip(event.index, size, strict=True))
+        if waiting is not None and waiting[0] == number:
+            place = box_between(waiting[1], (x, y))
+            if place is not None:  # its change shows it on every canvas
+                return place, None, gr.skip()
+        return gr.skip(), (number, (x, y)), canvas(places, number, width, height, (x, y))
 
     def draw_form(
         self, request: gr.Request, drawn: list[str], kept: dict[str, Any], *values: Any

@@ -14,7 +14,8 @@ from infer.engine.characters import MAX_BYTES
 # Small pictures are enlarged, and below the label.
 CSS = """
 #picture img, .seen img {object-fit: contain; width: 100%; height: 100%;}
-#picture .image-frame, .seen .image-frame {padding-top: 32px; height: 100%;}
+.box img {width: auto; height: auto; max-width: 100%; max-height: 100%;}
+#picture .image-frame, .seen .image-frame, .box .image-frame {padding-top: 32px; height: 100%;}
 #gallery .grid-wrap {padding-top: 32px;}
 #status progress {vertical-align: middle; width: 60%;}
 """
@@ -76,28 +77,43 @@ class Page:
             self._connect()
 
     def _characters(self) -> None:
-        self.files, self.places, self.seen, self.cuts = [], [], [], []
+        self.files, self.places, self.canvases, self.seen, self.cuts = [], [], [], [], []
+        empty = self.studio.empty()
         with gr.Tabs():
             for number in range(1, CHARACTERS + 1):
                 with gr.Tab(f"Character {number}"), gr.Row():
-                    with gr.Column(elem_id=f"character-{number}"):
+                    with gr.Column(scale=3, min_width=220, elem_id=f"character-{number}"):
                         file = gr.File(label="Reference picture", file_types=["image"], height=110)
                         place = gr.Dropdown(
                             list(PLACES),
                             label="Where",
-                            info="or a box: left,top,right,bottom in 0..1",
+                            info="or a box: click two of its corners",
                             allow_custom_value=True,
                         )
                         cut = gr.Button("Cut out of its ground", size="sm")
+                    box = gr.Image(
+                        self.events.show_places(empty.width, empty.height, *empty.places)[0],
+                        label="Its box",
+                        interactive=False,
+                        height=230,
+                        scale=2,
+                        min_width=150,
+                        buttons=[],
+                        elem_id=f"box-{number}",
+                        elem_classes="box",
+                    )
                     seen = gr.Image(
                         label="What the model sees",
                         interactive=False,
                         height=230,
+                        scale=2,
+                        min_width=150,
                         buttons=[],
                         elem_classes="seen",
                     )
                 self.files.append(file)
                 self.places.append(place)
+                self.canvases.append(box)
                 self.seen.append(seen)
                 self.cuts.append(cut)
 
@@ -140,16 +156,19 @@ class Page:
                 )
             with gr.Row():
                 self.steps = gr.Slider(1, 100, initial.num_inference_steps, step=1, label="Steps")
-                width = gr.Slider(step, 2048, initial.width, step=step, label="Width")
-                height = gr.Slider(step, 2048, initial.height, step=step, label="Height")
+                sides = initial.width, initial.height
+                self.size = [
+                    gr.Slider(step, 2048, side, step=step, label=label)
+                    for side, label in zip(sides, ("Width", "Height"), strict=True)
+                ]
             with gr.Row():
                 self.seed = gr.Number(initial.seed, precision=0, label="Seed")
                 self.random_seed = gr.Checkbox(initial.random_seed, label="New seed each time")
                 self.pictures = gr.Slider(1, 4, initial.pictures, step=1, label="Pictures")
             self.reset = gr.Button("Reset all", size="sm")
         scales = [self.subject, guidance, true_cfg]
-        size = [width, height]
-        return [styles, *scales, self.steps, *size, self.seed, self.random_seed, self.pictures]
+        count = [self.random_seed, self.pictures]
+        return [styles, *scales, self.steps, *self.size, self.seed, *count]
 
     def _results(self) -> None:
         self.picture = gr.Image(
@@ -184,6 +203,19 @@ class Page:
         ):
             self.earlier = gr.File(label="The picture", file_types=["image"], height=110)
 
+    def _connect_canvases(self, private: dict[str, Any]) -> None:
+        places = [*self.size, *self.places]
+        private = private | {"show_progress": "hidden"}  # which would cover the canvas
+        for component in places:
+            component.change(self.events.show_places, places, self.canvases, **private)
+        corner = gr.State(None)
+        for number, (place, box) in enumerate(zip(self.places, self.canvases, strict=True)):
+
+            def put(event: gr.SelectData, *values: Any, number: int = number) -> tuple[Any, ...]:
+                return self.events.put_corner(event, number, *values)
+
+            box.select(put, [corner, *places], [place, corner, box], **private)
+
     def _connect(self) -> None:
         """Connect the components with the functions of `Events`."""
         events = self.events
@@ -192,6 +224,7 @@ class Page:
         for file, seen, cut in zip(self.files, self.seen, self.cuts, strict=True):
             file.change(events.preview, file, seen, **private)
             cut.click(events.cut_out, file, file, **private)
+        self._connect_canvases(private)
         self.chosen.change(events.describe, self.chosen, [self.arguments, self.download], **private)
         self.gallery.select(events.choose, self.drawn, [self.picture, self.chosen], **private)
         self.earlier.upload(events.open, self.earlier, [self.picture, self.chosen], **private)
