@@ -15,6 +15,7 @@ INPUTS = {
     "Int": {*NUMBER, "control_after_generate"},
     "Float": {*NUMBER, "round"},
     "Image": COMMON,
+    "Mask": COMMON,
 }
 OUTPUT = {"id", "display_name", "tooltip", "is_output_list"}
 

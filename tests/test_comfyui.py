@@ -86,7 +86,7 @@ def test_inputs_are_arguments_of_execute(node):
     assert len(set(ids)) == len(ids)
     named = set(inspect.signature(node.execute).parameters) - {"scales"}
     assert named <= set(ids)
-    assert set(ids) - named == {"subject_scale", "guidance_scale", "true_cfg_scale"}
+    assert set(ids) - named == {"strength", "subject_scale", "guidance_scale", "true_cfg_scale"}
     needed = {x.id for x in schema.inputs if not x.options.get("optional")}
     assert needed == {"prompt", "seed", "pictures"}
     assert [x.kind for x in schema.outputs] == ["Image"]
@@ -102,6 +102,21 @@ def test_draws_pictures_of_a_character(node, server):
     np.testing.assert_allclose(drawn[:, 0, 0, 0] * 255, [40, 41])
     (alone,) = node.execute(**asked | {"steps": 1, "width": 64, "height": 96}).args
     assert alone.shape == (2, 4, 4, 3)
+
+
+def test_draws_over_a_picture_where_its_mask_is_one(node, pipe, server):
+    asked = defaults(node) | {"prompt": "a", "server": server.url, "steps": 2}
+    original, mask = torch.zeros(1, 32, 64, 3), torch.zeros(1, 32, 64)
+    original[:, :, :32], mask[:, :, 32:] = 1, 1
+    node.execute(**asked | {"strength": 0.5}, original=original, mask=mask)
+    (image,), (where,) = pipe.arguments["image"], pipe.arguments["mask_image"]
+    assert image.shape == (*where.shape, 3)
+    side = where.shape[1] // 2
+    assert (image[:, : side - 4].min(), image[:, side + 4 :].max()) == (255, 0)
+    assert (where[:, : side - 4].max(), where[:, side + 4 :].min()) == (0, 255)
+    assert pipe.arguments["strength"] == 0.5
+    with pytest.raises(RuntimeError, match="mask does nothing without original"):
+        node.execute(**asked, mask=mask)
 
 
 def test_loras_are_weights_by_name(module):

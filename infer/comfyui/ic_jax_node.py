@@ -50,6 +50,9 @@ class InstantCharacterServer(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=2**32 - 10, control_after_generate=True),
                 io.Int.Input("pictures", default=1, min=1, max=10, tooltip="seeds count up"),
                 io.Image.Input("character", optional=True, tooltip="its reference picture"),
+                io.Image.Input("original", optional=True, tooltip="picture to draw over"),
+                io.Mask.Input("mask", optional=True, tooltip="where the original is drawn anew"),
+                io.Float.Input("strength", max=1.0, tooltip=f"of drawing over; {own}", **scale),
                 io.Float.Input("subject_scale", max=10.0, tooltip=own, **scale),
                 io.Int.Input("width", optional=True, tooltip="0 is the model's own", **side),
                 io.Int.Input("height", optional=True, tooltip="0 is the model's own", **side),
@@ -72,6 +75,8 @@ class InstantCharacterServer(io.ComfyNode):
         seed: int,
         pictures: int,
         character: torch.Tensor | None = None,
+        original: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
         width: int = 0,
         height: int = 0,
         steps: int = 0,
@@ -91,11 +96,13 @@ class InstantCharacterServer(io.ComfyNode):
             fields["negative_prompt"] = negative_prompt
         if loras.strip():
             fields["loras"] = _loras(loras)
-        if character is None:
+        files = {"image": character, "original": original, "mask": mask}
+        sent = [(n, _png(x)) for n, batch in files.items() if batch is not None for x in batch]
+        if not sent:
             body, kind = json.dumps(fields).encode(), "application/json"
             answer = _post(server, "/v1/images/generations", body, kind)
         else:
-            body, kind = _form(fields, [_png(picture) for picture in character])
+            body, kind = _form(fields, sent)
             answer = _post(server, "/v1/images/edits", body, kind)
         drawn = [_pixels(base64.b64decode(entry["b64_json"])) for entry in answer["data"]]
         return io.NodeOutput(torch.from_numpy(np.stack(drawn)))
@@ -124,7 +131,10 @@ def _loras(text: str) -> dict[str, float]:
 
 
 def _png(picture: torch.Tensor) -> bytes:
-    """Return a picture of ComfyUI, [h, w, c] in 0..1, as a file: the same bytes every time."""
+    """Return a picture of ComfyUI, [h, w, c] or a mask's [h, w] in 0..1, as a file.
+
+    The same picture gives the same bytes every time.
+    """
     pixels = np.round(255 * picture.cpu().numpy().clip(0, 1)).astype(np.uint8)
     file = BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
@@ -136,15 +146,16 @@ def _pixels(png: bytes) -> np.ndarray:
     return np.asarray(picture, np.float32) / 255
 
 
-def _form(fields: dict[str, Any], pictures: list[bytes]) -> tuple[bytes, str]:
-    """Return a multipart form of fields and pictures, and its content type."""
+def _form(fields: dict[str, Any], pictures: list[tuple[str, bytes]]) -> tuple[bytes, str]:
+    """Return a multipart form of fields and named pictures, and its content type."""
     boundary = uuid.uuid4().hex
     texts = {name: value for name, value in fields.items() if name != "loras"}
     texts |= {f"loras[{name}]": weight for name, weight in fields.get("loras", {}).items()}
     part = f"--{boundary}\r\nContent-Disposition: form-data; name="
     lines = [f'{part}"{name}"\r\n\r\n{value}\r\n'.encode() for name, value in texts.items()]
-    head = f'{part}"image"; filename="character.png"\r\nContent-Type: image/png\r\n\r\n'.encode()
-    lines += [head + picture + b"\r\n" for picture in pictures]
+    for name, picture in pictures:
+        head = f'{part}"{name}"; filename="{name}.png"\r\nContent-Type: image/png\r\n\r\n'
+        lines.append(head.encode() + picture + b"\r\n")
     body = b"".join(lines) + f"--{boundary}--\r\n".encode()
     return body, f"multipart/form-data; boundary={boundary}"
 
