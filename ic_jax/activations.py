@@ -10,7 +10,8 @@ from ic_jax.models.target import platform
 
 # Numbers of each token in a block, in widths of the transformer: the block's input, the same
 # normed, queries, keys, values, and four of the MLP. Compiled programs hold 9.7 to 10.5 on
-# accelerators (benchmarks/plans.json) and 14 on a CPU. No backend stores the scores of attention.
+# accelerators (benchmarks/plans.json). No backend stores the scores of attention, but a CPU those
+# of a few hundred queries.
 BLOCK_WIDTHS = 9
 
 

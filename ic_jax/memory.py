@@ -141,7 +141,7 @@ def check_inference(
 
 def _fewer(drawing: Drawing | None, shards: int) -> Iterator[Drawing]:
     """Yield drawings of half the pictures, a quarter and so on, down to one for each shard."""
-    while drawing and drawing.pictures >= 2 * shards:
+    while drawing and drawing.pictures % (2 * shards) == 0:
         drawing = replace(drawing, pictures=drawing.pictures // 2)
         yield drawing
 

@@ -104,15 +104,20 @@ def clicked(events, number, waiting, places, x, y):
 
 def test_two_clicks_on_its_canvas_put_a_character_in_a_box(studio):
     events, places = Events(studio), ("anywhere", "left", "nowhere yet")
-    place, waiting, seen = clicked(events, 0, None, places, 168, 112)
+    place, waiting, seen, *_ = clicked(events, 0, None, places, 168, 112)
     assert (place["__type__"], waiting, seen.size) == ("update", (0, (0.75, 1.0)), (224, 112))
     assert clicked(events, 0, waiting, places, 169, 20)[1] == (0, (169 / 224, 20 / 112))  # too near
     assert clicked(events, 1, waiting, places, 56, 28)[1] == (1, (0.25, 0.25))  # another's canvas
     assert clicked(events, 0, waiting, places, 2, 110)[1] == (0, (2 / 224, 110 / 112))  # as low
     assert clicked(events, 0, waiting, places, 2, 28)[0] == "0,0.25,0.75,1"  # at the edge
-    place, waiting, _ = clicked(events, 0, waiting, places, 56, 28)
+    place, waiting, *seen = clicked(events, 0, waiting, places, 56, 28)
     assert (place, waiting) == ("0.25,0.25,0.75,1", None)
-    first, second, _ = events.show_places(128, 64, place, *places[1:])
+    first, second, third, waiting = events.show_places(128, 64, place, *places[1:])
+    assert waiting is None
+    assert [x.tobytes() for x in seen] == [x.tobytes() for x in (first, second, third)]
+    assert events.show_places(128, None, *places) == [gr.skip()] * 4  # a side is being written
+    endless = events.show_places(128, 64, "0,0,1e9,1e9", None, "0,0,inf,inf")[0]
+    assert endless.tobytes() == events.show_places(128, 64, *["anywhere"] * 3)[0].tobytes()
     inside, left = (140, 70), (28, 14)
     assert [x.getpixel(inside) == (255, 255, 255) for x in (first, second)] == [False, True]
     assert [x.getpixel(left) == (255, 255, 255) for x in (first, second)] == [True, False]

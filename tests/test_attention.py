@@ -30,6 +30,15 @@ def test_backends_agree(backend, block, monkeypatch):
     ours = attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), backend)
     assert relative(ours, exact(q, k, v)) < 1e-6
 
+    def gradients(backend):
+        def loss(*qkv):
+            return jnp.square(attention(*qkv, backend)).sum()
+
+        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    for mine, theirs in zip(gradients(backend), gradients("xla"), strict=True):
+        assert relative(mine, theirs) < 1e-5
+
 
 @pytest.mark.parametrize(("n", "m"), [(13, 13), (13, 39), (12, 7), (9, 8)])
 def test_odd_numbers_of_tokens_are_padded_without_effect(n, m):

@@ -116,7 +116,17 @@ def test_draws_over_a_picture_where_its_mask_is_one(node, pipe, server):
     assert (where[:, : side - 4].max(), where[:, side + 4 :].min()) == (0, 255)
     assert pipe.arguments["strength"] == 0.5
     with pytest.raises(RuntimeError, match="mask does nothing without original"):
-        node.execute(**asked, mask=mask)
+        node.execute(**asked, mask=mask[0])
+    with pytest.raises(ValueError, match="mask is 0 everywhere"):
+        node.execute(**asked, original=original, mask=torch.zeros(1, 64, 64))
+
+
+def test_widgets_keep_their_order_since_workflows_store_them_by_it(node):
+    widgets = [x.id for x in node.define_schema().inputs if "default" in x.options]
+    assert " ".join(["prompt", *widgets]) == (
+        "prompt seed pictures subject_scale width height steps guidance_scale true_cfg_scale "
+        "negative_prompt loras server strength"
+    )
 
 
 def test_loras_are_weights_by_name(module):

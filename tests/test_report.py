@@ -1,9 +1,9 @@
 """Reports: the lines that a resumed run keeps, wandb's run, losses by noise level."""
 
-import errno
 import json
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -54,19 +54,45 @@ def test_tensorboard_shows_every_step_once(tmp_path, monkeypatch):
     assert pictures == [(1, 16, 8), (3, 16, 8)]
 
 
-@pytest.mark.parametrize("name", ["flush", "close"])
-def test_a_full_disk_is_told_with_the_folder_by_the_thread_that_reports(
-    tmp_path, monkeypatch, name
-):
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.parametrize("call", ["scalar", "flush", "close"])
+def test_a_full_disk_is_told_with_its_file_by_the_thread_that_reports(tmp_path, monkeypatch, call):
+    opened = []
 
-    events, threads = EventFile(tmp_path, 1), threading.active_count()
+    def full(_):
+        opened.append(open("/dev/full", "wb"))  # noqa: SIM115
+        return opened[0]
+
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", full)
     monkeypatch.setattr("train.event_file.FLUSH_SECONDS", -1)
-    monkeypatch.setattr("tensorboardX.record_writer.RecordWriter.flush", full)
-    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
-        getattr(events, name)()
+    threads = threading.active_count()
+    events = EventFile(tmp_path, 1)
+    told = rf"No space left on device: '{tmp_path}/events\.out\.tfevents\."
+    calls = {
+        "scalar": lambda: [events.scalar("loss", 1.0, step) for step in range(1000)],
+        "flush": events.flush,
+        "close": events.close,
+    }
+    with pytest.raises(OSError, match=told):
+        calls[call]()
+    if call != "close":
+        with pytest.raises(OSError, match=told):
+            events.close()
+    assert opened[0].closed
     assert threading.active_count() == threads
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_report_on_a_full_disk_closes_all_its_files(tmp_path):
+    lines = Report(tmp_path, 0, "", {})
+    lines._lines.close()
+    lines._lines = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        lines.scalars(1, {"loss": 1.0})
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        lines.close()
+    assert lines._lines.closed
+    assert lines._events._records._writer.closed
 
 
 def test_a_resumed_run_is_the_same_one_to_wandb(tmp_path, monkeypatch):

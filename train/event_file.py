@@ -1,13 +1,14 @@
 """Figures and pictures of a run in a file that TensorBoard shows."""
 
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
 from ic_jax.files import named_in_errors
 
@@ -21,15 +22,16 @@ class EventFile:
     whose queue then stops the caller for good.
 
     Raises:
-        OSError: in any method, with the folder's name: the file cannot be written.
+        OSError: in any method, with the file's name: it cannot be written.
     """
 
     def __init__(self, folder: Path, first_step: int):
         """Begin a file in `folder`; what earlier files say of `first_step` and later is dropped."""
-        self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        with named_in_errors(folder):
-            self._writer = EventsWriter(str(folder / "events"))
+        # TensorBoard reads the files of a folder in the order of their names.
+        self._file = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
+        self._records = RecordWriter(str(self._file))
+        self._write(0, file_version="brain.Event:2")
         self._write(first_step, session_log=SessionLog(status=SessionLog.START))
         self._flushed = time.monotonic()
 
@@ -44,15 +46,16 @@ class EventFile:
     def flush(self) -> None:
         """Write out what was added, unless that was done within the last seconds."""
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            with named_in_errors(self._folder):
-                self._writer.flush()
+            with named_in_errors(self._file):
+                self._records.flush()
             self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Write out what was added, and close the file."""
-        with named_in_errors(self._folder):
-            self._writer.close()
+        """Write out what was added, and close the file, which is closed after an error as well."""
+        with named_in_errors(self._file):
+            self._records.close()
 
     def _write(self, step: int, **values: Any) -> None:
-        with named_in_errors(self._folder):
-            self._writer.write_event(Event(wall_time=time.time(), step=step, **values))
+        event = Event(wall_time=time.time(), step=step, **values)
+        with named_in_errors(self._file):
+            self._records.write(event.SerializeToString())

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -75,12 +76,13 @@ class Report:
         self._events.picture(name, pixels, step)
 
     def close(self) -> None:
-        """Close all files."""
-        with named_in_errors(self._file):  # writes what could not be written before
-            self._lines.close()
-        self._events.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        """Close all files, each after an error of another as well."""
+        with ExitStack() as stack:
+            if self._wandb is not None:
+                stack.callback(self._wandb.finish)
+            stack.callback(self._events.close)
+            stack.enter_context(named_in_errors(self._file))
+            self._lines.close()  # writes what could not be written before
 
     def _keep_until(self, last_step: int) -> None:
         if not self._file.exists():

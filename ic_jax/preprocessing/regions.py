@@ -38,11 +38,12 @@ def region_weights(region: Region, grid: tuple[int, int]) -> Float[np.ndarray, "
     if isinstance(region, str) and region in NAMES:
         return _box_weights(NAMES[region], grid)
     if isinstance(region, tuple | list):
-        return _box_weights(_checked_box(region), grid)
+        return _box_weights(checked_box(region), grid)
     return _mask_weights(region, grid)
 
 
-def _checked_box(box: Sequence[float]) -> Box:
+def checked_box(box: Sequence[float]) -> Box:
+    """Return a box of floats; ValueError if it is none."""
     numbers = len(box) == 4 and all(isinstance(x, int | float | np.number) for x in box)
     if not numbers or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise ValueError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from ic_jax import cli
 from ic_jax.cli import say
 from infer.app.studio import Studio
-from infer.engine import MAX_BATCH, Engine, loading
+from infer.engine import Engine, loading
 from infer.engine.address import check_address, is_loopback
 
 PORT = 7860  # Gradio's
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> None:
         _import_extras(with_mcp=args.mcp)
         from infer.app.page import show
 
-        loaded = loading.load_with_loras(args, MAX_BATCH)
-        with Engine(loaded.pipe) as engine:
+        loaded = loading.load_with_loras(args)
+        with Engine(loaded.pipe, max_batch=args.max_batch) as engine:
             studio = Studio(engine, loaded, Path(folder))
             blocks = show(studio, args.host, args.port, _login(password), mcp=args.mcp)
             say(f"the page is at {blocks.local_url} until Ctrl-C")

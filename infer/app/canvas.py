@@ -5,8 +5,8 @@ from contextlib import suppress
 
 from PIL import Image, ImageDraw
 
-from ic_jax.preprocessing.regions import NAMES
-from infer.app.form import region_of
+from ic_jax.preprocessing.regions import NAMES, checked_box
+from infer.app.form import ANYWHERE, region_of
 
 SIDE = 224  # pixels of the longer side
 LEAST = 0.02  # of a side: two corners that are nearer make no box, and one as near an edge is on it
@@ -40,9 +40,9 @@ def canvas(
     draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=(200, 200, 200))
     for i in sorted(range(len(places)), key=lambda i: i != number):  # the filled box below
         with suppress(ValueError):  # a box that is still being written
-            region = region_of(places[i])
+            region = region_of(places[i] or ANYWHERE)
             if region is not None:
-                box = NAMES[region] if isinstance(region, str) else region
+                box = NAMES[region] if isinstance(region, str) else checked_box(region)
                 left, top, right, bottom = (
                     x * (side - 1) for x, side in zip(box, 2 * size, strict=True)
                 )
@@ -60,7 +60,7 @@ def box_between(first: Corner, second: Corner) -> str | None:
     None if they are so near that the second must be a first one again.
     """
     (left, right), (top, bottom) = (sorted(pair) for pair in zip(first, second, strict=True))
-    if right - left < LEAST or bottom - top < LEAST:
+    if right - left <= LEAST or bottom - top <= LEAST:
         return None
     sides = (left, top, right, bottom)
     return ",".join(f"{round(x, 2) if LEAST < x < 1 - LEAST else round(x):g}" for x in sides)

@@ -2,7 +2,7 @@
 
 import html
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,9 +54,15 @@ class Events:
         with _in_one_line(file):
             return self.studio.cut_out(file)
 
-    def show_places(self, width: int, height: int, *places: str) -> list[Image.Image]:
-        """Return the canvas of each character, after a place or the picture's size changed."""
-        return [canvas(places, number, width, height) for number in range(len(places))]
+    def show_places(self, width: int | None, height: int | None, *places: str) -> list[Any]:
+        """Return the canvas of each character, after a place or the picture's size changed.
+
+        The last value is the box that waits for its second corner: none. The size may be one that
+        is still being written.
+        """
+        if not width or not height:
+            return [gr.skip()] * (len(places) + 1)
+        return [*_canvases(places, width, height), None]
 
     def put_corner(
         self,
@@ -66,7 +72,7 @@ class Events:
         width: int,
         height: int,
         *places: str,
-    ) -> tuple[Any, tuple[int, Corner] | None, Any]:
+    ) -> list[Any]:
         """Take a corner of a character's box that was clicked on its canvas.
 
         Args:
@@ -78,15 +84,18 @@ class Events:
             places: of the characters.
 
         Returns:
-            The character's place, the box that now waits for its second corner, and the canvas.
+            The character's place, the box that now waits for its second corner, and the canvas of
+            each character.
         """
         size = canvas_size(width, height)
         x, y = (min(max(at / side, 0.0), 1.0) for at, side in zip(event.index, size, strict=True))
         if waiting is not None and waiting[0] == number:
             place = box_between(waiting[1], (x, y))
-            if place is not None:  # its change shows it on every canvas
-                return place, None, gr.skip()
-        return gr.skip(), (number, (x, y)), canvas(places, number, width, height, (x, y))
+            if place is not None:
+                placed = [*places[:number], place, *places[number + 1 :]]
+                return [place, None, *_canvases(placed, width, height)]
+        waiting = number, (x, y)
+        return [gr.skip(), waiting, *_canvases(places, width, height, waiting)]
 
     def draw_form(
         self, request: gr.Request, drawn: list[str], kept: dict[str, Any], *values: Any
@@ -195,6 +204,13 @@ class Events:
         if unknown:
             words = ", ".join(unknown[:UNKNOWN_SHOWN]) + ", ..." * (len(unknown) > UNKNOWN_SHOWN)
             gr.Warning(f"passed over, since the model does not know it: {html.escape(words)}")
+
+
+def _canvases(
+    places: Sequence[str], width: int, height: int, waiting: tuple[int, Corner] | None = None
+) -> list[Image.Image]:
+    corners = dict([waiting] if waiting else [])
+    return [canvas(places, n, width, height, corners.get(n)) for n in range(len(places))]
 
 
 def _status(drawings: list[Drawing]) -> str:

@@ -79,6 +79,7 @@ class Page:
     def _characters(self) -> None:
         self.files, self.places, self.canvases, self.seen, self.cuts = [], [], [], [], []
         empty = self.studio.empty()
+        canvases = self.events.show_places(empty.width, empty.height, *empty.places)
         with gr.Tabs():
             for number in range(1, CHARACTERS + 1):
                 with gr.Tab(f"Character {number}"), gr.Row():
@@ -92,7 +93,7 @@ class Page:
                         )
                         cut = gr.Button("Cut out of its ground", size="sm")
                     box = gr.Image(
-                        self.events.show_places(empty.width, empty.height, *empty.places)[0],
+                        canvases[number - 1],
                         label="Its box",
                         interactive=False,
                         height=230,
@@ -204,17 +205,19 @@ class Page:
             self.earlier = gr.File(label="The picture", file_types=["image"], height=110)
 
     def _connect_canvases(self, private: dict[str, Any]) -> None:
-        places = [*self.size, *self.places]
+        places: list[Any] = [*self.size, *self.places]
         private = private | {"show_progress": "hidden"}  # which would cover the canvas
-        for component in places:
-            component.change(self.events.show_places, places, self.canvases, **private)
         corner = gr.State(None)
+        for component in places:  # as it is written: sizes come with every key
+            shown = [*self.canvases, corner]
+            options = private | {"preprocess": False}
+            component.change(self.events.show_places, places, shown, **options)
         for number, (place, box) in enumerate(zip(self.places, self.canvases, strict=True)):
 
-            def put(event: gr.SelectData, *values: Any, number: int = number) -> tuple[Any, ...]:
+            def put(event: gr.SelectData, *values: Any, number: int = number) -> list[Any]:
                 return self.events.put_corner(event, number, *values)
 
-            box.select(put, [corner, *places], [place, corner, box], **private)
+            box.select(put, [corner, *places], [place, corner, *self.canvases], **private)
 
     def _connect(self) -> None:
         """Connect the components with the functions of `Events`."""

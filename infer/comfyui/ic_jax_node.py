@@ -40,6 +40,7 @@ class InstantCharacterServer(io.ComfyNode):
         side = {"default": 0, "min": 0, "max": 4096, "step": 16}
         scale = {"optional": True, "default": MODELS_OWN, "min": MODELS_OWN, "step": 0.05}
         own = "-1 is the model's default"
+        size = "0 is that of the original, or the model's own"
         return io.Schema(
             node_id="IcJaxInstantCharacter",
             display_name="InstantCharacter (ic_jax server)",
@@ -52,10 +53,9 @@ class InstantCharacterServer(io.ComfyNode):
                 io.Image.Input("character", optional=True, tooltip="its reference picture"),
                 io.Image.Input("original", optional=True, tooltip="picture to draw over"),
                 io.Mask.Input("mask", optional=True, tooltip="where the original is drawn anew"),
-                io.Float.Input("strength", max=1.0, tooltip=f"of drawing over; {own}", **scale),
                 io.Float.Input("subject_scale", max=10.0, tooltip=own, **scale),
-                io.Int.Input("width", optional=True, tooltip="0 is the model's own", **side),
-                io.Int.Input("height", optional=True, tooltip="0 is the model's own", **side),
+                io.Int.Input("width", optional=True, tooltip=size, **side),
+                io.Int.Input("height", optional=True, tooltip=size, **side),
                 io.Int.Input("steps", optional=True, default=0, min=0, max=100),
                 io.Float.Input("guidance_scale", max=100.0, tooltip=own, **scale),
                 io.Float.Input("true_cfg_scale", max=100.0, tooltip=own, **scale),
@@ -64,6 +64,8 @@ class InstantCharacterServer(io.ComfyNode):
                     "loras", optional=True, default="", tooltip="the server's, such as ink=0.8"
                 ),
                 io.String.Input("server", optional=True, default=SERVER),
+                # Workflows store widgets by their order: new ones come last.
+                io.Float.Input("strength", max=1.0, tooltip="of drawing over; -1 is 0.6", **scale),
             ],
             outputs=[io.Image.Output(display_name="pictures")],
         )
@@ -96,6 +98,10 @@ class InstantCharacterServer(io.ComfyNode):
             fields["negative_prompt"] = negative_prompt
         if loras.strip():
             fields["loras"] = _loras(loras)
+        if mask is not None:
+            mask = mask.reshape(-1, *mask.shape[-2:])  # some nodes leave the batch's axis out
+            if not mask.any():
+                raise ValueError("mask is 0 everywhere, so that nothing would be drawn anew")
         files = {"image": character, "original": original, "mask": mask}
         sent = [(n, _png(x)) for n, batch in files.items() if batch is not None for x in batch]
         if not sent:

@@ -34,6 +34,5 @@ from infer.engine.drawing import PlacedCharacter as PlacedCharacter
 from infer.engine.drawing import QueueFullError as QueueFullError
 from infer.engine.drawing import StoppedError as StoppedError
 from infer.engine.drawing import TimeLimitError as TimeLimitError
-from infer.engine.engine import MAX_BATCH as MAX_BATCH
 from infer.engine.engine import Engine as Engine
 from infer.engine.originals import Original as Original

@@ -13,6 +13,7 @@ from ic_jax.weights.model_source import open_model
 from infer import demo, loading_options
 from infer.engine.characters import Character
 from infer.engine.drawing import Drawing
+from infer.engine.engine import MAX_BATCH
 from infer.loading_options import default_sampling, dtype_of, environment
 from infer.lora_options import LoraOption, lora_options, read_option
 from infer.request import SAMPLING
@@ -27,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lora", action="append", metavar="NAME=FILE[=WEIGHT]", help=style)
     trigger = "trigger words of a LoRA, put before every prompt; one for each --lora"
     add("--trigger", action="append", metavar="WORDS", help=trigger)
+    batch = "most pictures drawn at once, a power of two"
+    add("--max-batch", type=cli.count, metavar="N", default=MAX_BATCH, help=batch)
     loading_options.add_arguments(parser)
 
 
@@ -75,16 +78,13 @@ class LoadedModel:
         }
 
 
-def load_with_loras(args: argparse.Namespace, max_batch: int) -> LoadedModel:
+def load_with_loras(args: argparse.Namespace) -> LoadedModel:
     """Load the model and the LoRAs of the parsed options; no LoRA is active.
-
-    Args:
-        args: the parsed options of `add_arguments`.
-        max_batch: most pictures drawn at once, for which there has to be memory.
 
     Raises:
         ValueError: LoRAs without a name, or two of one name.
-        NotEnoughMemoryError: the model, or the pictures beside it, do not fit; nothing was read.
+        NotEnoughMemoryError: the model, or `--max-batch` pictures beside it, do not fit; nothing
+            was read.
         WeightsError: a model or LoRA that cannot be used.
     """
     model = open_model(args.model or SMALL_MODEL)
@@ -95,7 +95,7 @@ def load_with_loras(args: argparse.Namespace, max_batch: int) -> LoadedModel:
         verify=not args.no_verify,
         mesh=args.mesh,
         offload_encoders=args.offload_encoders,
-        drawing=_largest(model, max_batch),
+        drawing=_largest(model, args.max_batch),
     )
     pipe.set_progress_bar_config(disable=True)
     for name, lora in loras.items():
@@ -106,15 +106,16 @@ def load_with_loras(args: argparse.Namespace, max_batch: int) -> LoadedModel:
 
 
 def _largest(model: ModelFolder, max_batch: int) -> activations.Drawing:
-    """Return the largest batch of pictures that differ from the model's defaults in nothing."""
+    """Return the largest batch of pictures of the model's default size; a mesh may draw more."""
+    pictures = 2 ** (max_batch.bit_length() - 1)
     sampling = default_sampling(model)
     return activations.Drawing(
         height=sampling.height,
         width=sampling.width,
         steps=sampling.num_inference_steps,
         text_length=sampling.max_sequence_length,
-        pictures=2 ** (max_batch.bit_length() - 1),
-        subjects=int("adapter" in model.components),
+        pictures=pictures,
+        subjects=pictures if "adapter" in model.components else 0,
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from ic_jax import cli, multihost
-from infer.engine import MAX_BATCH, Engine, loading
+from infer.engine import Engine, loading
 from infer.engine.address import check_address
 
 PORT = 8000
@@ -20,8 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=_port, default=PORT, help="port to listen on; 0 is any that is free")
     key = f"token that clients must send; {API_KEY} in the environment says it where nobody else of"
     add("--api-key", metavar="TOKEN", help=f"{key} this machine sees it")
-    batch = "most pictures drawn at once, a power of two"
-    add("--max-batch", type=cli.count, metavar="N", default=MAX_BATCH, help=batch)
     waiting = "most pictures that wait; more are refused with 429"
     add("--max-waiting", type=cli.count, metavar="N", default=64, help=waiting)
     limit = "time for a picture, waiting included; then the answer is 504"
@@ -42,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from infer.serve.application import application
     from infer.serve.server import Server
 
-    model = loading.load_with_loras(args, args.max_batch)
+    model = loading.load_with_loras(args)
     engine = Engine(
         model.pipe,
         max_batch=args.max_batch,
