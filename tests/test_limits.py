@@ -146,7 +146,7 @@ def test_a_row_group_beyond_the_limit_is_not_read(tmp_path, monkeypatch):
     tables._parquet_cells.cache_clear()
     monkeypatch.setattr(tables, "MAX_GROUP", 199)
     line = error_of(tables.read_cell, tmp_path / "a.parquet", "image", 1)
-    assert re.search(r"row group has \d+ bytes of pictures, more than 199; write the table", line)
+    assert re.search(r"row group has \d+ bytes, more than 199; write the table", line)
 
 
 def sampling(**values):

@@ -87,7 +87,8 @@ class EncodedRows:
                     "it, or another cache"
                 )
 
-    def _differing(self, stored: Mapping[str, Any]) -> str:
+    def _differing(self, stored: Any) -> str:
+        stored = stored if isinstance(stored, dict) else {}
         return ", ".join(k for k, value in self.metadata.items() if stored.get(k) != value)
 
     def read(self, record: int) -> Any:

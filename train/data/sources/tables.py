@@ -19,7 +19,7 @@ PICTURES = ("image", "picture", "img", "jpg", "jpeg", "png", "webp", "image_byte
 MASKS = ("mask", "mask_image")
 # Those of pyarrow for damaged files are of these kinds.
 ERRORS = (OSError, ValueError, LookupError, TypeError, NotImplementedError, OverflowError)
-MAX_GROUP = 2**31  # bytes of the pictures of a row group, which is read whole
+MAX_GROUP = 2**31  # bytes of a row group, whose pictures are read at once
 
 
 def read_table(
@@ -115,15 +115,12 @@ def _parquet_cells(path: Path, column: str, group: int, _time: int) -> Any:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
-    facts = file.metadata.row_group(group)
-    columns = [facts.column(i) for i in range(facts.num_columns)]
-    size = sum(
-        c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == column
-    )
+    # Of all columns: pyarrow ends the process over the metadata of some that are damaged.
+    size = file.metadata.row_group(group).total_byte_size
     if size > MAX_GROUP:
         raise ValueError(
-            f"its row group has {size} bytes of pictures, more than {MAX_GROUP}; write the table "
-            "with row groups of 100 rows"
+            f"its row group has {size} bytes, more than {MAX_GROUP}; write the table with row "
+            "groups of 100 rows"
         )
     return file.read_row_group(group, columns=[column])[column]
 
@@ -170,20 +167,22 @@ def _column(schema: Any, names: tuple[str, ...]) -> str:
 
 def _only_names(path: Path, column: str) -> bool:
     """Return whether the pictures of a column have no bytes; `datasets` then names their files."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def has_none(table: Any) -> bool:
+        cells, name = table.flatten(), f"{column}.bytes"
+        return name in cells.column_names and cells[name].null_count == len(table)
+
     if path.suffix.lower() != ".parquet":
-        table = _arrow_table(path, path.stat().st_mtime_ns)
-        chunks = table.flatten()
-        name = f"{column}.bytes"
-        return name in chunks.column_names and chunks[name].null_count == len(table)
-    facts = pq.ParquetFile(path).metadata
-    empty = 0
-    for group in map(facts.row_group, range(facts.num_row_groups)):
-        for cells in map(group.column, range(group.num_columns)):
-            if cells.path_in_schema == f"{column}.bytes" and cells.statistics:
-                empty += cells.statistics.null_count or 0
-    return 0 < empty == facts.num_rows
+        return has_none(_arrow_table(path, path.stat().st_mtime_ns))
+    file = pq.ParquetFile(path)
+    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+    if not file.metadata.num_rows or any(group.total_byte_size > MAX_GROUP for group in groups):
+        return False
+    # Not by the columns' statistics: pyarrow ends the process over some that are damaged.
+    batches = file.iter_batches(16, columns=[f"{column}.bytes"])
+    return all(has_none(pa.Table.from_batches([batch])) for batch in batches)
 
 
 def _class_names(schema: Any) -> dict[str, list[str]]:
