@@ -71,7 +71,7 @@ def parse_change(change: str, example: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {change}: write KEY=VALUE, such as {example}")
     try:
         return key.strip(), tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return key.strip(), text
 
 

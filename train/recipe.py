@@ -254,6 +254,8 @@ def read_recipe(file: Path, changes: Sequence[str] = ()) -> Recipe:
         values = tomllib.loads(read_text(file))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: is nested too deep") from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
     try:

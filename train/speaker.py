@@ -13,6 +13,7 @@ from ic_jax.files import write_json
 from ic_jax.untrusted_files import read_json
 
 SHORT = 2.0  # seconds that need no announcement
+LONG = 1e9  # seconds that nothing took
 
 
 class Speaker:
@@ -28,7 +29,8 @@ class Speaker:
         except (OSError, ValueError):
             known = {}
         known = known if isinstance(known, dict) else {}
-        self._seconds = {k: float(x) for k, x in known.items() if type(x) in (int, float)}
+        numbers = {k: x for k, x in known.items() if type(x) in (int, float)}
+        self._seconds = {k: float(x) for k, x in numbers.items() if 0 <= x < LONG}
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
