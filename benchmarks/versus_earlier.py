@@ -8,12 +8,12 @@ that begins changes from round to round:
 
 - first picture: `python -m infer`, the whole process, with its programs compiled already.
 - load: the small model, its checksums compared; the loading alone, after the imports.
-- training step: the median step of `python -m train bench --size toy`.
 - prepare: `python -m train prepare` of 300 pictures of 256 pixels by one worker.
+- training step: the median step of `python -m train bench --size toy`, which compiles for minutes.
 
 Seconds are of wall and of processor time, since cores may be shared with other work. A ratio above
 1 means that this checkout is slower: the median over rounds of pairs. Writes versus_earlier.json
-beside this script.
+beside this script, after every program.
 """
 
 import argparse
@@ -94,8 +94,8 @@ class Checkout:
 PROGRAMS: dict[str, Callable[[Checkout], Seconds]] = {
     "first picture": Checkout.first_picture,
     "load": Checkout.load,
-    "training step": Checkout.training_step,
     "prepare": Checkout.prepare,
+    "training step": Checkout.training_step,
 }
 
 
@@ -122,15 +122,17 @@ def main() -> None:
             Checkout(args.earlier.resolve(), Path(folder) / "earlier", pictures),
             Checkout(HERE, Path(folder) / "here", pictures),
         ]
-        results = {name: measure(run, checkouts, args.rounds) for name, run in PROGRAMS.items()}
-    report = {
-        "programs": results,
-        "rounds": args.rounds,
-        "earlier": commit_of(args.earlier),
-        **origin("jax", "jaxlib", "flax"),
-    }
-    write_json(Path(__file__).with_suffix(".json"), report)
-    print(json.dumps(report, indent=2))
+        results: dict[str, dict[str, dict[str, float]]] = {}
+        for name, run in PROGRAMS.items():
+            results[name] = measure(run, checkouts, args.rounds)
+            print(name, json.dumps(results[name]), flush=True)
+            report = {
+                "programs": results,
+                "rounds": args.rounds,
+                "earlier": commit_of(args.earlier),
+                **origin("jax", "jaxlib", "flax"),
+            }
+            write_json(Path(__file__).with_suffix(".json"), report)
 
 
 def measure(
