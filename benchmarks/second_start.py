@@ -13,16 +13,15 @@ Writes second_start.json beside this script.
 
 import argparse
 import json
-import os
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.checkout import Checkout
 from ic_jax.measuring.origin import commit_of, origin
 
 HERE = Path(__file__).parent.parent
@@ -50,31 +49,18 @@ stage1.resolution = 32
 """
 
 
-class Checkout:
-    """A checkout with a compilation cache of its own, and a stopped training run."""
+class Starts(Checkout):
+    """Starts of a checkout, with a stopped training run."""
 
     def __init__(self, root: Path, folder: Path):
-        self.root, self.folder = root, folder
-        folder.mkdir()
-        # Both checkouts may be installed as ic_jax; the folder that they run in comes first.
-        self.environment = os.environ | {"XDG_CACHE_HOME": str(folder), "PYTHONPATH": str(root)}
-        self.environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        super().__init__(root, folder)
         self.recipe = folder / "recipe.toml"
         self.recipe.write_text(RECIPE.format(folder=folder))
-
-    def python(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=self.root,
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
 
     def infer(self, *options: str) -> dict[str, float]:
         """Draw the small model's picture; return seconds of wall and processor time."""
         out = ("--out", self.folder / "out.png", "--overwrite")
-        return self._timed("-m", "infer", *out, *options)
+        return self._seconds("-m", "infer", *out, *options)
 
     def start_run(self) -> None:
         """Train from the first step, and stop after the second as Ctrl-C does."""
@@ -94,17 +80,11 @@ class Checkout:
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(self.folder / "run", run)
         settings = ("--set", f"out={run}", "--set", f"stage1.steps={self.stopped_at + 2}")
-        return self._timed("-m", "train", self.recipe, *settings, *options)
+        return self._seconds("-m", "train", self.recipe, *settings, *options)
 
-    def _timed(self, *arguments: str | Path) -> dict[str, float]:
-        start = time.perf_counter()
-        process = self.python(*arguments)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"error: {arguments} of {self.root} ended with {process.returncode}")
-        wall = time.perf_counter() - start
-        return {"wall": wall, "processor": usage.ru_utime + usage.ru_stime}
+    def _seconds(self, *arguments: str | Path) -> dict[str, float]:
+        wall, processor = self.timed(*arguments)
+        return {"wall": wall, "processor": processor}
 
 
 def _last_step(metrics: Path) -> int:
@@ -112,7 +92,7 @@ def _last_step(metrics: Path) -> int:
     return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
 
 
-def measure(checkouts: dict[str, Checkout], command: str, repeats: int) -> dict[str, dict]:
+def measure(checkouts: dict[str, Starts], command: str, repeats: int) -> dict[str, dict]:
     """Return the seconds of starts that compile and of starts that do not, by checkout."""
     first, seconds = {}, {}
     for name, checkout in checkouts.items():
@@ -141,7 +121,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         roots = {"earlier": args.earlier.resolve(), "here": HERE}
-        checkouts = {name: Checkout(root, Path(folder) / name) for name, root in roots.items()}
+        checkouts = {name: Starts(root, Path(folder) / name) for name, root in roots.items()}
         results = {"infer": measure(checkouts, "infer", args.repeats)}
         for checkout in checkouts.values():
             checkout.start_run()

@@ -1,4 +1,4 @@
-"""What safety costs: commands of this checkout beside those of an earlier one, in turns.
+"""Compare the time of commands here and in an earlier checkout, which take turns.
 
     git worktree add EARLIER 5f3ec6f^                    # before files were distrusted
     python -m benchmarks.versus_earlier EARLIER [--rounds 7]
@@ -18,19 +18,16 @@ beside this script, after every program.
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.checkout import Checkout
 from ic_jax.files import write_json
 from ic_jax.measuring.origin import commit_of, origin
 
@@ -47,55 +44,39 @@ print(json.dumps([b - a for a, b in zip(begin, end)]))
 Seconds = tuple[float, float]  # of wall and of processor time
 
 
-class Checkout:
-    """A checkout with a compilation cache of its own."""
+class Commands(Checkout):
+    """Commands of a checkout that are measured."""
 
     def __init__(self, root: Path, folder: Path, pictures: Path):
-        self.root, self.folder, self.pictures = root, folder, pictures
-        folder.mkdir()
-        self.environment = os.environ | {"XDG_CACHE_HOME": str(folder), "PYTHONPATH": str(root)}
-        self.environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        self.said = ""  # by the last process
+        super().__init__(root, folder)
+        self.pictures = pictures
 
     def first_picture(self) -> Seconds:
-        return self._whole("-m", "infer", "--out", self.folder / "out.png", "--overwrite")
+        return self.timed("-m", "infer", "--out", self.folder / "out.png", "--overwrite")
 
     def load(self) -> Seconds:
-        self._whole("-c", LOAD)
-        wall, processor = json.loads(self.said.splitlines()[-1])
+        self.timed("-c", LOAD)
+        wall, processor = json.loads(self.log.read_text().splitlines()[-1])
         return wall, processor
 
     def training_step(self) -> Seconds:
         file = self.folder / "bench.json"
         options = ("--size", "toy", "--samples", "30", "--set", "dtype=float32")
-        self._whole("-m", "train", "bench", *options, "--json", file)
+        self.timed("-m", "train", "bench", *options, "--json", file)
         step = json.loads(file.read_text())["parts"]["batch 1"]["result"]["step"]
         return step["ms"] / 1000, float("nan")
 
     def prepare(self) -> Seconds:
         shutil.rmtree(out := self.folder / "data", ignore_errors=True)
         options = ("--resolution", str(SIDE), "--workers", "1")
-        return self._whole("-m", "train", "prepare", self.pictures, "--out", out, *options)
-
-    def _whole(self, *arguments: str | Path) -> Seconds:
-        begin, log = time.perf_counter(), self.folder / "log"
-        with log.open("wb") as file:
-            run = [sys.executable, *map(str, arguments)]
-            options = {"cwd": self.root, "env": self.environment, "stdout": file, "stderr": file}
-            process = subprocess.Popen(run, **options)  # type: ignore[call-overload]
-            _, status, usage = os.wait4(process.pid, 0)
-        wall, self.said = time.perf_counter() - begin, log.read_text()
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"error: {arguments} of {self.root} failed:\n{self.said}")
-        return wall, usage.ru_utime + usage.ru_stime
+        return self.timed("-m", "train", "prepare", self.pictures, "--out", out, *options)
 
 
-PROGRAMS: dict[str, Callable[[Checkout], Seconds]] = {
-    "first picture": Checkout.first_picture,
-    "load": Checkout.load,
-    "prepare": Checkout.prepare,
-    "training step": Checkout.training_step,
+PROGRAMS: dict[str, Callable[[Commands], Seconds]] = {
+    "first picture": Commands.first_picture,
+    "load": Commands.load,
+    "prepare": Commands.prepare,
+    "training step": Commands.training_step,
 }
 
 
@@ -119,8 +100,8 @@ def main() -> None:
         write_pictures(Path(folder) / "pictures")
         pictures = Path(folder) / "pictures"
         checkouts = [
-            Checkout(args.earlier.resolve(), Path(folder) / "earlier", pictures),
-            Checkout(HERE, Path(folder) / "here", pictures),
+            Commands(args.earlier.resolve(), Path(folder) / "earlier", pictures),
+            Commands(HERE, Path(folder) / "here", pictures),
         ]
         results: dict[str, dict[str, dict[str, float]]] = {}
         for name, run in PROGRAMS.items():
@@ -136,7 +117,7 @@ def main() -> None:
 
 
 def measure(
-    run: Callable[[Checkout], Seconds], checkouts: list[Checkout], rounds: int
+    run: Callable[[Commands], Seconds], checkouts: list[Commands], rounds: int
 ) -> dict[str, dict[str, float]]:
     """Return medians of seconds and ratios by kind of time, of rounds after a first run of each."""
     runs: list[list[Seconds]] = [[] for _ in checkouts]

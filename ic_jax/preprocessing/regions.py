@@ -35,15 +35,14 @@ def region_weights(region: Region, grid: tuple[int, int]) -> Float[np.ndarray, "
         ValueError: not a region, or one that is empty.
         ImageError: a mask that cannot be read.
     """
-    if isinstance(region, str) and region in NAMES:
-        return _box_weights(NAMES[region], grid)
-    if isinstance(region, tuple | list):
-        return _box_weights(checked_box(region), grid)
+    if isinstance(region, tuple | list) or (isinstance(region, str) and region in NAMES):
+        return _box_weights(box_of(region), grid)
     return _mask_weights(region, grid)
 
 
-def checked_box(box: Sequence[float]) -> Box:
-    """Return a box of floats; ValueError if it is none."""
+def box_of(region: str | Sequence[float]) -> Box:
+    """Return the box of a key of `NAMES`, or of four numbers; ValueError if they are no box."""
+    box = NAMES[region] if isinstance(region, str) else region
     numbers = len(box) == 4 and all(isinstance(x, int | float | np.number) for x in box)
     if not numbers or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise ValueError(

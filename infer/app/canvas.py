@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from PIL import Image, ImageDraw
 
-from ic_jax.preprocessing.regions import NAMES, checked_box
+from ic_jax.preprocessing.regions import box_of
 from infer.app.form import ANYWHERE, region_of
 
 SIDE = 224  # pixels of the longer side
@@ -42,9 +42,8 @@ def canvas(
         with suppress(ValueError):  # a box that is still being written
             region = region_of(places[i] or ANYWHERE)
             if region is not None:
-                box = NAMES[region] if isinstance(region, str) else checked_box(region)
                 left, top, right, bottom = (
-                    x * (side - 1) for x, side in zip(box, 2 * size, strict=True)
+                    x * (side - 1) for x, side in zip(box_of(region), 2 * size, strict=True)
                 )
                 fill = (*COLORS[i], 90 if i == number else 0)
                 draw.rectangle((left, top, right, bottom), fill, outline=COLORS[i], width=2)

@@ -19,6 +19,9 @@ CSS = """
 #gallery .grid-wrap {padding-top: 32px;}
 #status progress {vertical-align: middle; width: 60%;}
 """
+# Pictures that stand beside a character's inputs.
+SHOWN: dict[str, Any] = {"interactive": False, "height": 230, "buttons": []}
+SHOWN |= {"scale": 2, "min_width": 150}
 # Fonts of the reader's machine: the usual theme fetches its own from the internet.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
@@ -95,21 +98,13 @@ class Page:
                     box = gr.Image(
                         canvases[number - 1],
                         label="Its box",
-                        interactive=False,
-                        height=230,
-                        scale=2,
-                        min_width=150,
-                        buttons=[],
+                        **SHOWN,
                         elem_id=f"box-{number}",
                         elem_classes="box",
                     )
                     seen = gr.Image(
                         label="What the model sees",
-                        interactive=False,
-                        height=230,
-                        scale=2,
-                        min_width=150,
-                        buttons=[],
+                        **SHOWN,
                         elem_classes="seen",
                     )
                 self.files.append(file)
