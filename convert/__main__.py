@@ -1,5 +1,6 @@
 """`python -m convert`."""
 
+import gc
 import os
 import signal
 import sys
@@ -13,7 +14,10 @@ if __name__ == "__main__":
         signal.signal(
             signal.SIGINT, lambda *_: os.write(2, b"error: interrupted\n") and os._exit(130)
         )
+    gc.disable()  # what is imported stays; to look at it again and again takes half a second
     from convert.commands import main
     from ic_jax.cli import leave
 
+    gc.freeze()
+    gc.enable()
     leave(main())

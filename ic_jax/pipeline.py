@@ -42,7 +42,7 @@ from ic_jax.result import PipelineResult, to_pil
 from ic_jax.runner import Runner, ShapesRunner
 from ic_jax.sharding import describe
 from ic_jax.subjects import SubjectImage, Subjects, encode_subjects
-from ic_jax.weights import loading
+from ic_jax.weights import hub, loading
 from ic_jax.weights.encoders import LARGE_ENCODERS, Encoders, EncodersOnDemand
 from ic_jax.weights.lora.lora_set import LoraSet
 from ic_jax.weights.lora.targets import targets_of
@@ -203,8 +203,6 @@ class InstantCharacterPipeline(Components, EncodeMethods, LoraMethods):
         Returns:
             The repository's address.
         """
-        from ic_jax.weights import hub
-
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent, "MODEL")
             self.save_pretrained(folder)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from huggingface_hub import constants
 
 from ic_jax import compilation_cache
 from ic_jax.host_memory import free_host_memory
@@ -47,6 +46,8 @@ def environment() -> dict[str, Any]:
     """Return what an issue's reader asks for, as JSON values."""
     known = origin(*PACKAGES)
     installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    from huggingface_hub import constants
+
     plugins = {name: installed[name] for name in sorted(installed) if PLUGINS.match(name.lower())}
     told = {
         "ic_jax": f"{__version__} {known['commit']}".strip(),

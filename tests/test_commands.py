@@ -116,6 +116,18 @@ def test_a_path_may_begin_with_the_home_folder(monkeypatch):
     assert paths == ["/home/ana/ana.png", "/home/ana/models/ic", "/home/ana/x"]
 
 
+@pytest.mark.parametrize("name", MAINS)
+def test_garbage_is_collected_but_not_among_what_is_imported(name):
+    script = (
+        "import atexit, gc, runpy, sys\n"
+        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 50_000))\n"
+        "sys.argv = ['', '--help']\n"
+        f"runpy.run_module({name!r}, run_name='__main__')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, capture_output=True)
+    assert run.stdout.decode().endswith("True True\n")
+
+
 @pytest.mark.parametrize("name", [*MAINS, *EXAMPLE])
 def test_ctrl_c_while_importing(name, tmp_path):
     (tmp_path / "flax.py").write_text(  # every main imports it

@@ -27,7 +27,7 @@ from convert.names import published_shapes, slots
 from convert.published import PUBLISHED
 from convert.torch_read import read_torch
 from ic_jax.config import CONFIGS, AdapterConfig, FluxConfig, VaeConfig
-from ic_jax.weights import hub, loading
+from ic_jax.weights import loading
 from ic_jax.weights.model_folder import ModelFolder
 from ic_jax.weights.safetensors_io import Spec, read_tensors, write_tensors
 from ic_jax.weights.tensors import Tensor
@@ -418,7 +418,7 @@ def test_hub_ids_fetch_what_is_needed_and_no_more(tiny_model, tmp_path, monkeypa
             shutil.copy(source / path, target / path)
         return str(target)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     convert("from-torch", "--flux", "org/flux", "--out", tmp_path / "MODEL")
     expected = files(tiny_model)
     for name, content in files(tmp_path / "MODEL").items():

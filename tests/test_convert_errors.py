@@ -20,7 +20,7 @@ from huggingface_hub import errors
 
 from convert.commands import main
 from convert.torch_read import read_torch
-from ic_jax.weights import hub, loading
+from ic_jax.weights import loading
 from ic_jax.weights import safetensors_io as ours
 from ic_jax.weights.model_folder import ModelFolder, create
 from ic_jax.weights.tensors import WeightsError
@@ -303,7 +303,7 @@ def test_the_hub_offline_and_gated(run, monkeypatch):
         def download(*_, **__):
             raise kind("no\nno", response=MagicMock())
 
-        monkeypatch.setattr(hub, "snapshot_download", download)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
         return run("from-torch", "--flux", "black-forest-labs/FLUX.1-dev")
 
     status, error = refuse(errors.GatedRepoError)

@@ -157,7 +157,7 @@ def test_errors_of_the_hub_are_one_line(error, message, monkeypatch):
         of_http = issubclass(error, errors.HfHubHTTPError)
         raise error("no\nno", **({"response": MagicMock()} if of_http else {}))
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(FileNotFoundError, match=message) as raised:
         InstantCharacterPipeline.from_pretrained("org/name", revision="v2")
     assert "\n" not in str(raised.value)
@@ -223,7 +223,7 @@ def test_push_to_hub_uploads_a_model_folder(pipe, monkeypatch):
         uploaded.update(options, components=ModelFolder.open(folder_path).components)
 
     api.upload_folder.side_effect = upload
-    monkeypatch.setattr(hub, "HfApi", lambda **_: api)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda **_: api)
     pipe.push_to_hub("org/mine", private=True, commit_message="first")
     api.create_repo.assert_called_once_with("org/mine", private=True, exist_ok=True)
     assert (uploaded["repo_id"], uploaded["commit_message"]) == ("org/mine", "first")

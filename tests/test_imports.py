@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from graphlib import TopologicalSorter
@@ -132,6 +133,17 @@ def test_modules_of_the_library_have_no_cycle():
         for module, file in names.items()
     }
     assert len(list(TopologicalSorter(graph).static_order())) == len(names)
+
+
+def test_a_start_imports_no_library_that_few_commands_need():
+    """A third of a second for the Hub's, a quarter for scipy; their imports are in functions."""
+    late = {"gradio", "huggingface_hub", "onnxruntime", "pyarrow", "scipy", "starlette"}
+    script = (
+        "import sys\n"
+        "import ic_jax, convert.commands, infer.commands, train.commands\n"
+        f"assert not (found := {late} & set(sys.modules)), found\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
 def test_the_wheel_depends_on_exactly_what_the_library_imports():

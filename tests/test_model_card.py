@@ -12,7 +12,7 @@ from huggingface_hub import errors
 
 import train.export
 from ic_jax.config import CONFIGS
-from ic_jax.weights import hub, loading, model_folder
+from ic_jax.weights import loading, model_folder
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 from train import lora
 from train.commands import main
@@ -140,7 +140,7 @@ def api(monkeypatch):
         api.options = options
 
     api.upload_folder.side_effect = upload
-    monkeypatch.setattr(hub, "HfApi", lambda **_: api)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda **_: api)
     return api
 
 

@@ -1,11 +1,12 @@
-"""Models and published weights from the Hugging Face Hub, by their id."""
+"""Models and published weights from the Hugging Face Hub, by their id.
+
+The Hub's library is imported where it is used: it takes a third of a second, for downloads only.
+"""
 
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
-
-from huggingface_hub import HfApi, errors, snapshot_download
+from typing import Any, TypeVar
 
 from ic_jax.version import __version__
 from ic_jax.weights.model_folder import COMPONENT_NAMES, MANIFEST, not_converted
@@ -52,6 +53,8 @@ def fetch(repo_id: str, patterns: Sequence[str], revision: str | None = None) ->
     Raises:
         FileNotFoundError: no such repository or revision, no access to it, or no connection.
     """
+    from huggingface_hub import snapshot_download
+
     return _answered(
         repo_id,
         revision,
@@ -68,6 +71,8 @@ def file_names(repo_id: str, revision: str | None = None) -> list[str]:
     Raises:
         FileNotFoundError: as for `fetch`.
     """
+    from huggingface_hub import HfApi, snapshot_download
+
     try:
         return _answered(
             repo_id, revision, lambda: HfApi().list_repo_files(repo_id, revision=revision)
@@ -84,6 +89,8 @@ def file_names(repo_id: str, revision: str | None = None) -> list[str]:
 
 def _answered(repo_id: str, revision: str | None, ask: Callable[[], T]) -> T:
     """Return what `ask` returns; FileNotFoundError, in one line, for what the Hub answers."""
+    from huggingface_hub import errors
+
     try:
         return ask()
     except errors.GatedRepoError:
@@ -164,12 +171,17 @@ def push(folder: Path, repo_id: str, *, private: bool, commit_message: str | Non
     return url
 
 
-def _api() -> HfApi:
+def _api() -> Any:
+    """Return an HfApi that says who asks."""
+    from huggingface_hub import HfApi
+
     return HfApi(library_name="ic_jax", library_version=__version__)
 
 
 def _accepted(repo_id: str, upload: Callable[[], T]) -> T:
     """Return what `upload` returns; UploadError, in one line, for what the Hub answers."""
+    from huggingface_hub import errors
+
     try:
         return upload()
     except errors.LocalTokenNotFoundError:

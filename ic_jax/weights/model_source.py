@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ic_jax.text_files import read_text
 from ic_jax.untrusted_files import below
+from ic_jax.weights import hub
 from ic_jax.weights.model_folder import ModelFolder
 
 
@@ -27,8 +28,6 @@ def open_model(name_or_path: ModelFolder | Path | str, revision: str | None = No
         if revision is not None:
             raise ValueError(f"{path}: a local folder has no revision; leave revision out")
         return ModelFolder.open(path)
-    from ic_jax.weights import hub  # takes a third of a second, for downloads only
-
     repo_id, _, named = str(name_or_path).partition("@")
     if hub.REPO_ID.fullmatch(repo_id):
         if named and revision is not None:
