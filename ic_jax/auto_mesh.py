@@ -14,7 +14,7 @@ from ic_jax import multihost
 from ic_jax.config import CONFIGS
 from ic_jax.devices import Chip
 from ic_jax.sharding import AXES, ShardingError, describe, make_mesh, parse, stored_bytes
-from ic_jax.weights.loading import COMPONENTS, abstract, read_config
+from ic_jax.weights.loading import COMPONENTS, abstract, read_config, with_dtype
 from ic_jax.weights.model_folder import ModelFolder
 
 # Fraction of a device's memory for weights and training state; the rest is for activations. The
@@ -216,7 +216,7 @@ def training_bytes(
 
     `copies` is the size of the state and the gradient over that of the float32 parameters.
     """
-    params = stored_bytes(_cast(adapter, jnp.float32), mesh)
+    params = stored_bytes(with_dtype(adapter, jnp.float32), mesh)
     return stored_bytes(dict(base), mesh, replicate=replicate) + round(copies * params)
 
 
@@ -248,11 +248,7 @@ def published_configs() -> dict[str, Any]:
 def shapes(configs: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     """Return the components of configs, shapes in place of arrays."""
     flux = configs.get("transformer")
-    return {k: _cast(abstract(k, config, flux), dtype) for k, config in configs.items()}
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
+    return {k: abstract(k, config, flux, dtype) for k, config in configs.items()}
 
 
 def _divisors(n: int) -> Sequence[int]:

@@ -53,9 +53,21 @@ COMPONENTS: dict[str, tuple[Any, Any]] = {
 CONFIG_ONLY: dict[str, Any] = {"scheduler": SchedulerConfig, "sampling": SamplingConfig}
 
 
-def abstract(component: str, config: Any, flux: FluxConfig | None = None) -> Any:
-    """Return a component's module with shapes for arrays; the adapter also takes FLUX's config."""
-    return nnx.clone(_abstract(component, config, flux if component == "adapter" else None))
+def abstract(component: str, config: Any, flux: FluxConfig | None = None, dtype: Any = None) -> Any:
+    """Return a component's module with shapes for arrays; the adapter also takes FLUX's config.
+
+    Args:
+        dtype: of the arrays; by default of each what it is made with, float32.
+    """
+    module = _abstract(component, config, flux if component == "adapter" else None)
+    if dtype is None:
+        return nnx.clone(module)
+    return with_dtype(module, dtype)
+
+
+def with_dtype(tree: Any, dtype: Any) -> Any:
+    """Return the shapes of a tree's arrays, with one dtype for all."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
 
 
 @cache  # a start needs the shapes several times
