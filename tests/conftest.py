@@ -1,6 +1,8 @@
-"""Settings of all tests, and the golden model that several tests share."""
+"""Settings of all tests, and the golden model and its conversions that several tests share."""
 
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,34 @@ def from_torch(out: Path, *options: str, source: Path = TINY) -> Path:
 def tiny_model(tmp_path_factory) -> Path:
     """Return the golden model as a MODEL folder, float32."""
     return from_torch(tmp_path_factory.mktemp("converted") / "tiny")
+
+
+@pytest.fixture
+def flux(tmp_path):
+    """A copy of the golden FLUX as published, for a test to change."""
+    return Path(shutil.copytree(TINY / "flux", tmp_path / "flux"))
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs `python -m convert`; gives its exit status and its error line, having checked that a
+    failure left nothing and took one line."""
+    from convert.commands import main
+
+    def run(*arguments, out=tmp_path / "out" / "MODEL"):
+        status = main([*map(str, arguments), *([] if out is None else ["--out", str(out)])])
+        lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+        if status and out:
+            assert not out.exists()
+            assert not out.parent.exists() or not [*out.parent.iterdir()]
+        assert len(lines) == bool(status)
+        return status, "".join(lines)
+
+    return run
+
+
+def edit_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 @pytest.fixture(scope="module")

@@ -352,41 +352,6 @@ def test_the_published_tokenizer_of_a_file(tmp_path, monkeypatch):
     assert fetched == ["openai/clip-vit-large-patch14", "google/t5-v1_1-xxl"]
 
 
-ZEROS = torch.zeros(2, 2)
-BYTES = SimpleNamespace(
-    nvfp4=torch.frombuffer(bytearray(b'{"format": "nvfp4"}'), dtype=torch.uint8)
-)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "what"),
-    [
-        ({"a.weight.quant_state.bitsandbytes__nf4": ZEROS}, "has 4-bit weights of bitsandbytes"),
-        ({"a.weight.absmax": ZEROS, "a.weight.quant_map": ZEROS}, "4-bit weights of bitsandbytes"),
-        ({"a.SCB": ZEROS}, "has 8-bit weights of bitsandbytes"),
-        ({"a.qweight": ZEROS, "a.wscales": ZEROS}, "has SVDQuant weights"),
-        ({"a.weight_scale_2": ZEROS}, "has NVFP4 weights"),
-        ({"a.comfy_quant": BYTES.nvfp4}, "says nvfp4"),
-        ({"double_stream_modulation_img.lin.weight": ZEROS}, "is FLUX.2"),
-        ({"transformer_blocks.0.img_mod.1.weight": ZEROS}, "is Qwen-Image"),
-        ({"distilled_guidance_layer.in_proj.weight": ZEROS}, "is Chroma"),
-        ({"model.diffusion_model.input_blocks.0.0.weight": ZEROS}, "is a U-Net"),
-        ({"lora_unet_x.lora_down.weight": ZEROS}, "is a LoRA"),
-        ({"lora_unet_x.lokr_w1": ZEROS}, "is a LyCORIS"),
-        ({"strange": ZEROS}, "is nothing that ic_jax knows, by its 1 tensors (strange)"),
-    ],
-)
-def test_what_else_a_file_may_be(tmp_path, tensors, what, capsys):
-    """inspect says it, and conversion refuses with the same words."""
-    path = tmp_path / "x.safetensors"
-    safetensors.torch.save_file({n: t.clone() for n, t in tensors.items()}, path)
-    assert main(["inspect", str(path)]) == 0
-    line = capsys.readouterr().out.strip()
-    assert what in line
-    assert main(["from-torch", "--flux", str(path), "--out", str(tmp_path / "MODEL")]) == 3
-    assert capsys.readouterr().err.strip() == f"error: {line}"
-
-
 def test_damaged_files(published, bfl, tmp_path, capsys):
     """A scale without its tensor; a GGUF cut short; a cut transformer."""
 

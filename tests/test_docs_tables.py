@@ -20,9 +20,9 @@ CONVERT = {
     "fp8; scaled fp8": "test_convert_files::test_scaled_fp8",
     "GGUF of FLUX and of T5": "test_convert_files::test_gguf",
     "an adapter's `.bin`": "test_convert_files::test_an_adapter_among_other_entries",
-    "4 and 8 bits of bitsandbytes": "test_convert_files::test_what_else_a_file_may_be",
-    "FLUX.1 Fill, Depth, Canny": "test_convert_errors::test_another_single_file_is_named",
-    "a pickle that asks": "test_convert_errors::"
+    "4 and 8 bits of bitsandbytes": "test_convert_kinds::test_what_else_a_file_may_be",
+    "FLUX.1 Fill, Depth, Canny": "test_convert_kinds::test_another_single_file_is_named",
+    "a pickle that asks": "test_convert_pickles::"
     "test_a_pickle_with_code_is_refused_and_nothing_runs",
 }
 EVERY = "test_lora_layouts::test_every_layout_gives_each_map_its_change"
