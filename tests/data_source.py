@@ -43,6 +43,10 @@ def source(folder: Path, characters: int = 12, views: int = 4) -> Path:
     return path
 
 
+def line(**fields) -> str:
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
 def prepared(folder: Path, **counts: int) -> Path:
     """A data set for resolutions up to 64, of several shards."""
     out = folder / "dataset"
