@@ -32,6 +32,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 GOLDENS = Path(__file__).parent / "goldens"
 TINY = GOLDENS / "tiny_instantcharacter"
+ADAPTER = "instantcharacter_ip-adapter"  # its file but for the ending
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,7 +58,7 @@ def convert(*arguments: Any) -> None:
 
 def from_torch(out: Path, *options: str, source: Path = TINY) -> Path:
     """Convert the golden model, or `source` in its layout; return `out`."""
-    adapter = ("--adapter", source / "instantcharacter_ip-adapter.bin")
+    adapter = ("--adapter", source / f"{ADAPTER}.bin")
     towers = ("--siglip", source / "siglip", "--dinov2", source / "dinov2")
     convert("from-torch", "--flux", source / "flux", *towers, *adapter, "--out", out, *options)
     return out

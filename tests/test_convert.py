@@ -1,10 +1,7 @@
 """Published weights to a MODEL folder and back, on disk, for every published layout."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,25 +12,15 @@ import safetensors.torch
 import torch
 import transformers
 from diffusers import AutoencoderKL, FluxTransformer2DModel
-from diffusers.loaders.single_file_utils import (
-    convert_flux_transformer_checkpoint_to_diffusers,
-    convert_ldm_vae_checkpoint,
-)
 from huggingface_hub.utils import filter_repo_objects
 
-from convert import bfl
 from convert.configs import from_published, to_published
-from convert.names import published_shapes, slots
 from convert.published import PUBLISHED
-from convert.torch_read import read_torch
-from ic_jax.config import CONFIGS, AdapterConfig, FluxConfig, VaeConfig
 from ic_jax.weights import loading
 from ic_jax.weights.model_folder import ModelFolder
 from ic_jax.weights.safetensors_io import Spec, read_tensors, write_tensors
-from ic_jax.weights.tensors import Tensor
-from tests.conftest import TINY, convert, from_torch
+from tests.conftest import ADAPTER, TINY, convert, from_torch
 
-ADAPTER = "instantcharacter_ip-adapter"
 FOLDERS = {
     "flux/transformer": "diffusion_pytorch_model",
     "flux/vae": "diffusion_pytorch_model",
@@ -44,9 +31,6 @@ FOLDERS = {
 }
 
 TOWERS = ("siglip", "dinov2")
-
-# Heads as published, one of them: what a BFL file's shapes tell.
-SMALL_DEV = FluxConfig(2, 2, 1, 128, 8, 6, (16, 56, 56), in_channels=4)
 
 
 def raw(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -218,61 +202,6 @@ def test_bfl_files_there_and_back_give_the_same_model(tiny_model, tmp_path):
     assert actual == expected
 
 
-def joined(kind, shapes):
-    """Random diffusers tensors of these shapes, and the BFL file's that hold the same."""
-    rng = np.random.default_rng(0)
-    theirs = {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
-    tensors = {k: Tensor(x.dtype, x.shape, lambda x=x: x) for k, x in theirs.items()}
-    fused = bfl.layout(kind, shapes)
-    file = {name: torch.from_numpy(entry.join(tensors).array()) for name, entry in fused.items()}
-    assert all(file[name].shape == entry.shape for name, entry in fused.items())
-    return theirs, file
-
-
-def assert_same_values(actual, expected):
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(np.asarray(actual[name]), value, err_msg=name)
-
-
-def test_bfl_flux_files_are_what_diffusers_takes_them_for():
-    shapes = published_shapes(slots("transformer", SMALL_DEV))
-    for name in [n for n in shapes if n.startswith("single_")]:  # diffusers cuts them at 3072
-        widths = {"to_q": 3072, "to_k": 3072, "to_v": 3072, "proj_mlp": 12288}
-        if width := next((w for part, w in widths.items() if f".{part}." in name), None):
-            shapes[name] = (width, *shapes[name][1:])
-    theirs, file = joined("transformer", shapes)
-    assert file["single_blocks.1.linear1.bias"].shape == (21504,)
-    assert_same_values(convert_flux_transformer_checkpoint_to_diffusers(file), theirs)
-
-
-def test_bfl_vae_files_are_what_diffusers_takes_them_for():
-    config = VaeConfig((8, 16, 16), latent_channels=4, norm_num_groups=4)
-    shapes = published_shapes(slots("vae", config))
-    theirs, file = joined("vae", shapes)
-    assert_same_values(convert_ldm_vae_checkpoint(file, to_published("vae", config)), theirs)
-    assert len(published_shapes(slots("vae", CONFIGS["flux-vae"]))) == 244
-
-
-def test_sizes_of_a_bfl_file_are_read_off_its_shapes(tmp_path):
-    changes = ({}, {"guidance_embeds": False}, {"num_layers": 0}, {"num_single_layers": 0})
-    for i, config in enumerate(replace(SMALL_DEV, **change) for change in changes):
-        theirs, file = joined("transformer", published_shapes(slots("transformer", config)))
-        path = tmp_path / f"flux1-{i}.safetensors"
-        safetensors.torch.save_file(file, path)
-        out = tmp_path / f"MODEL-{i}"
-        convert("from-torch", "--flux", path, "--out", out)
-        folder = ModelFolder.open(out)
-        assert loading.read_config(folder, "transformer") == config
-        schedule = loading.read_config(folder, "scheduler")
-        assert schedule.use_dynamic_shifting == config.guidance_embeds
-        convert("to-torch", out, "--out", tmp_path / f"back-{i}")
-        back = tmp_path / f"back-{i}" / "flux" / "transformer"
-        assert_same_values(
-            safetensors.torch.load_file(back / "diffusion_pytorch_model.safetensors"), theirs
-        )
-
-
 def test_loaded_components_hold_the_published_values(tiny_model):
     loaded = loading.load_model(tiny_model, dtype="bfloat16")
     published = raw(TINY)["flux/transformer"]["transformer_blocks.1.attn.to_q.weight"]
@@ -353,56 +282,6 @@ def test_checkpoints_with_more_than_one_tower(tmp_path):
         whole_config = read_json(tmp_path / kind / "config.json")
         tower = whole_config[PUBLISHED[kind].inside] | PUBLISHED[kind].names
         assert read_json(tmp_path / "back" / folder / "config.json") == tower
-
-
-def test_torch_bin_forms(tmp_path):
-    """Views, parameters, scalars, empty tensors and module states, as torch saves them."""
-    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
-    content = {
-        "transposed": x.t(),
-        "slice": x[1:3, 2:],
-        "parameter": torch.nn.Parameter(x),
-        "scalar": torch.tensor(3.0),
-        "bf16": x.bfloat16(),
-        "empty": torch.empty(0, 3),
-        "module": torch.nn.Linear(2, 3).state_dict(),
-    }
-    torch.save(content, tmp_path / "x.bin")
-    actual = read_torch(tmp_path / "x.bin")
-    flat = {k: v for k, v in content.items() if k != "module"}
-    flat |= {f"module.{k}": v for k, v in content["module"].items()}
-    assert actual.keys() == flat.keys()
-    for name, tensor in flat.items():
-        assert actual[name].shape == tuple(tensor.shape)
-        value = torch.from_numpy(actual[name].array().astype(np.float32))
-        assert torch.equal(value, tensor.detach().float()), name
-
-
-def test_the_adapter_needs_neither_torch_nor_its_modules(tmp_path):
-    """In a process in which importing torch fails."""
-    script = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from convert.commands import main\n"
-        f"sys.exit(main(['from-torch', '--flux', '{TINY / 'flux'}', '--adapter', "
-        f"'{TINY / ADAPTER}.bin', '--out', '{tmp_path / 'MODEL'}']) or "
-        f"main(['to-torch', '{tmp_path / 'MODEL'}', '--out', '{tmp_path / 'back'}']))"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent)
-    back = torch.load(tmp_path / "back" / f"{ADAPTER}.bin", weights_only=True, mmap=True)
-    assert list(back) == ["ip_adapter", "image_proj"]
-
-
-def test_sizes_beside_the_adapter_or_named(tmp_path):
-    for suffix in (".bin", ".json"):
-        shutil.copy(TINY / f"{ADAPTER}{suffix}", tmp_path / f"mine{suffix}")
-    sizes = AdapterConfig.from_dict(json.loads((tmp_path / "mine.json").read_text()))
-    flux = ("from-torch", "--flux", TINY / "flux", "--adapter", tmp_path / "mine.bin")
-    convert(*flux, "--out", tmp_path / "beside")
-    os.rename(tmp_path / "mine.json", tmp_path / "elsewhere.json")
-    named = ("--adapter-config", tmp_path / "elsewhere.json")
-    convert(*flux, *named, "--out", tmp_path / "named")
-    for name in ("beside", "named"):
-        assert loading.read_config(ModelFolder.open(tmp_path / name), "adapter") == sizes
 
 
 def test_hub_ids_fetch_what_is_needed_and_no_more(tiny_model, tmp_path, monkeypatch):
