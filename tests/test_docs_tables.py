@@ -26,7 +26,7 @@ CONVERT = {
     "test_a_pickle_with_code_is_refused_and_nothing_runs",
 }
 EVERY = "test_lora_layouts::test_every_layout_gives_each_map_its_change"
-REFUSED = "test_lora_layouts::test_files_that_cannot_be_applied_say_why"
+REFUSED = "test_lora_refusals::test_files_that_cannot_be_applied_say_why"
 TEXT = "test_lora_layouts::test_text_encoders"
 LORAS = {
     "peft, diffusers, ai-toolkit": "test_train_lora::"
