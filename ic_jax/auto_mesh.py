@@ -70,14 +70,8 @@ def for_inference(text: str, folder: ModelFolder | Path | str, dtype: Any) -> Me
     memory = multihost.broadcast_json("memory", lambda: memory_of(local[0]))
     if len(every) == 1 or memory is None:
         return None
-    shapes = shapes_of(folder, dtype)
-    try:
-        sizes, devices = inference_sizes(shapes, len(local), memory), local
-    except ShardingError:
-        if len(local) == len(every):
-            raise
-        sizes, devices = inference_sizes(shapes, len(every), memory), every
-    return make_mesh(sizes, devices) if math.prod(sizes.values()) > 1 else None
+    mesh = inference_mesh(shapes_of(folder, dtype), local, every, memory)
+    return mesh if mesh.size > 1 else None
 
 
 def for_training(
@@ -142,6 +136,25 @@ def check_rows(rows: Mapping[str, int], mesh: Mesh) -> None:
                 f"{name}: batch / accumulate is {count}, which does not divide by data="
                 f"{mesh.shape['data']} x fsdp={mesh.shape['fsdp']}; change one of them"
             )
+
+
+def inference_mesh(
+    modules: Mapping[str, Any], local: Sequence[Any], every: Sequence[Any], memory: float
+) -> Mesh:
+    """Return a mesh of one process's devices if they are enough, and otherwise of all.
+
+    Args:
+        modules: as for `inference_sizes`, and so are the errors.
+        local: devices of one process.
+        every: devices of all processes.
+        memory: bytes of each device.
+    """
+    try:
+        return make_mesh(inference_sizes(modules, len(local), memory), local)
+    except ShardingError:
+        if len(local) == len(every):
+            raise
+        return make_mesh(inference_sizes(modules, len(every), memory), every)
 
 
 def inference_sizes(modules: Mapping[str, Any], count: int, memory: float) -> Sizes:

@@ -79,7 +79,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     """Return a mesh over the first of the devices (by default all of JAX).
 
     Raises:
-        ShardingError: there are too few devices.
+        ShardingError: there are too few devices, or the first TPU chips form no rectangle.
     """
     devices = jax.devices() if devices is None else devices
     shape = tuple(sizes[name] for name in AXES)
@@ -87,6 +87,12 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     if count > len(devices):
         product = " x ".join(map(str, shape))
         raise ShardingError(f"a mesh of {product} needs {count} devices; there are {len(devices)}")
+    places = [device.coords for device in devices[:count] if device.platform == "tpu"]
+    if places and math.prod(np.ptp(places, axis=0) + 1) != count:
+        raise ShardingError(
+            f"a mesh of {count} of {len(devices)} TPU chips: they form no rectangle or box; take "
+            "a power of two"
+        )
     types = (AxisType.Auto,) * len(AXES)
     # An axis of a torus may be split: in 4 x 4 x 4 chips, 2 can be an axis of the mesh.
     grid = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)

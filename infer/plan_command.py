@@ -17,7 +17,7 @@ from ic_jax.models.unstacked import compiler_options, drawing_form
 from ic_jax.planning import compile_plan
 from ic_jax.planning.compile_plan import PlannedProgram, compile_report, replicated_shapes
 from ic_jax.planning.report import show
-from ic_jax.planning.topologies import TOPOLOGY_HELP, topology_devices
+from ic_jax.planning.topologies import TOPOLOGY_HELP, over_whole_topology, topology_devices
 from ic_jax.sharding import ShardingError, describe, make_mesh, parse, stored_bytes
 from ic_jax.weights.model_source import open_model
 
@@ -73,7 +73,7 @@ def reports(
     Raises:
         ShardingError: no mesh of the devices holds the model, or not the one that the options name.
     """
-    mesh = make_mesh(_mesh_sizes(args.mesh, shapes, devices), devices)
+    mesh = over_whole_topology(_mesh(args.mesh, shapes, devices), devices)
     # The encoders and the VAE stay in memory unless the programs are split.
     others = {k: v for k, v in shapes.items() if k not in COMPUTED}
     resident = 0 if args.split_prepare else stored_bytes(others, mesh)
@@ -152,11 +152,13 @@ def _replicated(mesh: Mesh, shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     return replicated_shapes(jax.ShapeDtypeStruct(shape, dtype), mesh)
 
 
-def _mesh_sizes(text: str, shapes: Any, devices: Any) -> dict[str, int]:
+def _mesh(text: str, shapes: Any, devices: Sequence[Any]) -> Mesh:
+    """Return the mesh that drawing would choose; every process draws if its devices are enough."""
     memory = auto_mesh.memory_of(devices[0])
     if text != "auto" or memory is None:
-        return parse("data=1" if text == "auto" else text)
-    return auto_mesh.inference_sizes(shapes, len(devices), memory)
+        return make_mesh(parse("data=1" if text == "auto" else text), devices)
+    local = [x for x in devices if x.process_index == devices[0].process_index]
+    return auto_mesh.inference_mesh(shapes, local, devices, memory)
 
 
 def _with_verdict(

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from ic_jax import auto_mesh
-from ic_jax.planning.topologies import topology_devices
-from ic_jax.sharding import make_mesh, parse
+from ic_jax.planning.topologies import over_whole_topology, topology_devices
+from ic_jax.sharding import ShardingError, make_mesh, parse
 from infer import plan_command as drawing
 from tests import toy
 from train import plan_command as training
@@ -176,6 +178,21 @@ def test_training_on_tpus(shapes, topology, mesh):
     assert calls(kernels, "splash_mha_fwd") >= 4
     assert calls(kernels, "splash_mha_dq") == 3  # see test_training_on_gpus
     assert calls(kernels, "splash_mha_dkv") == 3
+
+
+@pytest.mark.parametrize("topology", [needs("libtpu", "a pod", "v6e:16x16")])
+def test_a_part_of_a_pod_is_planned_as_a_slice_of_its_own(topology):
+    """libtpu compiles for no chips whose numbers are beyond the program's devices."""
+    pod = topology_devices(topology)
+    mesh = over_whole_topology(make_mesh(parse("data=4"), pod), pod)
+    assert sorted(chip.id for chip in mesh.devices.flat) == [0, 1, 2, 3]
+    rows = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+    text = jax.jit(lambda x: x.sum(axis=0)).lower(rows).compile().as_text()
+    assert "all-reduce" in text
+    with pytest.raises(ShardingError, match="3 of 256 TPU chips: they form no rectangle"):
+        make_mesh(parse("data=3"), pod)
+    host = [chip for chip in topology_devices("v6e:2x4") if chip.process_index == 0]
+    assert len(host) == 8
 
 
 def calls(kernels, name):

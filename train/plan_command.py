@@ -21,7 +21,7 @@ from ic_jax.models.adapter import Adapter
 from ic_jax.models.unstacked import split_output
 from ic_jax.planning.compile_plan import PlannedProgram, compile_report, sharded_shapes
 from ic_jax.planning.report import show
-from ic_jax.planning.topologies import topology_devices
+from ic_jax.planning.topologies import over_whole_topology, topology_devices
 from ic_jax.sharding import ShardingError, describe, make_mesh, shardings
 from ic_jax.weights import loading
 from ic_jax.weights.model_folder import ModelFolder
@@ -83,6 +83,7 @@ def step_reports(
         ShardingError: no mesh of the devices holds the state, or not the one that the recipe names.
     """
     mesh, replicate = _layout(recipe, shapes, devices)
+    mesh = over_whole_topology(mesh, devices)
     steps: dict[tuple[Any, ...], str] = {}
     for name, stage in recipe.stages.items():
         steps.setdefault(_settings(stage), name)

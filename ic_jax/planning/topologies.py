@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from ic_jax.planning.gpu_targets import GPU_TARGETS, target_config
-from ic_jax.sharding import ShardingError
+from ic_jax.sharding import ShardingError, make_mesh
 
-TPU_KINDS = ("v4", "v5e", "v5p", "v6e")
+TPU_KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
+# Chips of one host where they are not as many as libtpu takes by default, four.
+HOSTS = {"1x1": (1, 1, 1), "1x1x1": (1, 1, 1), "2x4": (2, 4, 1)}
 TOPOLOGY_HELP = (
     f"devices, which need not be attached: TPUs ({', '.join(TPU_KINDS)}) as v5e:2x4 or v5p:4x4x4; "
     f"GPUs ({', '.join(GPU_TARGETS)}) as h100:8, or h100:2x8 for two machines of eight "
@@ -43,6 +47,23 @@ def topology_devices(topology: str | None) -> Sequence[Any]:
     # Otherwise JAX would look for attached devices, which may be other ones or in use.
     jax.config.update("jax_platforms", "cpu")
     return _gpus(kind, sides) if kind in GPU_TARGETS else _tpus(topology, sides)
+
+
+def over_whole_topology(mesh: Mesh, devices: Sequence[Any]) -> Mesh:
+    """Return a mesh for which libtpu compiles: over all chips of a topology.
+
+    Args:
+        mesh: over some or all of the devices.
+        devices: of the topology. If `mesh` leaves TPU chips of it out, the result is over a smaller
+            topology that has no others.
+    """
+    chips = list(mesh.devices.flat)
+    if len(chips) == len(devices) or chips[0].platform != "tpu" or chips[0] in jax.devices():
+        return mesh
+    sides = np.ptp([chip.coords for chip in chips], axis=0) + 1
+    (kind,) = (name for name, kind in TPU_KINDS.items() if kind == chips[0].device_kind)
+    flat = sides[:2] if kind in ("v5e", "v6e") else sides
+    return make_mesh(dict(mesh.shape), topology_devices(f"{kind}:{'x'.join(map(str, flat))}"))
 
 
 def is_absent_gpu(device: Any) -> bool:
@@ -78,9 +99,10 @@ def _tpus(topology: str, sides: Sequence[int]) -> Sequence[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    alone: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if set(sides) == {1} else {}
+    shape = topology.partition(":")[2]
+    host: dict[str, Any] = {"chips_per_host_bounds": HOSTS[shape]} if shape in HOSTS else {}
     try:
-        return topologies.get_topology_desc(topology, "tpu", **alone).devices
+        return topologies.get_topology_desc(topology, "tpu", **host).devices
     except (RuntimeError, ValueError) as error:
         raise ShardingError(
             f"topology {topology!r}: {str(error).splitlines()[0]}; write {EXAMPLES}"
