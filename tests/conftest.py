@@ -35,6 +35,23 @@ TINY = GOLDENS / "tiny_instantcharacter"
 ADAPTER = "instantcharacter_ip-adapter"  # its file but for the ending
 
 
+# Files with tests of minutes. They begin first, or one core would wait for the other at the end.
+LONG = (
+    "train_runs",
+    "train_cache",
+    "first_run",
+    "serve_process",
+    "train_new",
+    "train_all",
+    "sharding",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [f"test_{name}.py" for name in LONG]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else 99)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail where a test is skipped")
     parser.addoption("--again", action="store_true", help="repeat trials of faults that survived")
