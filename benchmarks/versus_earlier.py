@@ -1,7 +1,7 @@
 """Compare the time of commands here and in an earlier checkout, which take turns.
 
     git worktree add EARLIER 5f3ec6f^                    # before files were distrusted
-    python -m benchmarks.versus_earlier EARLIER [--rounds 7]
+    python -m benchmarks.versus_earlier EARLIER [--rounds 7] [--only "first picture" load]
 
 Every run is a fresh process. In each round the checkouts take turns at every program, and the one
 that begins changes from round to round:
@@ -13,7 +13,7 @@ that begins changes from round to round:
 
 Seconds are of wall and of processor time, since cores may be shared with other work. A ratio above
 1 means that this checkout is slower: the median over rounds of pairs. Writes versus_earlier.json
-beside this script, after every program.
+beside this script after every program; programs that are not run keep their figures.
 """
 
 import argparse
@@ -96,7 +96,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("earlier", type=Path, help="folder of the earlier checkout")
     parser.add_argument("--rounds", type=int, default=7, help="runs of each program, after one")
+    only = "programs to run, by default all"
+    parser.add_argument("--only", nargs="+", choices=PROGRAMS, default=[*PROGRAMS], help=only)
     args = parser.parse_args()
+    file = Path(__file__).with_suffix(".json")
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder) / "pictures")
         pictures = Path(folder) / "pictures"
@@ -104,17 +107,16 @@ def main() -> None:
             Commands(args.earlier.resolve(), Path(folder) / "earlier", pictures),
             Commands(HERE, Path(folder) / "here", pictures),
         ]
-        results: dict[str, dict[str, dict[str, float]]] = {}
-        for name, run in PROGRAMS.items():
-            results[name] = measure(run, checkouts, args.rounds)
-            print(name, json.dumps(results[name]), flush=True)
-            report = {
-                "programs": results,
+        results = json.loads(file.read_text()) if file.exists() else {}
+        for name in args.only:
+            results[name] = {
+                **measure(PROGRAMS[name], checkouts, args.rounds),
                 "rounds": args.rounds,
                 "earlier": commit_of(args.earlier),
                 **origin("jax", "jaxlib", "flax"),
             }
-            write_json(Path(__file__).with_suffix(".json"), report)
+            print(name, json.dumps(results[name]), flush=True)
+            write_json(file, results)
 
 
 def measure(
