@@ -22,7 +22,9 @@ def test_ended_runs_are_drawn_and_not_repeated(tmp_path, monkeypatch):
         measured = [{"step": n, SAME: n / 1e4, ANOTHER: -n / 1e4} for n in (1, 2, 2, 3)]
         text = "".join(f"{json.dumps(line)}\n" for line in [*measured, {"step": 3, "loss": 1.0}])
         (tmp_path / name / "metrics.jsonl").write_text(text)
-    args = argparse.Namespace(work=tmp_path, characters=600, set=["stage1.steps=3"])
+    args = argparse.Namespace(
+        work=tmp_path, characters=600, set=["stage1.steps=2", "stage2.steps=1"]
+    )
     effect_curves.run(args)
     assert trained == ["ignores-it"]
     values = json.loads(results.read_text())
@@ -32,7 +34,7 @@ def test_ended_runs_are_drawn_and_not_repeated(tmp_path, monkeypatch):
         [2, 2e-4],
         [3, 3e-4],
     ]
-    assert values["settings"]["stage1"]["steps"] == 3
+    assert values["settings"]["stage1"]["steps"] == 2
     drawn = figure.read_text()
     assert all(f">{name}<" in drawn for name in effect_curves.RUNS)
     # All charts have the scale of the widest lines.
