@@ -92,7 +92,7 @@ def stored() -> dict[str, Any]:
 
 
 def reports(command: str) -> list[dict[str, Any]]:
-    """Return a command's reports, run unless this commit did; empty if it fails."""
+    """Return a command's reports, run unless this commit did; empty if it is refused."""
     results, now = stored(), origin("jax", "flax", *filter(installed, COMPILERS))
     if results.get(command, {}).get("commit") != now["commit"]:
         with tempfile.TemporaryDirectory() as folder:
@@ -101,6 +101,8 @@ def reports(command: str) -> list[dict[str, Any]]:
             process = subprocess.run(run, check=False, stderr=subprocess.PIPE, text=True)
             plans = json.loads(file.read_text()) if process.returncode == 0 else []
             refused = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+            if process.returncode and not refused:
+                sys.exit(f"error: `{command}` failed:\n{process.stderr}")
         results = stored() | {command: {"plans": plans, "refused": refused, **now}}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     return results[command]["plans"]
