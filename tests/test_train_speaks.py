@@ -100,7 +100,8 @@ def test_the_time_left_is_that_of_all_stages(tmp_path, capsys, clock):
 def test_effects_are_read():
     values = {EFFECT: 0.0, "loss/right reference": 1.0}
     assert "ignores" in reading(values)
-    assert "copies" in reading(values | {EFFECT: 0.1, SAME: 0.1, ANOTHER: 0.01})
+    assert "copies" in reading(values | {EFFECT: 0.1, SAME: 0.1, ANOTHER: 0.05})
+    assert "uses" in reading(values | {EFFECT: 0.1, SAME: 0.1, ANOTHER: 0.08})
 
 
 def test_changes_since_the_start_outlive_several_starts(tmp_path):
