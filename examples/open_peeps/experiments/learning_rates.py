@@ -11,9 +11,9 @@ RUNS = {
     "constant": (),
     "cosine": ("stage1.schedule=cosine",),
     "schedule-free": ("optimizer=schedule-free", *(f"{stage}.ema=0" for stage in STAGES)),
-    "prodigy": ("optimizer=prodigy", *(f"{stage}.learning_rate=1.0" for stage in STAGES)),
     "wsd": ("stage1.schedule=wsd",),
     "constant, another seed": ("seed=1",),
+    "prodigy": ("optimizer=prodigy", *(f"{stage}.learning_rate=1.0" for stage in STAGES)),
 }
 
 
