@@ -15,6 +15,7 @@ from ic_jax.auto_mesh import ADAMW_COPIES, shapes_of, training_bytes
 from ic_jax.devices import Chip, platform
 from ic_jax.host_memory import free_host_memory
 from ic_jax.sharding import AXES, ShardingError, stored_bytes
+from ic_jax.weights.loading import with_dtype
 from ic_jax.weights.model_folder import ModelFolder
 
 ENCODED_TOGETHER = (("t5",), ("siglip", "dinov2"))  # of the encoders that can be offloaded
@@ -109,7 +110,7 @@ def check_inference(
     if room is None:
         return
     modules = shapes_of(folder, dtype)
-    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), modules)
+    half = with_dtype(modules, jnp.bfloat16)
     heads = modules["transformer"].config.num_attention_heads if "transformer" in modules else 1
     size = partial(inference_bytes, offload_encoders=offload_encoders, drawing=drawing)
     fewer = {

@@ -44,10 +44,10 @@ def run(args: argparse.Namespace) -> None:
 
 def environment() -> dict[str, Any]:
     """Return what an issue's reader asks for, as JSON values."""
-    known = origin(*PACKAGES)
-    installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
     from huggingface_hub import constants
 
+    known = origin(*PACKAGES)
+    installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
     plugins = {name: installed[name] for name in sorted(installed) if PLUGINS.match(name.lower())}
     told = {
         "ic_jax": f"{__version__} {known['commit']}".strip(),

@@ -56,7 +56,7 @@ class Effect(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What the means of a batch's errors go over."""
+    """Rows of a batch that the means of its errors go over."""
 
     compared: Bool[np.ndarray, "b"]  # has a reference of another character
     paired: Bool[np.ndarray, "b"]  # the stage's reference is another picture

@@ -50,13 +50,13 @@ def _opacity_of_edge(
         edge: rows and columns of the pixels.
     """
     padded = np.pad(offsets, ((EDGE, EDGE), (EDGE, EDGE), (0, 0)), mode="edge").astype(np.float64)
-    own, farthest = padded[edge[0] + EDGE, edge[1] + EDGE], np.zeros((len(edge[0]), 3))
+    offset, farthest = padded[edge[0] + EDGE, edge[1] + EDGE], np.zeros((len(edge[0]), 3))
     for row, column in np.ndindex(2 * EDGE + 1, 2 * EDGE + 1):
         other = padded[edge[0] + row, edge[1] + column]
         is_farther = np.sum(other**2, axis=-1) > np.sum(farthest**2, axis=-1)
         farthest[is_farther] = other[is_farther]
-    part = np.clip(np.sum(own * farthest, axis=-1) / np.sum(farthest**2, axis=-1), 0, 1)
-    is_mixed = np.abs(own - part[:, None] * farthest).max(axis=-1) <= TOLERANCE
+    part = np.clip(np.sum(offset * farthest, axis=-1) / np.sum(farthest**2, axis=-1), 0, 1)
+    is_mixed = np.abs(offset - part[:, None] * farthest).max(axis=-1) <= TOLERANCE
     return np.where(is_mixed, part, 1.0)
 
 
