@@ -10,14 +10,15 @@ from PIL import Image
 
 from ic_jax.config import ConfigError
 from train.data.batch_plan import BatchPlan
+from train.data.boxes import scale_boxes
 from train.data.dataset import Dataset
-from train.data.focus import density, scale_boxes
+from train.data.focus import density
 from train.data.loader import batches
 from train.data.pictures import Augment
 from train.data.prepare import PrepareOptions, prepare
 from train.data.records import FEATURES, Record, deserialize, serialize
 from train.recipe import recipe_of
-from train.stage_data import check_focus
+from train.stage_data import check_data
 
 BOX = (40.0, 16.0, 56.0, 40.0)  # red in what is prepared here
 
@@ -99,9 +100,9 @@ def test_boxes_shrink_with_their_picture_and_are_counted(dataset):
 
 def test_a_stage_cannot_focus_on_what_no_picture_names(dataset, tmp_path):
     tables = {"model": "m", "data": "d", "out": "o", "stage1": {"steps": 1, "focus": 0.5}}
-    check_focus(recipe_of(tables), dataset)
+    check_data(recipe_of(tables), dataset)
     with pytest.raises(ConfigError, match=r"stage1.focus is 0.5, and .* has no focus boxes"):
-        check_focus(recipe_of(tables), Dataset(prepared(tmp_path)))
+        check_data(recipe_of(tables), Dataset(prepared(tmp_path)))
 
 
 def test_a_box_over_the_edge_is_cut_to_the_picture(tmp_path):
@@ -116,10 +117,11 @@ def test_a_box_over_the_edge_is_cut_to_the_picture(tmp_path):
 
 def test_records_from_before_there_were_boxes_are_read():
     record = Record(b"i", b"", "c", "d", "v", "s", "f", 3, 4)
-    older = {name: kind for name, kind in FEATURES.items() if name != "focus"}
+    newer = ("focus", "subjects", "boxes")
+    older = {name: kind for name, kind in FEATURES.items() if name not in newer}
     kind = type(FEATURES)(older)
     values = {k: v.encode() if isinstance(v, str) else v for k, v in record._asdict().items()}
-    del values["focus"]
+    values = {name: value for name, value in values.items() if name not in newer}
     assert deserialize(kind.serialize_example(kind.encode_example(values))) == record
     assert deserialize(serialize(record._replace(focus=(BOX,)))).focus == (BOX,)
 

@@ -150,5 +150,6 @@ def _flops(recipe: Recipe, stage: Stage, size: Size) -> float:
     tokens = (stage.resolution // size.pixels_per_token) ** 2
     flux, siglip = size.configs["transformer"], size.configs["siglip"]
     adapter = None if recipe.lora else size.configs["adapter"]
-    sample = flops.training_sample(flux, tokens, recipe.text_length, adapter, siglip)
+    lengths = tokens, recipe.text_length
+    sample = flops.training_sample(flux, *lengths, adapter, siglip, stage.subjects)
     return stage.batch * sample

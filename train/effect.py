@@ -31,7 +31,7 @@ from train.data.characters import next_picture
 from train.data.encoded_store import Embeddings
 from train.data.errors import DataError
 from train.data.loader import HostBatch
-from train.data.pictures import CENTRED, decode_pixels, prepare_reference
+from train.data.pictures import CENTRED, decode_character, prepare_reference
 from train.encode import Frozen, Ids, Reference, StepBatch, StepScalars, encode, row_keys
 from train.objective import Examples, Trainable, velocity
 from train.recipe import Stage
@@ -201,7 +201,7 @@ def _counterparts(run: Setup, host: HostBatch) -> tuple[HostBatch, Bool[np.ndarr
     for row, (target, paired) in enumerate(zip(host.record, host.paired, strict=True)):
         record = int(target) if paired else next_picture(run.dataset, int(target))
         try:
-            picture = decode_pixels(run.dataset.read(record))
+            picture = decode_character(run.dataset.read(record))
         except ImageError:
             has_another[row] = False
             continue

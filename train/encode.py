@@ -20,6 +20,7 @@ from ic_jax.models.flux import Flux
 from ic_jax.models.siglip import SiglipVision
 from ic_jax.models.t5 import T5Encoder
 from ic_jax.models.vae import Vae
+from ic_jax.sharding import constrain
 from train.data.encoded_store import Embeddings, LatentPosterior
 from train.objective import Examples
 
@@ -47,10 +48,13 @@ class Ids(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """Reference pictures at low resolution, and as four tiles at high resolution."""
+    """Reference pictures at low resolution, and as four tiles at high resolution.
 
-    low: UInt8[Array, "b s s 3"]
-    high: UInt8[Array, "b 4 s s 3"]
+    With an axis k, every target has k subjects, with a reference each.
+    """
+
+    low: UInt8[Array, "b *k s s 3"]
+    high: UInt8[Array, "b *k 4 s s 3"]
 
 
 class StepBatch(NamedTuple):
@@ -60,6 +64,7 @@ class StepBatch(NamedTuple):
     prompt: Ids | Embeddings
     reference: Reference | None  # only for the adapter
     focus: Float[Array, "b y x"] | None = None  # density of the focus boxes, by latent
+    regions: Float[Array, "b k n"] | None = None  # weight of each of k subjects at image tokens
 
 
 @struct.dataclass
@@ -123,7 +128,9 @@ def encode(
         assert frozen.siglip is not None
         assert frozen.dinov2 is not None
         assert batch.reference is not None
-        features = subject_features(frozen.siglip, frozen.dinov2, config, *batch.reference, dtype)
+        low, high = batch.reference
+        pictures = low.reshape(-1, *low.shape[-3:]), high.reshape(-1, *high.shape[-4:])
+        features = subject_features(frozen.siglip, frozen.dinov2, config, *pictures, dtype)
     weight = None
     if batch.focus is not None:
         spread = 1 - scalars.focus + scalars.focus * batch.focus
@@ -138,6 +145,9 @@ def encode(
         subject_scale=1.0 - drop_subject.astype(jnp.float32),
         guidance=jnp.full(len(keys), scalars.guidance),
         weight=weight,
+        regions=None
+        if batch.regions is None
+        else constrain(batch.regions, "batch", None, "tokens"),
     )
 
 

@@ -25,15 +25,16 @@ def training_sample(
     text_tokens: int,
     adapter: AdapterConfig | None,
     siglip: SiglipConfig | None,
+    subjects: int = 1,
 ) -> float:
-    """Return the FLOPs of one training sample, forward and backward.
+    """Return the FLOPs of one training sample with a number of subjects, forward and backward.
 
     The frozen base has no gradients of its weights. A LoRA has neither adapter nor image encoder.
     """
     count = 2.0 * flux_forward(flux, image_tokens, text_tokens)
     if adapter is not None and siglip is not None:
         features = (siglip.image_size // siglip.patch_size) ** 2
-        count += 3.0 * adapter_forward(adapter, flux, image_tokens, features)
+        count += 3.0 * subjects * adapter_forward(adapter, flux, image_tokens, features)
     return count
 
 

@@ -8,6 +8,7 @@ from ic_jax.from_dict import ConfigError, shown
 MAX_STEPS = 10**8
 MAX_BATCH = 2**20  # samples of a step
 MAX_RESOLUTION = 4096  # pixels, those of the largest picture that is drawn
+MAX_SUBJECTS = 8  # characters of a picture; a step has a reference for each
 MAX_TEXT_LENGTH = 512  # T5's tokens in FLUX
 
 

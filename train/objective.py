@@ -30,10 +30,11 @@ class Examples(NamedTuple):
     sigma: Float[Array, "b"]  # noise level in 0..1
     prompt_embeds: Float[Array, "b t e"]
     pooled: Float[Array, "b p"]
-    features: SubjectFeatures | None  # of the reference pictures; a LoRA has none
-    subject_scale: Float[Array, "b"]  # 0 drops the subject
+    features: SubjectFeatures | None  # of the reference pictures, b k of them; a LoRA has none
+    subject_scale: Float[Array, "b"]  # 0 drops the subjects
     guidance: Float[Array, "b"]
     weight: Float[Array, "b n c"] | None = None  # of each latent's error, mean 1; None is 1
+    regions: Float[Array, "b k n"] | None = None  # weight of each subject at each image token
 
 
 def velocity(
@@ -48,8 +49,14 @@ def velocity(
         assert e.features is not None
         projector = params.image_proj
         gathered = projector.gather(e.features, remat=remat)
-        tokens = projector.resample(gathered, 1000.0 * e.sigma, remat=remat)
-        prompt = ImagePrompt(params.ip_adapter, tokens, e.subject_scale)
+        subjects = 1 if e.regions is None else e.regions.shape[1]
+        times = jnp.repeat(1000.0 * e.sigma, subjects)
+        tokens = projector.resample(gathered, times, remat=remat)
+        scale = e.subject_scale
+        if e.regions is not None:
+            tokens = tokens.reshape(-1, subjects, *tokens.shape[1:])
+            scale = jnp.repeat(scale[:, None], subjects, axis=1)
+        prompt = ImagePrompt(params.ip_adapter, tokens, scale, e.regions)
     else:
         flux = with_lora(flux, params)
     return flux(

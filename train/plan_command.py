@@ -218,7 +218,8 @@ def _model_flops(recipe: Recipe, stage: Stage, shapes: dict[str, Any]) -> float:
     config = trained.config if isinstance(trained, Adapter) else None
     siglip, flux, vae = (shapes[name].config for name in ("siglip", "transformer", "vae"))
     tokens = (stage.resolution // (flow.PATCH * vae.downscale)) ** 2
-    return flops.training_sample(flux, tokens, recipe.text_length, config, siglip)
+    lengths = tokens, recipe.text_length
+    return flops.training_sample(flux, *lengths, config, siglip, stage.subjects)
 
 
 def _suggestion(recipe: Recipe, name: str, mesh: Mesh, heads: int) -> str:

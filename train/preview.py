@@ -18,7 +18,8 @@ from ic_jax.files import atomic_file
 from ic_jax.models.adapter import Adapter
 from ic_jax.pipeline import InstantCharacterPipeline
 from ic_jax.weights.loading import Model
-from train.data.pictures import cut_out, decode_pixels
+from train.data.characters import shown_alone
+from train.data.pictures import cut_out, decode_character
 from train.encoded_cache import Cache
 from train.lora import with_lora
 from train.objective import Trainable
@@ -42,11 +43,12 @@ class Preview:
         self._references: dict[str, np.ndarray] = {}
         if recipe.lora is None:
             candidates = held_out if held_out.any() else np.ones_like(held_out)
-            characters = np.flatnonzero(candidates)[: recipe.reporting.preview_references]
+            pictured = candidates & (shown_alone(dataset) > 0)
+            characters = np.flatnonzero(pictured)[: recipe.reporting.preview_references]
             records = [int(np.flatnonzero(dataset.character == c)[0]) for c in characters]
             of = "held out" if held_out.any() else "trained on"
             self._references = {
-                f"{dataset.characters[c]} ({of})": cut_out(decode_pixels(dataset.read(r)))
+                f"{dataset.characters[c]} ({of})": cut_out(decode_character(dataset.read(r)))
                 for c, r in zip(characters, records, strict=True)
             }
 

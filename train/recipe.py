@@ -47,6 +47,7 @@ class Stage:
     steps: int  # optimiser steps
     batch: int = 32  # samples of an optimiser step, over all devices [x-flux: 32 to 48]
     resolution: int = 512  # pixels; buckets have about its square as area [paper: 512, then high]
+    subjects: int = 1  # most characters of a picture, with a reference and region each [ours]
     paired: float = 0.0  # fraction with another picture as reference [paper: 0, 1, mixed]
     learning_rate: float = 1e-4  # [WithAnyone, OminiControl, EasyControl]
     warmup: int = 100  # steps [WithAnyone]
@@ -76,6 +77,7 @@ class Stage:
         check(divides, "accumulate", self.accumulate, f"a divisor of batch {self.batch}")
         check_range(self, "resolution", 16, limits.MAX_RESOLUTION)
         check(self.resolution % 16 == 0, "resolution", self.resolution, "a multiple of 16")
+        check_range(self, "subjects", 1, limits.MAX_SUBJECTS)
         check(0 < self.learning_rate <= 1e6, "learning_rate", self.learning_rate, "above 0")
         for name, choices in (
             ("timesteps", TIMESTEPS),
@@ -311,7 +313,8 @@ def _check_lora(recipe: Recipe) -> None:
     if recipe.adapter:
         raise ConfigError("has both adapter and [lora]; a run trains one of them")
     for name, stage in recipe.stages.items():
-        if stage.paired:
-            raise ConfigError(
-                f"{name}.paired is {stage.paired}; [lora] sees no reference, it must be 0"
-            )
+        for key, value, wanted in (("paired", stage.paired, 0), ("subjects", stage.subjects, 1)):
+            if value != wanted:
+                raise ConfigError(
+                    f"{name}.{key} is {value}; [lora] sees no reference, it must be {wanted}"
+                )

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ic_jax import flow
 from ic_jax.weights.model_folder import ModelFolder
 from train.data.batch_plan import BatchPlan
 from train.data.dataset import Dataset
@@ -13,7 +14,13 @@ from train.encoded_cache import Cache
 from train.models import Models, base_digests, load_models, trainable_metadata
 from train.recipe import Recipe
 from train.report import check_wandb
-from train.stage_data import HeldOut, StageData, check_focus, held_out_characters, stage_data
+from train.stage_data import (
+    HeldOut,
+    StageData,
+    check_data,
+    held_out_characters,
+    stage_data,
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Setup:
             plan,
             augment,
             side=siglip.config.image_size if siglip else None,
+            token=self.models.vae.downscale * flow.PATCH,
             cached=Cached(cache.latents(plan), cache.captions) if cache else None,
             **options,
         )
@@ -101,7 +109,7 @@ def setup(recipe: Recipe) -> Setup:
     check_wandb(recipe.reporting)
     dataset = Dataset(recipe.data)
     dataset.check_index()
-    check_focus(recipe, dataset)
+    check_data(recipe, dataset)
     held = held_out_characters(recipe, dataset)
     stages = stage_data(recipe, dataset, held)
     base = ModelFolder.open(recipe.model)

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from ic_jax.config import ConfigError
 from train.data.batch_plan import BatchPlan
 from train.data.candidates import Candidates
-from train.data.characters import held_out
+from train.data.characters import held_out, shown_alone
 from train.data.dataset import Dataset
 from train.recipe import Recipe
 
@@ -39,18 +39,19 @@ def held_out_characters(recipe: Recipe, dataset: Dataset) -> HeldOut:
         ConfigError: too few characters to hold two out and train on two.
     """
     mask = held_out(dataset, recipe.holdout)
-    if recipe.lora or not recipe.holdout or mask.sum() >= MEASURED:
+    if recipe.lora or not recipe.holdout or _measurable(dataset, mask) >= MEASURED:
         return mask
-    count = len(mask)
+    pictures = shown_alone(dataset)
+    count = int((pictures > 0).sum())
     if count < 2 * MEASURED:
         raise ConfigError(
             f"holdout is {recipe.holdout}, and {dataset.path} has {count} characters: the effect "
             "of the reference is measured on two that are not trained on; add characters until "
             "there are four, or write holdout = 0 to train without measuring it"
         )
-    several = np.bincount(dataset.character, minlength=count) >= 2
+    several = pictures >= 2
     wanted = several if several.sum() >= 2 * MEASURED else ~several  # pairs are trained on first
-    order = sorted(range(count), key=lambda c: dataset.character_hash[c])
+    order = sorted(np.flatnonzero(pictures), key=lambda c: dataset.character_hash[c])
     order.sort(key=lambda c: (not mask[c], not wanted[c]))
     mask[order[:MEASURED]] = True
     return mask
@@ -58,28 +59,41 @@ def held_out_characters(recipe: Recipe, dataset: Dataset) -> HeldOut:
 
 def stage_data(recipe: Recipe, dataset: Dataset, held_out: HeldOut) -> dict[str, StageData]:
     """Return the batch plans of every stage, by its name."""
-    trained = Candidates(dataset, ~held_out)
+    # A LoRA has no reference: its pictures may show any number of characters.
+    counts = {
+        name: None if recipe.lora else stage.subjects for name, stage in recipe.stages.items()
+    }
+    trained = {n: Candidates(dataset, ~held_out, n) for n in set(counts.values())}
     # A LoRA has no reference, and a single held-out character no other one to compare with.
-    measured = recipe.lora is None and int(held_out.sum()) >= MEASURED
-    held = Candidates(dataset, held_out) if measured else None
+    measured = recipe.lora is None and _measurable(dataset, held_out) >= MEASURED
+    held = Candidates(dataset, held_out, subjects=1) if measured else None
     return {
         name: StageData(
-            _training(recipe, name, dataset, trained),
+            _training(recipe, name, dataset, trained[counts[name]]),
             _measuring(recipe, name, dataset, held) if held else None,
         )
         for name in recipe.stages
     }
 
 
-def check_focus(recipe: Recipe, dataset: Dataset) -> None:
-    """Raise ConfigError where a stage needs focus boxes that the data set lacks."""
-    if dataset.card.get("focused", 0):
-        return
+def _measurable(dataset: Dataset, held_out: HeldOut) -> int:
+    """Count the held-out characters that a picture shows alone."""
+    return int((held_out & (shown_alone(dataset) > 0)).sum())
+
+
+def check_data(recipe: Recipe, dataset: Dataset) -> None:
+    """Raise ConfigError where a stage needs boxes that the data set lacks."""
     for name, stage in recipe.stages.items():
-        if stage.focus:
+        if stage.focus and not dataset.card.get("focused"):
             raise ConfigError(
                 f"{name}.focus is {stage.focus}, and {dataset.path} has no focus boxes; list them "
                 "as `focus` in the metadata and prepare it again, or set focus to 0"
+            )
+        if stage.subjects > 1 and not len(dataset.others):
+            raise ConfigError(
+                f"{name}.subjects is {stage.subjects}, and no picture of {dataset.path} shows "
+                "several characters; list them as `subjects` in the metadata and prepare it "
+                "again, or set subjects to 1"
             )
 
 

@@ -98,9 +98,13 @@ def _held_out(run: Setup) -> str:
 def _stage(run: Setup, name: str) -> str:
     stage, plan = run.recipe.stages[name], run.stages[name].training
     samples, targets = stage.steps * stage.batch, len(plan.records)
+    crowded = int((np.bincount(run.dataset.others[:, 0]) >= stage.subjects).sum())
+    left_out = ""
+    if crowded and not run.recipe.lora:
+        left_out = f"; {crowded} that show more than {stage.subjects} are left out"
     return (
         f"{stage.steps} steps of {stage.batch}: {samples} samples of {stage.resolution} px, "
-        f"{samples / targets:.1f} times each of {targets} pictures"
+        f"{samples / targets:.1f} times each of {targets} pictures{left_out}"
     )
 
 

@@ -49,7 +49,8 @@ class StepInputs:
         """Return the global batch; `host`, in host memory, holds at least this process's rows."""
         prompt = host.prompt or self._ids([self._recipe.prompted(c) for c in host.caption])
         reference: Any = None if host.low is None else (host.low, host.high)
-        rows = (host.target, prompt, reference and Reference(*reference), host.focus)
+        references = reference and Reference(*reference)
+        rows = (host.target, prompt, references, host.focus, host.regions)
         if self._rows.is_fully_addressable:
             return StepBatch(*jax.device_put(rows, self._rows))
         join = partial(
@@ -70,20 +71,21 @@ class StepInputs:
 
     def sample_flops(self, host: HostBatch) -> float:
         """Return the model FLOPs of one sample of a batch."""
-        return self._flops(self._image_tokens(host))
+        subjects = 1 if host.regions is None else host.regions.shape[1]
+        return self._flops(self._image_tokens(host), subjects)
 
-    def _flops(self, tokens: int) -> float:
+    def _flops(self, tokens: int, subjects: int) -> float:
         """Return the model FLOPs of one sample of so many tokens of its picture."""
         frozen, text = self._models.frozen, self._recipe.text_length
         siglip = frozen.siglip.config if frozen.siglip else None
         return flops.training_sample(
-            frozen.transformer.config, tokens, text, self._models.adapter, siglip
+            frozen.transformer.config, tokens, text, self._models.adapter, siglip, subjects
         )
 
     def step_flops(self, stage: Stage) -> float:
         """Return the model FLOPs of a step of a stage, of square pictures."""
         pixels = self._models.vae.downscale * flow.PATCH
-        return stage.batch * self._flops((stage.resolution // pixels) ** 2)
+        return stage.batch * self._flops((stage.resolution // pixels) ** 2, stage.subjects)
 
     def _image_tokens(self, host: HostBatch) -> int:
         return len(self.rope(host).cos) - self._recipe.text_length

@@ -60,10 +60,14 @@ def step_inputs(
     flux, b = configs["transformer"], stage.batch
     side, vae = stage.resolution, configs["vae"]
     number = shaped((), jnp.float32)
-    reference = None
+    reference = regions = None
+    tokens = (side // (flow.PATCH * vae.downscale)) ** 2
     if not recipe.lora:
-        s = configs["siglip"].image_size
-        reference = Reference(shaped((b, s, s, 3), jnp.uint8), shaped((b, 4, s, s, 3), jnp.uint8))
+        s, several = configs["siglip"].image_size, stage.subjects > 1
+        each = (b, stage.subjects) if several else (b,)
+        low, high = (*each, s, s, 3), (*each, 4, s, s, 3)
+        reference = Reference(shaped(low, jnp.uint8), shaped(high, jnp.uint8))
+        regions = shaped((*each, tokens), jnp.float32) if several else None
     latents = (side // vae.downscale, side // vae.downscale)
     target = shaped((b, side, side, 3), jnp.uint8)
     if recipe.cache:
@@ -74,9 +78,9 @@ def step_inputs(
         prompt=_prompts(recipe, configs, b),
         reference=reference,
         focus=shaped((b, *latents), jnp.float32) if stage.focus else None,
+        regions=regions,
     )
-    tokens = recipe.text_length + (side // (flow.PATCH * vae.downscale)) ** 2
-    table = shaped((tokens, flux.attention_head_dim // 2), jnp.float32)
+    table = shaped((recipe.text_length + tokens, flux.attention_head_dim // 2), jnp.float32)
     others = (
         _prompts(recipe, configs),
         Rope(table, table),

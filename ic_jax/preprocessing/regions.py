@@ -36,7 +36,7 @@ def region_weights(region: Region, grid: tuple[int, int]) -> Float[np.ndarray, "
         ImageError: a mask that cannot be read.
     """
     if isinstance(region, tuple | list) or (isinstance(region, str) and region in NAMES):
-        return _box_weights(box_of(region), grid)
+        return box_weights(box_of(region), grid)
     return _mask_weights(region, grid)
 
 
@@ -53,7 +53,9 @@ def box_of(region: str | Sequence[float]) -> Box:
     return left, top, right, bottom
 
 
-def _box_weights(box: Box, grid: tuple[int, int]) -> Float[np.ndarray, "n"]:
+def box_weights(box: Box, grid: tuple[int, int]) -> Float[np.ndarray, "n"]:
+    """Return the share of each image token's pixels that lies in a box, which may reach beyond."""
+
     def covered(start: float, end: float, count: int) -> np.ndarray:
         at = np.arange(count)
         return np.clip(np.minimum(at + 1, end * count) - np.maximum(at, start * count), 0, 1)

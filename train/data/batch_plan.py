@@ -25,6 +25,7 @@ class BatchRows(NamedTuple):
     size: Size  # height and width of the targets
     target: Int[np.ndarray, "b"]  # record numbers
     reference: Int[np.ndarray, "b"]  # record numbers; the target itself where not paired
+    others: Int[np.ndarray, "b j"]  # likewise, of the target's further characters; -1 is none
     paired: Bool[np.ndarray, "b"]
     epoch: Int[np.ndarray, "b"]  # paired and unpaired targets count theirs apart
     seed: UInt64[np.ndarray, "b"]  # seeds of the random augmentation
@@ -48,6 +49,7 @@ class BatchPlan:
         batch: rows of the global batch.
         resolution: resolution of the buckets.
         sizes: (height, width) of the buckets in use.
+        subjects: characters of a target that have a reference; targets show no more.
         records: record numbers of all targets, ascending, [n].
         bucket: index into `sizes` of each target, [n].
         targets: number of unpaired targets.
@@ -63,6 +65,7 @@ class BatchPlan:
         paired: float,
         seed: tuple[object, ...] | int,
         characters: Bool[np.ndarray, "characters"] | None = None,
+        subjects: int | None = 1,
         candidates: Candidates | None = None,
     ) -> None:
         """Assign the targets to buckets.
@@ -75,7 +78,10 @@ class BatchPlan:
             seed: seed of shuffling, pairing and augmentation; give every stage its own, such as
                 (seed, "stage1").
             characters: mask of the characters to use; all by default.
-            candidates: the records, where other plans have them already; in place of `characters`.
+            subjects: the most characters that a target shows; None is any number, of which the
+                first has a reference.
+            candidates: the records, where other plans have them already; in place of `characters`
+                and `subjects`.
 
         Raises:
             DataError: there are no targets, or no pairs although `paired` is above 0.
@@ -87,8 +93,9 @@ class BatchPlan:
         share = Fraction(paired).limit_denominator(1000)
         self._paired, self._period = share.numerator, share.denominator
         self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
-        candidates = candidates or Candidates(dataset, characters)
+        candidates = candidates or Candidates(dataset, characters, subjects)
         _check(dataset, candidates, paired)
+        self.subjects, self._others = candidates.subjects or 1, candidates.others
         self._pair_index = candidates.pair_index
         only_pairs = paired == 1
         self.sizes, bucket = candidates.buckets(resolution, batch, only_pairs=only_pairs)
@@ -104,7 +111,8 @@ class BatchPlan:
         self._lock = Lock()  # one thread shuffles an epoch while the others wait
         self._cached = lru_cache(maxsize=8)(self._rows)  # called for every sample of a batch
         rebuild = partial(BatchPlan, batch=batch, resolution=resolution, paired=paired, seed=seed)
-        self._reduced = partial(rebuild, characters=candidates.characters), (dataset,)
+        records = {"characters": candidates.characters, "subjects": candidates.subjects}
+        self._reduced = partial(rebuild, **records), (dataset,)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._reduced  # a lock cannot be pickled
@@ -131,7 +139,18 @@ class BatchPlan:
         target, paired, epoch = target[in_bucket], paired[in_bucket], epoch[in_bucket]
         seeds = splitmix64(hash64(*self._seed, "sample"), items[in_bucket])
         reference = np.where(paired, self._pair_index.sample(target, seeds), target)
-        return BatchRows(self.sizes[bucket], target, reference, paired, epoch, seeds)
+        others = self._references_of_others(target, paired, seeds)
+        return BatchRows(self.sizes[bucket], target, reference, others, paired, epoch, seeds)
+
+    def _references_of_others(
+        self, target: np.ndarray, paired: np.ndarray, seeds: np.ndarray
+    ) -> Int[np.ndarray, "b j"]:
+        """Return a record of each further character: another picture if paired and there is one."""
+        characters = self._others(target, self.subjects - 1)
+        places = np.arange(self.subjects - 1)
+        own = np.where(characters >= 0, target[:, None], -1)
+        sampled = self._pair_index.sample_of(characters, splitmix64(seeds[:, None], places))
+        return np.where(paired[:, None] & (sampled >= 0), sampled, own)
 
     def _completed_by(self, step: int) -> tuple[int, int]:
         """Return the bucket of a step's batch, and the length of the sequence that completes it."""
@@ -166,7 +185,8 @@ class BatchPlan:
 
 def _check(dataset: Dataset, candidates: Candidates, paired: float) -> None:
     if not len(candidates.targets):
-        raise DataError(f"{dataset.path}: no picture is left to train on; hold out fewer")
+        several = "" if candidates.subjects is None else ", or set subjects to train on groups"
+        raise DataError(f"{dataset.path}: no picture is left to train on; hold out fewer{several}")
     if paired and not len(candidates.pairs):
         raise DataError(
             f"{dataset.path}: no character has two pictures, so there are no pairs; "

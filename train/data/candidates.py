@@ -17,23 +17,39 @@ class Candidates:
 
     Attributes:
         characters: mask of the characters; None is all.
+        subjects: the most characters of a target; None is any number.
         targets: record numbers, ascending, int32 [n].
         is_pair: mask of the targets whose character has another picture, [n].
         pairs: their record numbers, int32.
-        pair_index: the other pictures of each.
+        pair_index: the other pictures of each, also those of more than `subjects` characters.
     """
 
     def __init__(
-        self, dataset: Dataset, characters: Bool[np.ndarray, "characters"] | None = None
+        self,
+        dataset: Dataset,
+        characters: Bool[np.ndarray, "characters"] | None = None,
+        subjects: int | None = None,
     ) -> None:
-        """Find the records of a mask of characters; of all by default."""
-        self.characters = characters
+        """Find the records that show nobody but a mask of characters; all records by default."""
+        self.characters, self.subjects = characters, subjects
         self._width, self._height = dataset.width, dataset.height
-        self.targets = _records_of(dataset, characters)
-        self.pair_index = PairIndex(dataset.character, self.targets)
+        self._others = dataset.others
+        records = _records_of(dataset, characters)
+        self.pair_index = PairIndex(dataset.character, records)
+        self.targets = records
+        if subjects is not None:
+            crowded = self._others[_ranks(self._others[:, 0]) >= subjects - 1, 0]
+            self.targets = np.setdiff1d(records, crowded)
         self.is_pair = self.pair_index.count(self.targets) >= 2
         self.pairs = self.targets[self.is_pair]
         self.buckets = lru_cache(maxsize=2)(self._buckets)  # stages often share theirs
+
+    def others(self, targets: Int[np.ndarray, "b"], count: int) -> Int[np.ndarray, "b {count}"]:
+        """Return the further characters of targets; -1 where there are fewer than `count`."""
+        # Behind the last record stands none, once for each place that a target may look at.
+        records, characters = np.pad(self._others, ((0, count), (0, 0)), constant_values=-1).T
+        at = np.searchsorted(self._others[:, 0], targets)[:, None] + np.arange(count)
+        return np.where(records[at] == targets[:, None], characters[at], -1)
 
     def _buckets(
         self, resolution: int, batch: int, *, only_pairs: bool
@@ -65,4 +81,12 @@ class Candidates:
 def _records_of(dataset: Dataset, characters: np.ndarray | None) -> Int[np.ndarray, "n"]:
     if characters is None:
         return np.arange(len(dataset), dtype=np.int32)
-    return np.flatnonzero(characters[dataset.character]).astype(np.int32)
+    shown = characters[dataset.character]
+    records, others = dataset.others.T
+    shown[records[~characters[others]]] = False
+    return np.flatnonzero(shown).astype(np.int32)
+
+
+def _ranks(records: np.ndarray) -> Int[np.ndarray, "m"]:
+    """Return how many equal numbers precede each of some ascending numbers."""
+    return np.arange(len(records)) - np.searchsorted(records, records)

@@ -22,6 +22,7 @@ CARD, TEXT = "card.json", "card.md"
 FILES = (CARD, TEXT)
 INDEX = "index"
 CHECKSUM = "checksum"  # key of the card's own
+OTHERS = "others.npy"  # further characters of pictures of several; only where there are any
 CHARACTER_HASH = "character_hash.npy"  # spares a run the names, millions of Python objects
 
 
@@ -44,6 +45,8 @@ def write(
     index.mkdir(exist_ok=True)
     for column in ("character", "width", "height"):
         np.save(index / f"{column}.npy", getattr(records, column))
+    if len(records.others):
+        np.save(index / OTHERS, records.others)
     (index / "characters.json").write_text(json.dumps(records.characters))
     np.save(index / CHARACTER_HASH, hash_names(records.characters))
     card = _statistics(records) | account
@@ -110,7 +113,7 @@ def write_metadata(folder: Path, shards: list[Shard]) -> None:
 
 
 def _statistics(records: RecordNotes) -> dict[str, Any]:
-    per_character = np.bincount(records.character)
+    per_character = np.bincount(records.character, minlength=len(records.characters))
     sides = np.sqrt(records.width.astype(np.int64) * records.height)
     return {
         "written_by": f"ic_jax {__version__}",
@@ -120,6 +123,7 @@ def _statistics(records: RecordNotes) -> dict[str, Any]:
         "characters_with_pairs": int((per_character >= 2).sum()),
         "masked": records.masked,
         "focused": records.focused,
+        "of_several": len(np.unique(records.others[:, 0])),
         "pictures_per_character": _spread(per_character),
         "side": _spread(sides),  # square root of the area, pixels
         "caption_length": _spread(records.caption),  # characters
@@ -152,12 +156,14 @@ def _text(card: dict[str, Any]) -> str:
         for field in ("views", "styles")
         if card[field]
     )
+    several = card["of_several"]
+    groups = f" {several} show several characters, each in a box." if several else ""
     account = "\n".join(f"- {line}" for line in account_text(card))
     return f"""# Pictures of characters
 
 {card["pictures"]} pictures of {card["characters"]} characters; {card["in_pairs"]} of the
 pictures, of {card["characters_with_pairs"]} characters, have another picture of the same
-character. {card["masked"]} have a separate mask, {card["focused"]} have focus boxes.
+character. {card["masked"]} have a separate mask, {card["focused"]} have focus boxes.{groups}
 {card["bad"]} were rejected, for the reasons in `bad.jsonl`; `aside.jsonl` names the files that were
 left out on purpose. Prepared for training at
 {", ".join(map(str, card["prepared_for"]))} pixels.

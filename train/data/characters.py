@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from train.data.dataset import Dataset
 
@@ -11,6 +11,13 @@ from train.data.dataset import Dataset
 def held_out(dataset: Dataset, share: float) -> Bool[np.ndarray, "characters"]:
     """Return a mask of the held-out characters of a data set."""
     return dataset.character_hash < np.uint64(math.ceil(share * 2**64))
+
+
+def shown_alone(dataset: Dataset) -> Int[np.ndarray, "characters"]:
+    """Count the pictures that show each character alone."""
+    alone = np.ones(len(dataset), bool)
+    alone[dataset.others[:, 0]] = False
+    return np.bincount(dataset.character[alone], minlength=dataset.card["characters"])
 
 
 def next_picture(dataset: Dataset, record: int) -> int:
@@ -49,6 +56,15 @@ class PairIndex:
         step = 1 + (seeds % others).astype(np.int64)
         rank = (self._rank[records] + step) % count
         return self._by_character[self._starts[self._character[records]] + rank]
+
+    def sample_of(self, characters: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """Sample a record of each character; -1 where the records have none of it."""
+        known = (characters >= 0) & (characters < len(self._counts))
+        characters = np.where(known, characters, 0)
+        count = np.where(known, self._counts[characters], 0)
+        rank = (seeds % np.maximum(count, 1).astype(np.uint64)).astype(np.int64)
+        at = np.minimum(self._starts[characters] + rank, len(self._by_character) - 1)
+        return np.where(count > 0, self._by_character[at], -1)
 
 
 def _stable_order(values: np.ndarray) -> np.ndarray:

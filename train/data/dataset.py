@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from jaxtyping import UInt64
+from jaxtyping import Int32, UInt64
 
 from ic_jax.files import sha256_file
 from ic_jax.untrusted_files import read_json
-from train.data.card import CHARACTER_HASH, INDEX
+from train.data.card import CHARACTER_HASH, INDEX, OTHERS
 from train.data.card_reading import AGAIN, read_card
 from train.data.errors import DataError
 from train.data.hashing import hash_names
@@ -62,17 +62,18 @@ class Dataset:
             if path.parent.name == INDEX and expected and sha256_file(path) != expected:
                 raise DataError(f"{path}: differs from its checksum; {AGAIN}")
 
-    def _index(self, name: str, dtype: Any, count: int) -> np.ndarray:
+    def _index(self, name: str, dtype: Any, *shape: int | None) -> np.ndarray:
         path = self.path / INDEX / name
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # a damaged header raises what Python's parser does
             kind = type(error).__name__
             raise DataError(f"{path}: is damaged ({kind}); {AGAIN}") from None
-        if array.dtype != dtype or array.shape != (count,):
+        wanted = tuple(array.shape[:1] if n is None else (n,) for n in shape)
+        if array.dtype != dtype or array.shape != sum(wanted, ()):
+            expected = f"{np.dtype(dtype)}[{', '.join(str(n or 'm') for n in shape)}]"
             raise DataError(
-                f"{path}: has {array.dtype}{list(array.shape)}, not {np.dtype(dtype)}[{count}]; "
-                f"{AGAIN}"
+                f"{path}: has {array.dtype}{list(array.shape)}, not {expected}; {AGAIN}"
             )
         return array
 
@@ -94,6 +95,18 @@ class Dataset:
         if not is_list or len(names) != self.card["characters"]:
             raise DataError(f"{file}: is no list of the characters; {AGAIN}")
         return names
+
+    @cached_property
+    def others(self) -> Int32[np.ndarray, "m 2"]:
+        """Record number and further character of each picture of several, ascending; in memory."""
+        file = self.path / INDEX / OTHERS
+        if not file.exists():
+            return np.empty((0, 2), np.int32)
+        others = np.array(self._index(OTHERS, np.int32, None, 2))
+        limits = np.array([len(self), self.card["characters"]])
+        if (others < 0).any() or (others >= limits).any() or (np.diff(others[:, 0]) < 0).any():
+            raise DataError(f"{file}: names records or characters that are not there; {AGAIN}")
+        return others
 
     @cached_property
     def character_hash(self) -> UInt64[np.ndarray, "characters"]:

@@ -4,14 +4,13 @@ A face covers a hundredth of the picture of a standing person, and so of the los
 the identity.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+from train.data.boxes import Box, check_box
 
 
 def density(
@@ -41,16 +40,6 @@ def density(
     return np.mean(densities or [np.ones(shape)], axis=0).astype(np.float32)
 
 
-def scale_boxes(
-    boxes: Sequence[Box], x_scale: float, y_scale: float, left: float = 0, top: float = 0
-) -> tuple[Box, ...]:
-    """Map boxes to a picture that is scaled and then cropped to start at (`left`, `top`)."""
-    return tuple(
-        (x0 * x_scale - left, y0 * y_scale - top, x1 * x_scale - left, y1 * y_scale - top)
-        for x0, y0, x1, y1 in boxes
-    )
-
-
 def _overlap(start: float, end: float, cells: int, cell: int) -> Float[np.ndarray, "{cells}"]:
     """Return the length in pixels that `start` to `end` shares with each cell of a line."""
     first = np.arange(cells, dtype=np.float64) * cell
@@ -62,13 +51,4 @@ def check_boxes(value: Any) -> tuple[Box, ...]:
     expected = "expected a list of boxes, each [left, top, right, bottom] in pixels"
     if not isinstance(value, list):
         raise ValueError(f"focus is {value!r}; {expected}")
-    for box in value:
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise ValueError(f"focus has {box!r}; {expected}")
-        if box[0] >= box[2] or box[1] >= box[3]:
-            raise ValueError(f"focus has {box!r}, which is empty; {expected}")
-    return tuple(map(tuple, value))
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return tuple(check_box(box, "focus", expected) for box in value)

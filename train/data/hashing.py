@@ -28,7 +28,7 @@ def hash_names(names: Sequence[str]) -> UInt64[np.ndarray, "n"]:
     return np.array([hash64(name) for name in names], np.uint64)
 
 
-def splitmix64(seed: np.uint64, counters: np.ndarray) -> UInt64[np.ndarray, "n"]:
+def splitmix64(seed: np.uint64 | np.ndarray, counters: np.ndarray) -> UInt64[np.ndarray, "*n"]:
     """Return 64 pseudo-random bits for each counter (splitmix64: Steele et al., 2014)."""
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is intended
         z = seed + (counters.astype(np.uint64) + np.uint64(1)) * _STEP

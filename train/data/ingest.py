@@ -1,13 +1,14 @@
 """Ingestion of one picture into a data set: checks, downscaling and encoding."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ic_jax.preprocessing.images import ImageError
+from train.data.boxes import Box, clip_boxes, scale_boxes
 from train.data.buckets import covering_size
 from train.data.decode import (
     decode_image,
@@ -18,10 +19,10 @@ from train.data.decode import (
     resize,
 )
 from train.data.duplicates import difference_hash
-from train.data.focus import Box, scale_boxes
 from train.data.records import Record
 from train.data.sources.entries import Entry
 from train.data.sources.pictures import read_mask, read_picture
+from train.data.subject_boxes import SubjectBox
 
 MIN_SIDE = 32  # pixels; a smaller character cannot be recognised
 MAX_RATIO = 4.0  # of the sides; the longest bucket, 2, would show less than half of the picture
@@ -65,7 +66,6 @@ def ingest(root: Path, entry: Entry, resolution: int, min_side: int = 0) -> Inge
     mask = alpha if separate is None else decode_mask(separate)
     if mask is not None:
         _check_mask(mask, width, height)
-    focus = _clip_boxes(entry.focus, width, height)
     storable, jpeg = inspect_file(data)
     size = covering_size(width, height, resolution)
     look, from_alpha = difference_hash(rgb), separate is None and mask is not None
@@ -75,6 +75,12 @@ def ingest(root: Path, entry: Entry, resolution: int, min_side: int = 0) -> Inge
         data = encode_jpeg(rgb) if jpeg else encode_png(rgb)
     elif separate is None:
         mask = None  # the stored picture has it as its alpha channel
+
+    def scaled(name: str, boxes: Iterable[Box]) -> tuple[Box, ...]:
+        clipped = clip_boxes([*boxes], width, height, name)
+        return scale_boxes(clipped, size[0] / width, size[1] / height)
+
+    boxes = scaled("subject", (subject.box for subject in entry.subjects))
     record = Record(
         image=data,
         mask=b"" if mask is None else encode_png(resize(mask, *size)),
@@ -82,7 +88,8 @@ def ingest(root: Path, entry: Entry, resolution: int, min_side: int = 0) -> Inge
         file=entry.file,
         width=size[0],
         height=size[1],
-        focus=scale_boxes(focus, size[0] / width, size[1] / height),
+        focus=scaled("focus", entry.focus),
+        subjects=tuple(map(SubjectBox, (s.character for s in entry.subjects), boxes)),
     )
     return Ingested(record, from_alpha, look)
 
@@ -100,18 +107,6 @@ def fingerprint(root: Path, entries: Iterable[Entry], *settings: object) -> str:
             except OSError:
                 digest.update(b"unreadable")
     return digest.hexdigest()
-
-
-def _clip_boxes(boxes: Sequence[Box], width: int, height: int) -> tuple[Box, ...]:
-    """Clip boxes to the picture, because detectors overshoot at its edges."""
-    clipped = []
-    for box in boxes:
-        left, top, right, bottom = box
-        inside = (max(0, left), max(0, top), min(width, right), min(height, bottom))
-        if inside[0] >= inside[2] or inside[1] >= inside[3]:
-            raise ImageError(f"its focus {list(box)} lies outside the picture, {width} x {height}")
-        clipped.append(inside)
-    return tuple(clipped)
 
 
 def _check_mask(mask: np.ndarray, width: int, height: int) -> None:

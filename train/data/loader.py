@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import grain
@@ -13,19 +12,14 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from ic_jax.preprocessing.images import ImageError
 from train.data.batch_plan import BatchPlan, BatchRows
+from train.data.boxes import scale_boxes
 from train.data.buckets import Size
 from train.data.dataset import Dataset
 from train.data.encoded_store import Embeddings, EncodedRows, LatentPosterior
 from train.data.errors import DataError
-from train.data.focus import density, scale_boxes
-from train.data.pictures import (
-    CENTRED,
-    Augment,
-    apply_crop,
-    choose_crop,
-    decode_pixels,
-    prepare_reference,
-)
+from train.data.focus import density
+from train.data.pictures import CENTRED, Augment, apply_crop, choose_crop
+from train.data.references import SampleRecords, prepare_references, subject_regions
 
 # A process may skip this share of its samples, and always the first FREE, before it stops.
 MAX_SKIPPED, FREE = 0.01, 16
@@ -62,12 +56,13 @@ class HostBatch(NamedTuple):
     target: UInt8[np.ndarray, "b h w 3"] | LatentPosterior  # the latter from a cache
     prompt: Embeddings | None  # embeddings of the captions, from a cache
     focus: Float[np.ndarray, "b y x"] | None  # density of the focus boxes; None without focus
-    low: UInt8[np.ndarray, "b s s 3"] | None  # the reference; None for a LoRA
-    high: UInt8[np.ndarray, "b 4 s s 3"] | None  # the reference in four tiles
+    low: UInt8[np.ndarray, "b *k s s 3"] | None  # the reference, k of several; None for a LoRA
+    high: UInt8[np.ndarray, "b *k 4 s s 3"] | None  # the reference in four tiles
+    regions: Float[np.ndarray, "b k n"] | None  # of the subjects at the image tokens, if several
     caption: list[str]  # of the target
     character: list[str]
     record: Int[np.ndarray, "b"]  # record number of the target
-    reference: Int[np.ndarray, "b"]  # record number of the reference
+    reference: Int[np.ndarray, "b"]  # record number of the reference, the first of several
     paired: Bool[np.ndarray, "b"]
     mirrored: Bool[np.ndarray, "b"]  # whether the reference is mirrored; targets never are
     epoch: Int[np.ndarray, "b"]
@@ -85,6 +80,7 @@ def batches(
     stop: int,
     side: int | None = 384,
     cell: int | None = None,
+    token: int = 16,
     cached: Cached | None = None,
     skips: SkipCounter | None = None,
     rows: Sequence[int] | None = None,
@@ -110,6 +106,7 @@ def batches(
             prepares no reference.
         cell: side in pixels of the cells of `HostBatch.focus`, such as that of a latent
             (`train.data.focus`); None computes no focus.
+        token: side in pixels of what an image token shows, for the regions of several subjects.
         cached: encoded rows to read in place of targets and captions; `augment` then does not
             apply to targets, which were cropped in the middle.
         skips: counter that continues that of an earlier part of the run.
@@ -122,7 +119,7 @@ def batches(
         DataError: more than 1% of the samples were skipped, or all rows of a batch are damaged.
     """
     indices = tuple(range(plan.batch) if rows is None else rows)
-    read = _ReadSample(dataset, plan, augment, side, cell, cached, indices)
+    read = _ReadSample(dataset, plan, augment, side, cell, token, cached, indices)
     samples = (
         grain.MapDataset.range(start * len(indices), stop * len(indices))
         .map(read)
@@ -152,6 +149,7 @@ class _ReadSample:
     augment: Augment
     side: int | None
     cell: int | None
+    token: int
     cached: Cached | None
     indices: tuple[int, ...]  # rows of every global batch that this process prepares
 
@@ -169,23 +167,27 @@ class _ReadSample:
 
     def _prepare(self, rows: BatchRows, row: int) -> dict[str, Any]:
         number, reference = int(rows.target[row]), int(rows.reference[row])
-        record = self.dataset.read(number)
-        decode = cache(lambda n: decode_pixels(record if n == number else self.dataset.read(n)))
+        records = SampleRecords(self.dataset)
+        record = records.read(number)
         rng = np.random.Generator(np.random.Philox(key=int(rows.seed[row])))
-        low = high = prompt = focus = None
+        low = high = prompt = focus = regions = None
         mirrored = False
         if self.side is not None:
-            low, high, mirrored = prepare_reference(decode(reference), self.side, self.augment, rng)
+            numbers = [reference, *rows.others[row].tolist()]
+            made = prepare_references(records, record, numbers, self.side, self.augment, rng)
+            low, high, mirrored = made
         augment = CENTRED if self.cached else self.augment
         crop = choose_crop((record.height, record.width), rows.size, augment, rng)
         if self.cached is None:
-            target = apply_crop(decode(number), rows.size, crop)
+            target = apply_crop(records.decode(number), rows.size, crop)
         else:
             target, prompt = (encoded.read(number) for encoded in self.cached)
         if self.cell is not None:
             scale = (crop.width / record.width, crop.height / record.height)
             boxes = scale_boxes(record.focus, *scale, crop.left, crop.top)
             focus = density(boxes, *rows.size, self.cell)
+        if self.side is not None and self.plan.subjects > 1:
+            regions = subject_regions(record, crop, rows.size, self.token, self.plan.subjects)
         return {
             "size": rows.size,
             "target": target,
@@ -193,6 +195,7 @@ class _ReadSample:
             "focus": focus,
             "low": low,
             "high": high,
+            "regions": regions,
             "caption": record.caption,
             "character": record.character,
             "record": number,

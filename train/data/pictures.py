@@ -1,5 +1,6 @@
 """Preparation of decoded pictures for a training step: target crops and reference squares."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,6 +52,22 @@ def decode_pixels(record: Record) -> MaskedPicture:
     """Decode the picture and mask of a record; ImageError if one is damaged."""
     rgb, alpha = decode_image(record.image)
     return MaskedPicture(rgb, decode_mask(record.mask) if record.mask else alpha)
+
+
+def crop_to_character(picture: MaskedPicture, record: Record, character: str) -> MaskedPicture:
+    """Crop a record's picture to the box around one of its characters, if it has one."""
+    box = record.box_of(character)
+    if box is None:
+        return picture
+    left, top = (math.floor(x) for x in box[:2])
+    right, bottom = (math.ceil(x) for x in box[2:])
+    part = np.s_[top:bottom, left:right]
+    return MaskedPicture(picture.rgb[part], None if picture.mask is None else picture.mask[part])
+
+
+def decode_character(record: Record) -> MaskedPicture:
+    """Decode a record's picture, cropped to its character; ImageError if it is damaged."""
+    return crop_to_character(decode_pixels(record), record, record.character)
 
 
 def prepare_target(

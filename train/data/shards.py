@@ -20,7 +20,7 @@ from train.data.sources.entries import Entries, Rejected, SetAside
 WORK = "work"  # folder of the notes on finished shards, in the partial data set
 # Encoded pictures do not compress further; random access needs one record per group.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-VERSION = 3  # version of the records; a change makes the shards of interrupted runs stale
+VERSION = 4  # version of the records; a change makes the shards of interrupted runs stale
 
 
 class ShardJob(NamedTuple):
@@ -79,7 +79,9 @@ def _write(job: ShardJob, path: Path, key: str) -> tuple[Shard, list[RecordNote]
             shape, length = (record.width, record.height), len(record.caption)
             labels, marks = (record.view, record.style), (bool(record.mask), bool(record.focus))
             hashes = hashlib.sha256(record.image).hexdigest()[:16], look.hex()
-            note = RecordNote(record.character, *shape, length, *labels, *marks, alpha, *hashes)
+            others = [subject.character for subject in record.subjects[1:]]
+            traits = (*shape, length, *labels, *marks, alpha, *hashes, others)
+            note = RecordNote(record.character, *traits)
             records.append(note)
     size, columns = path.stat().st_size, RecordNotes.of(records)
     shard = Shard(job.file, key, sha256_file(path), size, columns, rejected, aside)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, overload
 
-from train.data.focus import Box
+from train.data.boxes import Box
+from train.data.subject_boxes import SubjectBox
 
 _BLOCK = 256  # entries; a shard has a multiple of them by default
 
@@ -22,7 +23,9 @@ class Part(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One picture of one character; `file` and `mask` are relative to the root of the source.
+    """One picture of one character, or of several.
+
+    `file` and `mask` are relative to the root of the source.
 
     Of a picture inside another file, `file` is a name for people alone, and `part` leads to it.
     """
@@ -34,6 +37,7 @@ class Entry(NamedTuple):
     view: str = ""
     style: str = ""
     focus: tuple[Box, ...] = ()  # pixels of the upright picture
+    subjects: tuple[SubjectBox, ...] = ()  # likewise; `character` first
     part: Part | None = None
     mask_part: Part | None = None
 
@@ -83,7 +87,9 @@ def _entry(*row: Any) -> Entry:
     entry = Entry(*row)
     parts = [values and Part(*values) for values in (entry.part, entry.mask_part)]
     focus: Any = tuple(map(tuple, entry.focus))
-    return entry._replace(focus=focus, part=parts[0], mask_part=parts[1])
+    rows: Any = entry.subjects
+    subjects = tuple(SubjectBox(name, tuple(box)) for name, box in rows)
+    return entry._replace(focus=focus, subjects=subjects, part=parts[0], mask_part=parts[1])
 
 
 class Rejected(NamedTuple):
@@ -113,8 +119,9 @@ def check(entry: Entry) -> Entry:
 
     Any printable text of any language is taken, and what joins or separates its letters.
     """
+    more = {"character": [subject.character for subject in entry.subjects]}
     for name in ("file", "caption", "character", "mask", "view", "style"):
-        value = getattr(entry, name)
+        value = "".join((getattr(entry, name), *more.get(name, ())))
         if name != "caption" and any(unicodedata.category(letter) == "Cc" for letter in value):
             raise ValueError(f"{name} has control characters")
         try:

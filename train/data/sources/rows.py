@@ -9,10 +9,12 @@ from typing import Any
 
 from ic_jax.from_dict import nearest
 from ic_jax.untrusted_files import files_below, parse_json
+from train.data.boxes import Box
 from train.data.errors import DataError
-from train.data.focus import Box, check_boxes
+from train.data.focus import check_boxes
 from train.data.sources.entries import Entry, Part, SourceOptions, check
 from train.data.sources.walk import boundary
+from train.data.subject_boxes import SubjectBox, check_subjects, put_first
 
 # Of several names that a row has for one field, the first is taken.
 NAMES = {
@@ -23,6 +25,7 @@ NAMES = {
     "view": ("view",),
     "style": ("style",),
     "focus": ("focus",),
+    "subjects": ("subjects",),
 }
 KNOWN = frozenset(name for names in NAMES.values() for name in names)
 # Folders that divide or hold a data set, and name no character.
@@ -100,6 +103,7 @@ class RowReader:
         if "file" in parts:
             values["file"] = file
         values |= {"part": parts.get("file"), "mask_part": parts.get("mask")}
+        self._order_subjects(values)
         self._named |= bool(values.get("character"))  # in a row that lacks another field, too
         self._require(values)
         return check(Entry(**values))
@@ -125,6 +129,17 @@ class RowReader:
             return file
         root = self._inside / self._below  # `datasets` names files by their whole path
         return path.resolve().relative_to(root).as_posix()
+
+    def _order_subjects(self, values: dict[str, Any]) -> None:
+        """Name the character by the first subject, or put the subject that it names first."""
+        if not values.get("subjects"):
+            return
+        if self._options.character in ("file", "folder"):
+            values["subjects"] = ()  # whoever they are, the picture counts as a character's alone
+            return
+        character = values.get("character") or values["subjects"][0].character
+        values["character"] = character
+        values["subjects"] = put_first(values["subjects"], character)
 
     def _require(self, values: dict[str, Any]) -> None:
         for name in ("file", "caption"):
@@ -156,8 +171,8 @@ class RowReader:
 
 
 def _value(name: str, value: Any) -> Any:
-    if name == "focus":
-        return _boxes(value)
+    if name in ("focus", "subjects"):
+        return _boxes(name, value)
     if name == "character" and isinstance(value, int):
         return str(value)
     if not isinstance(value, str):
@@ -165,7 +180,8 @@ def _value(name: str, value: Any) -> Any:
     return value.strip()
 
 
-def _boxes(value: Any) -> tuple[Box, ...]:
+def _boxes(name: str, value: Any) -> tuple[Box, ...] | tuple[SubjectBox, ...]:
     if isinstance(value, str) and value[:1] == "[":  # of a CSV
-        value = parse_json(value, "focus")
-    return check_boxes(value) if value != "" else ()
+        value = parse_json(value, name)
+    check: Any = check_boxes if name == "focus" else check_subjects
+    return check(value) if value != "" else ()
