@@ -83,9 +83,10 @@ def drawing_options(mesh):
 
 
 def training_recipe(mesh):
-    """Return the recipe of a step of two samples."""
+    """Return the recipe of a step of two samples; on a mesh of several each has two subjects."""
     values = dict.fromkeys(("model", "data", "out"), "none") | {"mesh": mesh, "text_length": TEXT}
-    return recipe_of(values | {"stage1": {"steps": 1, "batch": 2, "resolution": SIDE}})
+    stage = {"steps": 1, "batch": 2, "resolution": SIDE, "subjects": 2 if mesh == EIGHT else 1}
+    return recipe_of(values | {"stage1": stage})
 
 
 def drawn(shapes, topology, mesh):

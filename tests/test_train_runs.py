@@ -58,6 +58,7 @@ warmup = 2
 batch = 2
 resolution = 48
 paired = 0.5
+subjects = 2
 timesteps = "uniform"
 focus = 0.5
 """
@@ -69,7 +70,7 @@ class World:
     def __init__(self, folder):
         self.folder = folder
         write_model(folder / "model")
-        write_data(folder)
+        write_data(folder, groups=12)
         self.environment = os.environ | {
             "XDG_CACHE_HOME": str(folder / "kept"),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),

@@ -76,8 +76,11 @@ def write_model(out: Path) -> Path:
     return out
 
 
-def write_data(folder: Path, characters: int = 12, views: int = 3) -> Path:
-    """Discs, each character of its own colour, at several places; prepared."""
+def write_data(folder: Path, characters: int = 12, views: int = 3, groups: int = 0) -> Path:
+    """Discs, each character of its own colour, at several places; prepared.
+
+    Of each two of the first `groups` characters there is a picture of both.
+    """
     rng = np.random.default_rng(0)
     source = folder / "source"
     source.mkdir(parents=True)
@@ -97,6 +100,17 @@ def write_data(folder: Path, characters: int = 12, views: int = 3) -> Path:
             }
             entry["focus"] = [[x, y, x + 15, y + 15]]
             lines.append(json.dumps(entry))
+    for c in range(0, groups, 2):
+        both = Image.new("RGB", (64, 32), "white")
+        for place in range(2):
+            both.paste(Image.open(source / f"{c + place}-0.png"), (32 * place, 0))
+        both.save(source / f"{c}-both.png")
+        boxes = [
+            {"character": f"c{c + place}", "box": [32 * place, 0, 32 * place + 32, 32]}
+            for place in range(2)
+        ]
+        entry = {"file": f"{c}-both.png", "caption": "two discs", "subjects": boxes}
+        lines.append(json.dumps(entry))
     (source / "metadata.jsonl").write_text("\n".join(lines))
     prepare(source, folder / "data", PrepareOptions(), workers=1)
     return folder / "data"
