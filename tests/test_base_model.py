@@ -14,12 +14,12 @@ from examples.open_peeps.base_model.autoencoder import encode_all, train_decoder
 from examples.open_peeps.base_model.commands import main
 from examples.open_peeps.base_model.config import PEEPS, SMALL, change
 from examples.open_peeps.base_model.fit import FitOptions, fit
-from examples.open_peeps.base_model.renders import render_views
+from examples.open_peeps.base_model.renders import render_rows, render_views
 from examples.open_peeps.base_model.text_encoders import read_neighbours, text_encoders
 from examples.open_peeps.base_model.training import train_base_model
 from examples.open_peeps.base_model.word_tokenizer import prompt_ids, tokenizers
 from examples.open_peeps.world.people import BODIES
-from examples.open_peeps.world.render import FACE_BOX, View, body_kind, pixel_box
+from examples.open_peeps.world.render import FACE_BOX, View, body_kind, picture, pixel_box
 from examples.open_peeps.world.small_world import HELD, TRAINED, caption, random_view
 from examples.open_peeps.world.worlds import WORLDS
 from ic_jax import InstantCharacterPipeline
@@ -213,6 +213,17 @@ def test_every_view_counts_alike_and_head_and_face_have_their_share():
 def test_nobody_held_out_is_trained_on():
     assert not set(HELD) & set(TRAINED)
     assert len(HELD) > 50
+
+
+def test_rows_show_people_side_by_side_and_tell_who_alone_is_there():
+    rows = render_rows("small", 8, 32, 1, people=3)
+    assert rows.pixels.shape == (8, 32, 96, 3)
+    squares = rows.pixels.reshape(8, 32, 3, 32, 3).swapaxes(1, 2)
+    equal = [bool((row == row[0]).all()) for row in squares]
+    assert equal == rows.alike
+    assert sum(rows.alike) == 2
+    for row, identity, view in zip(squares, rows.identities, rows.views, strict=True):
+        np.testing.assert_array_equal(row[0], picture(identity, view, 32))
 
 
 def test_an_unknown_setting_is_refused(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Open Peeps as files and as a data set: the same every time, whole or not at all."""
 
+import io
 import json
 import re
 
@@ -61,6 +62,21 @@ def test_prepare_writes_the_same_data_set_every_time(tmp_path, capsys):
     assert re.search("one: exists; name another folder", capsys.readouterr().err)
 
 
+def test_people_side_by_side_are_in_their_boxes(tmp_path):
+    assert main(command("prepare", tmp_path / "out", "--people", "2", "--workers", "1")) == 0
+    data = Dataset(tmp_path / "out")
+    assert data.card["of_several"] == len(data) == 6  # no reference views
+    for record in map(data.read, range(len(data))):
+        pixels = np.asarray(Image.open(io.BytesIO(record.image)))
+        view = View.parse(record.file.removesuffix(".picture.png").split("-", 2)[2])
+        assert len({subject.character for subject in record.subjects}) == 2
+        for name, (left, top, right, bottom) in record.subjects:
+            expected = picture(Identity.parse(name), view, 32)
+            np.testing.assert_array_equal(pixels[:, int(left) : int(right)], expected)
+            assert (top, bottom) == (0, 32)
+        assert len(record.focus) == 4  # head and face of each
+
+
 def test_an_interrupted_data_set_leaves_nothing(tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -77,6 +93,9 @@ def test_an_interrupted_data_set_leaves_nothing(tmp_path, monkeypatch, capsys):
         (("--characters", "1001", "--split", "held-out"), "held-out has 1000"),
         (("--size", "4"), "--size is 4; expected 8 to 4096"),
         (("--workers", "0"), "--workers is 0"),
+        (("--people", "3"), "--people is 3; expected 1 to 2"),
+        (("--people", "2", "--characters", "1"), "--people is 2; there are 1 characters"),
+        (("--people", "2", "--captions", "with-identity"), "captions tell the identity of one"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(tmp_path, capsys, more, message):

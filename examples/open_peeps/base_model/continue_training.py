@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from examples.open_peeps.base_model import word_tokenizer
@@ -14,7 +15,12 @@ from examples.open_peeps.base_model.autoencoder import train_decoder, train_vae
 from examples.open_peeps.base_model.config import PEEPS, BaseModelConfig
 from examples.open_peeps.base_model.fit import FitOptions
 from examples.open_peeps.base_model.flux import TextToImage, train_base
-from examples.open_peeps.base_model.renders import Renders, render_references, render_views
+from examples.open_peeps.base_model.renders import (
+    Renders,
+    render_references,
+    render_rows,
+    render_views,
+)
 from examples.open_peeps.base_model.vision import train_siglip
 from examples.open_peeps.world.worlds import WORLDS
 from ic_jax import cli
@@ -42,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", metavar="N", type=int, default=PEEPS.pictures, help="pictures to render"
     )
+    parser.add_argument(
+        "--people",
+        metavar="N",
+        type=int,
+        default=1,
+        help="squares of base's pictures, side by side with a person in each (default: 1)",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the pictures and the noise")
     cli.add_compile_cache(parser)
 
@@ -54,6 +67,10 @@ def run(args: argparse.Namespace) -> None:
     model = ModelFolder.open(args.model)
     start = {c: loading.load_component(model, c, "float32") for c in (*components, "vae")}
     config = dataclasses.replace(PEEPS, seed=args.seed, pictures=args.pictures)
+    if args.people > 1:
+        if args.part != "base":
+            raise ValueError(f"--people is for base, not for {args.part}")
+        train = partial(base, people=args.people)
     checkpoint = args.out.with_name(f"{args.out.name}.{args.part}-{_digest(args)}.state")
     options = FitOptions(args.steps, batch, args.rate or rate, args.seed, checkpoint)
     began = time.perf_counter()
@@ -71,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _digest(args: argparse.Namespace) -> str:
     """Identify the training: other arguments must not resume from its checkpoint."""
-    names = ("part", "model", "out", "steps", "rate", "pictures", "seed")
+    names = ("part", "model", "out", "steps", "rate", "pictures", "people", "seed")
     return hashlib.sha256(repr([getattr(args, n) for n in names]).encode()).hexdigest()[:8]
 
 
@@ -89,11 +106,15 @@ def decoder(start: Modules, config: BaseModelConfig, options: FitOptions) -> Tra
     return (trained,), figures
 
 
-def base(start: Modules, config: BaseModelConfig, options: FitOptions) -> TrainedPart:
-    """Train FLUX and both text encoders."""
+def base(
+    start: Modules, config: BaseModelConfig, options: FitOptions, people: int = 1
+) -> TrainedPart:
+    """Train FLUX and both text encoders, on pictures of so many squares side by side."""
     models = TextToImage(*(start[component] for component in PARTS["base"][0]))
     tokenizers, *_ = word_tokenizer.tokenizers(WORLDS[config.world].words())
-    return train_base(config, _views(config), start["vae"], models, tokenizers, options)
+    rows = config.world, config.pictures, config.side, config.seed, people
+    renders = _views(config) if people == 1 else render_rows(*rows)
+    return train_base(config, renders, start["vae"], models, tokenizers, options)
 
 
 def siglip(start: Modules, config: BaseModelConfig, options: FitOptions) -> TrainedPart:

@@ -100,7 +100,9 @@ def train_base(
     rope = rope_table(flow.position_ids(config.text_length, *grid), config.flux)
     shift = flow.shift(grid[0] * grid[1], SchedulerConfig())
     cell = vae.config.downscale
-    weights = jnp.asarray(loss_weights.weights(config.side, config.head_share, cell))
+    squares = renders.pixels.shape[2] // renders.pixels.shape[1]
+    of_square = loss_weights.weights(config.side, config.head_share, cell)
+    weights = jnp.asarray(np.tile(of_square, (1, 1, squares)))
     if config.train_text:
 
         def joint_loss(base: TextToImage, batch: dict[str, Array], key: Array) -> Array:
@@ -129,7 +131,8 @@ def _encode(
     rng, caption = np.random.default_rng((config.seed, 3)), WORLDS[config.world].caption
     texts = {
         "full": [
-            caption(v, i, rng) for i, v in zip(renders.identities, renders.views, strict=True)
+            caption(view, identity if alike else None, rng)
+            for _, identity, view, alike in zip(*renders, strict=True)
         ],
         "scene": [caption(v, None, rng) for v in renders.views],
         "empty": [""] * len(renders.views),

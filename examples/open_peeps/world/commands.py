@@ -36,6 +36,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures of each character beside its reference",
     )
     parser.add_argument(
+        "--people",
+        metavar="N",
+        type=int,
+        default=default.people,
+        help="people in a picture, side by side in one view, each in a square; several have no "
+        "reference view",
+    )
+    parser.add_argument(
         "--size", metavar="PIXELS", type=int, default=default.size, help="side of a picture"
     )
     parser.add_argument(
@@ -61,7 +69,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _characters(args: argparse.Namespace) -> Characters:
-    return Characters(args.characters, args.views, args.size, args.seed, args.split, args.captions)
+    values = (args.characters, args.views, args.size, args.seed, args.split, args.captions)
+    return Characters(*values, args.people)
 
 
 def _prepare(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from examples.open_peeps.world.files import (
@@ -16,11 +17,18 @@ from examples.open_peeps.world.files import (
     write_character,
 )
 from examples.open_peeps.world.people import SPLITS
+from examples.open_peeps.world.render import Identity
 from ic_jax.files import atomic_folder, check_replaceable, locked
 from train.workers import parallel_map
 
 METADATA = "metadata.jsonl"
-LIMITS = {"characters": (1, 10**9), "views": (0, 999), "size": (8, 4096), "seed": (0, 2**63)}
+LIMITS = {
+    "characters": (1, 10**9),
+    "views": (0, 999),
+    "people": (1, 2),  # no bucket is wider than two squares
+    "size": (8, 4096),
+    "seed": (0, 2**63),
+}
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,25 @@ class Characters:
     seed: int = 0
     split: str = "train"  # a key of SPLITS
     captions: str = WITHOUT_IDENTITY  # or WITH_IDENTITY
+    people: int = 1  # in a picture, side by side in one view; of several there is no reference
 
     def __post_init__(self) -> None:
-        values = (self.count, self.views, self.size, self.seed)
+        values = (self.count, self.views, self.people, self.size, self.seed)
         for (name, (low, high)), value in zip(LIMITS.items(), values, strict=True):
             _check(name, value, low, high)
+        if self.people > self.count:
+            raise ValueError(f"--people is {self.people}; there are {self.count} characters")
+        if self.people > 1 and self.captions != WITHOUT_IDENTITY:
+            raise ValueError("captions tell the identity of one person; take --people 1")
+
+    def beside(self, people: list[Identity], number: int) -> tuple[tuple[Identity, ...], ...]:
+        """Return who else is in the pictures of a person by number; nobody if one is alone."""
+        rng = np.random.default_rng((self.seed, number, 1))
+        others = [n for n in range(len(people)) if n != number]
+        return tuple(
+            tuple(people[n] for n in rng.choice(others, self.people - 1, replace=False))
+            for _ in range(self.views if self.people > 1 else 0)
+        )
 
 
 def write_data_set(
@@ -47,7 +69,10 @@ def write_data_set(
     from train.data import card  # needs an extra; --help works without it
     from train.data.prepare import PrepareOptions, is_ours, prepare
 
-    options, out = PrepareOptions(resolutions=(characters.size,)), out.absolute()
+    # A row of several squares has the area of a square of a larger side.
+    side = round(characters.size * characters.people**0.5 / 16 + 0.5) * 16
+    side = characters.size if characters.people == 1 else side
+    options, out = PrepareOptions(resolutions=(side,)), out.absolute()
     check_replaceable(out, overwrite, is_ours)
     work = out.with_name(f".{out.name}.drawn")
     check_replaceable(work, True, lambda name: name.startswith("source"))
@@ -79,7 +104,10 @@ def write_pictures(
         raise ValueError(f"--characters is {c.count}; the split {c.split} has {len(people)}")
     with atomic_folder(out, overwrite=overwrite, owns=_is_written_here) as folder:
         jobs = [
-            WriteJob(folder, identity, (c.seed, number), c.views, c.size, c.captions)
+            WriteJob(
+                *(folder, identity, (c.seed, number), c.views, c.size, c.captions),
+                c.beside(people, number),
+            )
             for number, identity in enumerate(people)
         ]
         with (folder / METADATA).open("w") as file:

@@ -28,6 +28,7 @@ class WriteJob(NamedTuple):
     views: int
     size: int
     captions: str  # WITH_IDENTITY or WITHOUT_IDENTITY
+    beside: tuple[tuple[Identity, ...], ...] = ()  # of each view, who else is in the picture
 
 
 def write_character(job: WriteJob) -> list[dict[str, Any]]:
@@ -37,6 +38,9 @@ def write_character(job: WriteJob) -> list[dict[str, Any]]:
     takes the pictures that the metadata names and does not take masks for pictures.
     """
     rng = np.random.default_rng(job.seed)
+    if job.beside:
+        shown = zip(views(rng, job.views), job.beside, strict=True)
+        return [_write_row(job, n, view, others, rng) for n, (view, others) in enumerate(shown)]
     reference = reference_view(rng)
     named_views = [(REFERENCE, reference)]
     named_views += [(view.body, view) for view in views(rng, job.views, apart_from=reference.body)]
@@ -63,4 +67,37 @@ def _write_view(
         "view": name,
         "style": "open-peeps",
         "focus": focus_boxes(body_kind(view.body), job.size),
+    }
+
+
+def _write_row(
+    job: WriteJob,
+    number: int,
+    view: View,
+    others: tuple[Identity, ...],
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Write a picture of people side by side, all in one view, each in a square of their own."""
+    stem, side = f"{job.identity}-{number:03d}-{view}", job.size
+    file, mask = f"{stem}{PICTURE}", f"{stem}{MASK}"
+    people = (job.identity, *others)
+    pixels = np.concatenate([render(person, view, side) for person in people], axis=1)
+    Image.fromarray(over(pixels, GROUND[view.ground])).save(job.folder / file)
+    Image.fromarray(pixels[..., 3]).save(job.folder / mask)
+    boxes = focus_boxes(body_kind(view.body), side)
+    return {
+        "file": file,
+        "caption": captions.without_identity(view, rng),
+        "subjects": [
+            {"character": str(person), "box": [n * side, 0, (n + 1) * side, side]}
+            for n, person in enumerate(people)
+        ],
+        "mask": mask,
+        "view": view.body,
+        "style": "open-peeps",
+        "focus": [
+            [left + n * side, top, right + n * side, bottom]
+            for n in range(len(people))
+            for left, top, right, bottom in boxes
+        ],
     }
