@@ -16,14 +16,19 @@ MAX_BYTES = 2 * 1024**3  # of an ONNX file that holds its weights itself
 SIDE = 1024  # pixels of the input, where the network leaves it open; BiRefNet's
 MAX_SIDE = 4096  # that a network may ask for
 SUFFIX = ".onnx"
+ISNET = "isnet:"  # precedes the source of a network whose pixels are 0..1 minus a half
+ISNET_SCALE = ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))  # mean, std (xuebinqin/DIS)
+Scale = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of each channel
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"  # a setting of onnxruntime
 
 
 class OnnxMatting:
-    """Matting network of one picture in, normalised as for ImageNet, and its opacity out.
+    """Matting network of one picture in and its opacity out.
 
-    BiRefNet, ISNet, U2-Net and their kin have this shape. An output beyond 0..1 is taken for
-    logits. Mind the network's licence: BiRefNet's is MIT, others forbid commercial use.
+    BiRefNet, U2-Net and their kin take pictures normalised as for ImageNet. ISNet takes them minus
+    a half, which nothing in its file says: its source is written `isnet:MODEL`. An output beyond
+    0..1 is taken for logits. Mind the network's licence: BiRefNet's is MIT, others forbid
+    commercial use.
     """
 
     def __init__(self, source: Path | str):
@@ -31,7 +36,8 @@ class OnnxMatting:
 
         Args:
             source: an ONNX file with its weights in it; or a Hub id, org/name or
-                org/name@revision, of a repository with one such file, or with /FILE.
+                org/name@revision, of a repository with one such file, or with /FILE; after
+                `isnet:` of an ISNet.
 
         Raises:
             FileNotFoundError: no such file or repository.
@@ -43,7 +49,8 @@ class OnnxMatting:
         except ModuleNotFoundError as error:
             remedy = "matting needs onnxruntime; pip install 'ic-jax[matting]'"
             raise ModuleNotFoundError(remedy, name=error.name) from None
-        file = _find(str(source))
+        scale, place = split_scale(str(source))
+        self._scale, file = scale, _find(place)
         data, options = read_bytes(file, limit=MAX_BYTES), onnxruntime.SessionOptions()
         try:
             with tempfile.TemporaryDirectory() as empty:  # the network may name no file of weights
@@ -72,7 +79,7 @@ class OnnxMatting:
         """Return the opacity of the figure, 0..1; ValueError if the network returns none."""
         height, width = self._size
         image = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
-        mean, std = (np.array(x, np.float32) for x in IMAGENET_SCALE)
+        mean, std = (np.array(x, np.float32) for x in self._scale)
         pixels = (np.asarray(image, np.float32) / 255 - mean) / std
         batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
         output = self._session.run(None, {self._name: batch})[0]
@@ -86,6 +93,12 @@ class OnnxMatting:
             opacity = 0.5 * (1 + np.tanh(0.5 * opacity))  # the logistic function
         resized = Image.fromarray(opacity.astype(np.float32)).resize(picture.shape[1::-1])
         return np.clip(np.asarray(resized), 0, 1)
+
+
+def split_scale(source: str) -> tuple[Scale, str]:
+    """Return mean and std of a network's pixels, and its source without the prefix."""
+    place = source.removeprefix(ISNET)
+    return (IMAGENET_SCALE if place == source else ISNET_SCALE), place
 
 
 def _find(source: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from ic_jax.cli import say
 from ic_jax.files import sha256_file
 from ic_jax.from_dict import dataclass_from_dict
+from ic_jax.matting import split_scale
 from ic_jax.preprocessing.arguments import check_choice, check_count
 from ic_jax.preprocessing.figures import Ground
 from infer import demo
@@ -175,7 +176,8 @@ def _check_paths(picture: Path, options: dict[str, Any]) -> None:
     sources = [(name, options.get(name)) for name in ("model", *PICTURES)]
     files = [file for subject in options.get("subject") or () for file in subject.files]
     sources += [("subject", file) for file in files]
-    sources += [("matting", options.get("matting") and Path(options["matting"]))]
+    network = options.get("matting")
+    sources += [("matting", network and Path(split_scale(network)[1]))]
     sources += [("lora", Path(lora.rpartition("=")[0])) for lora in options.get("lora", ())]
     for name, path in sources:
         is_there = path is None or (path.exists() if name in ("model", "lora") else path.is_file())

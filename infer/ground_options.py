@@ -20,7 +20,10 @@ def add_arguments(group: cli.Arguments) -> None:
     add("--subject-ground", choices=get_args(Ground), help=ground)
     mask = "mask of the character, which is white in it; cuts it out"
     add("--subject-mask", type=cli.path, metavar="PICTURE", help=mask)
-    matting = "ONNX file of a matting network, or Hub id of one, such as BiRefNet's; cuts it out"
+    matting = (
+        "ONNX file of a matting network, or Hub id of one, such as BiRefNet's; of an ISNet "
+        "isnet:MODEL; cuts it out"
+    )
     add("--matting", metavar="MODEL", help=matting)
 
 

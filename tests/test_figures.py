@@ -182,6 +182,20 @@ def test_an_onnx_network_finds_the_figure(tmp_path):
     assert np.asarray(cut)[cut.size[1] // 2, cut.size[0] // 2].min() > 200
 
 
+def test_an_isnet_gets_the_pixels_that_it_was_trained_on(tmp_path):
+    """Half-grey is 0 to it, of which the logistic function is a half; to others it is not."""
+    (tmp_path / "net.onnx").write_bytes(network())
+    picture = np.full((60, 90, 3), 128, np.uint8)
+    picture[:, :45] = 0  # so that the output is known for logits
+    usual = OnnxMatting(tmp_path / "net.onnx")(picture)[30, 80]
+    assert OnnxMatting(f"isnet:{tmp_path / 'net.onnx'}")(picture)[30, 80] == pytest.approx(
+        0.5, abs=0.01
+    )
+    assert usual > 0.52
+    with pytest.raises(FileNotFoundError, match=r"^nowhere.onnx: no such ONNX file"):
+        OnnxMatting("isnet:nowhere.onnx")
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -89,6 +89,12 @@ def _read_manifests(folder: Path) -> None:
 ROWS = [
     {"file": f"{n}.png", "caption": "waving", "character": "a", "focus": [[0, 0, 8, 8]]}
     | {"view": "front", "style": "ink", "mask": "0.png"}
+    | {
+        "subjects": [
+            {"character": "a", "box": [0, 0, 8, 8]},
+            {"character": "b", "box": [8, 0, 9, 9]},
+        ]
+    }
     for n in range(2)
 ]
 

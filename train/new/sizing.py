@@ -179,6 +179,11 @@ def _stages(
     if 2 * card["focused"] >= pictures:
         for name in names:
             made.put(f"{name}.focus", 0.5, f"{card['focused']} pictures have focus boxes")
+    if len(dataset.others):
+        most = 1 + int(np.bincount(dataset.others[:, 0]).max())
+        for name in names:
+            what = f"{card['of_several']} pictures show up to {most} characters"
+            made.put(f"{name}.subjects", most, what)
 
 
 def _why_side(side: int, median: int, sampling: SamplingConfig) -> str:
