@@ -73,18 +73,45 @@ def test_both_of_two_are_recognised_in_the_true_scene_and_not_in_another():
     assert pairs.rates(np.stack([true]), [pair])["both"] == 1
 
 
+def test_a_persons_region_holds_their_figure():
+    for seed in range(6):
+        scene = scenes.pair((FIRST, SECOND), np.random.default_rng(seed))
+        ground = np.frombuffer(bytes.fromhex(GROUND[scene.ground][1:]), np.uint8)
+        places = [scenes.region(scene, n) for n in range(2)]
+        (left, right) = sorted(places)
+        assert left[2] == right[0]
+        for f, (x0, y0, x1, y1) in zip(scene.figures, places, strict=True):
+            pixels = scenes.picture(scene._replace(figures=(f,)), 100)
+            drawn = (np.abs(pixels.astype(int) - ground) > 40).any(-1)
+            box = np.s_[int(100 * y0) : round(100 * y1) + 1, int(100 * x0) : round(100 * x1) + 1]
+            assert drawn[box].sum() > 0.75 * drawn.sum()
+    alone = scenes.alone(FIRST, scene.figures[0].view)
+    assert scenes.region(alone, 0) == (0, 0, 1, 1)
+
+
 def test_a_chunk_is_the_same_on_any_machine_and_shows_nobody_held_out(tmp_path):
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
-        job = draw.jobs(folder, 2, 0, 32, 16, 8)[1]._replace(people=(FIRST, SECOND))
+        job = draw.jobs(folder, 2, 0, 32, 16, 8)[1]
+        job = job._replace(people=job.people[:5])
         assert draw.draw_chunk(job) == 1
     one, other = (draw.read_chunk(folder, 1) for folder in folders)
     np.testing.assert_array_equal(one.pixels, other.pixels)
     assert one.texts == other.texts
-    assert one.pixels.shape == (2, draw.SCENES, 32, 32, 3)
-    assert one.references.shape == (2, 5, 16, 16, 3)
+    assert one.pixels.shape == (5, draw.SCENES, 32, 32, 3)
+    assert one.references.shape == (5, 5, 16, 16, 3)
     np.testing.assert_allclose(one.focus.mean((2, 3)), 1, rtol=2e-3)
+    assert one.regions.shape == (5, draw.SCENES, 2, 4)
+    groups = one.beside != 0
+    assert groups.any()
+    assert not groups[:, 0].any()  # the reference's own view shows it alone
+    for n, row in enumerate(one.beside):
+        others = (n + np.arange(draw.SCENES)) % 5 - n
+        np.testing.assert_array_equal(row[groups[n]], others[groups[n]])
+    np.testing.assert_array_equal(one.regions[~groups], [[[1] * 4, [0] * 4]] * (~groups).sum())
+    assert (one.regions[groups].max((0, 2)) > 0.3).all()
+    assert (one.regions[groups].sum(1) <= 1.001).all()  # up to the middle between the two
     everyone = {p for job in draw.jobs(tmp_path, 20, 0, 32, 16, 8) for p in job.people}
     assert len(everyone) == 20 * draw.PEOPLE
     assert not everyone & set(held_out())

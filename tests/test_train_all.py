@@ -17,7 +17,7 @@ from PIL import Image
 from examples.open_peeps.base_model import fit_state
 from examples.open_peeps.base_model.fit import FitOptions, Interrupted, fit, learning_rate
 from examples.open_peeps.train_all.config import LARGE, STAGES, TOY, TRAINING
-from examples.open_peeps.train_all.rows import BatchRows, DeviceRows, Drawing
+from examples.open_peeps.train_all.rows import CROPS_BESIDE, BatchRows, DeviceRows, Drawing
 from examples.open_peeps.train_all.work import Work
 from ic_jax import InstantCharacterPipeline
 from ic_jax.config import ConfigError
@@ -44,6 +44,10 @@ def test_rows_are_taken_by_person_and_scene_while_more_come():
     np.testing.assert_array_equal(batch["crops"][:, 0], [0, 0, 3])
     alone = BatchRows(rows, ("pixels",), (0, 1), add)
     np.testing.assert_array_equal(alone.take(np.arange(4))["pixels"][:, 0], [0, 10, 20, 30])
+    rows.arrays["beside"] = jnp.array([[0, 1, 0, 0, 2]] * 4, jnp.int16)
+    beside = BatchRows(rows, ("crops", CROPS_BESIDE), (1, 5), add).take(np.array([0, 1, 3]))
+    assert beside.keys() == {"crops", CROPS_BESIDE}
+    np.testing.assert_array_equal(beside[CROPS_BESIDE][:, 0], [1, 0, 2])
     rows.compute(lambda x: {"double": 2 * x}, "pixels")
     assert rows.arrays["double"].shape == (4, 5, 1)
 

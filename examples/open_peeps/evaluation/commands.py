@@ -84,7 +84,7 @@ def evaluate(args: argparse.Namespace) -> None:
         }
         if args.world == "peeps":
             pipe = InstantCharacterPipeline(model)
-            results["two people"] = {"model": pairs.evaluate(pipe, args.triples, args.seeds)}
+            results["two people"] = pairs.evaluate(pipe, args.triples, args.seeds)
         seconds = round(time.perf_counter() - start)
         settings = {name: getattr(args, name) for name in ("model", "world", "triples", "seeds")}
         results["conditions"] = settings | {"seconds": seconds} | origin()

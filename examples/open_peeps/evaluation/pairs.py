@@ -6,19 +6,20 @@ renders of the scene with other people in that place.
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from tqdm import tqdm
 
 from examples.open_peeps.evaluation import scores
-from examples.open_peeps.evaluation.generation import generate
+from examples.open_peeps.evaluation.generation import BATCH, generate
 from examples.open_peeps.evaluation.measure import blurred, nearest
 from examples.open_peeps.evaluation.triples import CANDIDATES, ORDER, POOL, cut_out
 from examples.open_peeps.world import scene_captions, scenes
 from examples.open_peeps.world.people import held_out_identities, reference_view
 from examples.open_peeps.world.render import HEAD_BOX, Identity
-from ic_jax import InstantCharacterPipeline
+from ic_jax import InstantCharacterPipeline, SubjectPrompt
 from ic_jax.cli import say
 from train.workers import parallel_map
 
@@ -31,6 +32,8 @@ class Pair(NamedTuple):
     prompt: str
     reference: UInt8[np.ndarray, "h w 3"]
     others: tuple[Identity, ...]  # candidates beside the right one, for either place
+    untold: str  # the prompt without any identity
+    other_reference: UInt8[np.ndarray, "h w 3"]
 
 
 def held_out_pairs(count: int) -> list[Pair]:
@@ -50,31 +53,67 @@ def _pair(everyone: Sequence[Identity], n: int) -> Pair:
         scene_captions.in_full(scene, (1 - known,), rng),
         cut_out(first, reference_view(rng)),
         tuple(others[: CANDIDATES - 1]),
+        scene_captions.in_full(scene, (), rng),
+        cut_out(second, reference_view(rng)),
     )
 
 
 def evaluate(
     pipe: InstantCharacterPipeline, count: int, seeds: Sequence[int]
-) -> dict[str, dict[str, object]]:
-    """Generate `count` pairs with every seed, print how often people are recognised, return it."""
+) -> dict[str, dict[str, dict[str, object]]]:
+    """Generate `count` pairs with every seed, print how often people are recognised, return it.
+
+    Once with one person's reference and the other in the prompt, and once with a reference and a
+    region for each.
+    """
     questions = held_out_pairs(count)
-    figures = scores.spread(
-        [rates(generate(pipe, questions, seed, name="two people"), questions) for seed in seeds]
-    )
-    say(f"\n{count} scenes of two people, percent recognised\n{scores.table({'model': figures})}")
+    rows: dict[str, Any] = {"model": generate, "model, a reference of each": generate_groups}
+    figures = {
+        row: scores.spread(
+            [rates(draw(pipe, questions, seed, name="two people"), questions) for seed in seeds]
+        )
+        for row, draw in rows.items()
+    }
+    say(f"\n{count} scenes of two people, percent recognised\n{scores.table(figures)}")
     return figures
 
 
+def generate_groups(
+    pipe: InstantCharacterPipeline, pairs: Sequence[Pair], seed: int, *, name: str
+) -> Float[np.ndarray, "n h w 3"]:
+    """Generate a picture of every pair from a reference and a region of each person."""
+    batches = []
+    for start in tqdm(range(0, len(pairs), BATCH), desc=name, unit="batch", leave=False):
+        # The last batch is filled up with the first pairs: one shape, one compilation.
+        numbers = [n % len(pairs) for n in range(start, start + min(BATCH, len(pairs)))]
+        images = pipe(
+            [pairs[n].untold for n in numbers],
+            seed=[1000 * seed + n for n in numbers],
+            subjects=[_subjects(pairs[n]) for n in numbers],
+            output_type="np",
+        ).images
+        batches.append(np.asarray(images)[: len(pairs) - start])
+    return np.concatenate(batches)
+
+
+def _subjects(pair: Pair) -> list[SubjectPrompt]:
+    places = {pair.known: pair.reference, 1 - pair.known: pair.other_reference}
+    return [
+        SubjectPrompt(reference, region=scenes.region(pair.scene, place))
+        for place, reference in places.items()
+    ]
+
+
 def rates(pictures: Float[np.ndarray, "n h h 3"], pairs: Sequence[Pair]) -> dict[str, float]:
-    """Return the shares of right people: of the reference, of the prompt, and both of two."""
+    """Return the shares of right people: of the reference, the other one, and both of two."""
     answers = np.array(list(parallel_map(recognised, list(pictures), pairs, chunk=4)))
-    rows = {"of the reference": answers[:, 0], "of the prompt": answers[:, 1]}
+    rows = {"of the reference": answers[:, 0], "the other": answers[:, 1]}
     rows |= {"both": answers[:, 0] & answers[:, 1]}
     return {name: round(float(np.mean(right)), 4) for name, right in rows.items()}
 
 
 def recognised(picture: np.ndarray, pair: Pair) -> tuple[bool, bool]:
-    """Return whether the person of the reference and that of the prompt are recognised."""
+    """Return whether the person of the reference and the other one are recognised."""
     reference, prompt = (_is_right(picture, pair, n) for n in (pair.known, 1 - pair.known))
     return reference, prompt
 

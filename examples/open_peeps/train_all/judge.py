@@ -91,7 +91,7 @@ def evaluate(model: Path, config: SmallModelConfig, stop: Callable[[], bool]) ->
         say(f"\n{people}, {len(triples)} people, percent\n{scores.table(figures[people])}")
         sheet = contact_sheet(triples[:SHOWN], rows, cell=192)
         sheet.save(folder / f"{people.replace(' ', '-')}.png")
-    figures["two people"] = {"model": pairs.evaluate(pipe, config.triples, config.seeds)}
+    figures["two people"] = pairs.evaluate(pipe, config.triples, config.seeds)
     figures["conditions"] = {"triples": config.triples, **origin("jax", "flax")}
     write_json(folder / "evaluation.json", json.loads(json.dumps(figures)))
     return {"seconds": round(time.monotonic() - start, 1)}

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from examples.open_peeps.base_model.fit import FitState, device_mesh, step_program
 from examples.open_peeps.train_all.config import SmallModelConfig
-from examples.open_peeps.train_all.rows import OF_PERSON, shapes
+from examples.open_peeps.train_all.rows import CROPS_BESIDE, OF_PERSON, shapes
 from examples.open_peeps.train_all.tasks import Task, Tasks, latents
 from ic_jax.compilation_cache import AHEAD
 
@@ -70,6 +70,7 @@ def planned_step(tasks: Tasks, stage: str, mesh: Mesh) -> tuple[Any, tuple[Any, 
 def batch_shapes(config: SmallModelConfig, task: Task, batch: int) -> dict[str, Any]:
     """Return the shapes of a batch of a task's fields."""
     rows = shapes(config)
+    rows[CROPS_BESIDE] = rows["crops"]
     vae = tasks_vae(config)
     rows |= jax.eval_shape(
         lambda vae, x: {k: x[0] for k, x in latents(vae, x[None], "float32").items()},
@@ -78,7 +79,7 @@ def batch_shapes(config: SmallModelConfig, task: Task, batch: int) -> dict[str, 
     )
     values = {}
     for name in task.fields:
-        shape = rows[name].shape if name in OF_PERSON else rows[name].shape[1:]
+        shape = rows[name].shape if name in (*OF_PERSON, CROPS_BESIDE) else rows[name].shape[1:]
         values[name] = jax.ShapeDtypeStruct((batch, *shape), rows[name].dtype)
     return values
 

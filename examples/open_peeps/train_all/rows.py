@@ -20,6 +20,7 @@ from examples.open_peeps.world import draw
 from train.workers import follow_parent
 
 OF_PERSON = ("crops", "person")  # fields of a person; all others are of a scene
+CROPS_BESIDE = "crops beside"  # field of the crops of a scene's other person; goes with "crops"
 PERSON_IDS = 32  # ids of a caption of a person: they end long before
 
 
@@ -96,7 +97,8 @@ class Drawing:
             else:
                 ids[f"clip/{kind}"] = clip.reshape(people, -1, clip.shape[1])
                 ids[f"t5/{kind}"] = t5.reshape(people, -1, t5.shape[1])
-        arrays = {"pixels": chunk.pixels, "crops": chunk.references, "focus": chunk.focus}
+        names = {name: name for name in draw.ARRAYS} | {"references": "crops"}
+        arrays = {names[name]: getattr(chunk, name) for name in draw.ARRAYS}
         return arrays | {name: x.astype(np.int16) for name, x in ids.items()}
 
 
@@ -108,9 +110,11 @@ def shapes(config: SmallModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
         "pixels": ((v, side, side, 3), jnp.uint8),
         "crops": ((5, crop, crop, 3), jnp.uint8),
         "focus": ((v, grid, grid), jnp.float16),
+        "regions": ((v, 2, (grid // 2) ** 2), jnp.float16),
+        "beside": ((v,), jnp.int16),
         "person": ((PERSON_IDS,), jnp.int16),
     }
-    for kind in ("full", "scene"):
+    for kind in ("full", "scene", "untold"):
         values[f"clip/{kind}"] = ((v, 77), jnp.int16)
         values[f"t5/{kind}"] = ((v, config.text_length), jnp.int16)
     return {name: jax.ShapeDtypeStruct(*value) for name, value in values.items()}
@@ -170,7 +174,8 @@ class BatchRows:
 
     def take(self, indices: Int[np.ndarray, "b"]) -> dict[str, Array]:
         """Return the fields of scenes by number, each with those of its person."""
-        arrays = {name: self._rows.arrays[name] for name in self._fields}
+        names = {"beside" if name == CROPS_BESIDE else name for name in self._fields}
+        arrays = {name: self._rows.arrays[name] for name in names}
         person, scene = np.divmod(indices.astype(np.int32), np.int32(self._count))
         return _take(arrays, person, scene + np.int32(self._first))
 
@@ -179,6 +184,9 @@ class BatchRows:
 def _take(
     arrays: dict[str, Array], person: Int[Array, "b"], scene: Int[Array, "b"]
 ) -> dict[str, Array]:
-    return {
+    taken = {
         name: x[person] if name in OF_PERSON else x[person, scene] for name, x in arrays.items()
     }
+    if "beside" in taken:
+        taken[CROPS_BESIDE] = arrays["crops"][person + taken.pop("beside").astype(jnp.int32)]
+    return taken

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from examples.open_peeps.base_model.autoencoder import crop, to_unit, vae_loss
 from examples.open_peeps.base_model.fit import Loss
@@ -21,6 +21,7 @@ from examples.open_peeps.base_model.vision import (
     siglip_loss,
 )
 from examples.open_peeps.train_all.config import ADAPTER_STAGES, SmallModelConfig
+from examples.open_peeps.train_all.rows import CROPS_BESIDE
 from ic_jax import flow
 from ic_jax.config import SchedulerConfig
 from ic_jax.models.adapter import Adapter
@@ -31,6 +32,7 @@ from train.data.encoded_store import LatentPosterior
 from train.encode import Frozen, Ids, Reference, StepBatch, StepScalars, encode, row_keys
 
 Modules = dict[str, Any]  # trained, by component
+BOTH = 0.5  # share of scenes of two people with a reference of each; the prompt tells one otherwise
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ class Tasks:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         rope, shift = self._rope(), self._shift()
         empty = Ids(self._empty["clip"], self._empty["t5"])
+        kinds = ("scene", "untold")
+        texts = tuple(f"{encoder}/{kind}" for encoder in ("clip", "t5") for kind in kinds)
 
         def start() -> Adapter:
             return Adapter(c.adapter, c.flux, rngs=nnx.Rngs(c.seed + 5))
@@ -146,12 +150,17 @@ class Tasks:
         ) -> Array:
             models, text_dropout = frozen
             posterior = (batch[name].astype(jnp.float32) for name in ("mean", "std"))
-            ids = (batch[f"{encoder}/scene"].astype(jnp.int32) for encoder in ("clip", "t5"))
+            is_group = jax.random.bernoulli(
+                jax.random.fold_in(key, 1), BOTH, (len(batch["focus"]),)
+            )
+            is_group &= batch["regions"][:, 1].any(axis=1)
+            crops = jnp.stack([batch["crops"], batch[CROPS_BESIDE]], axis=1)
             step_batch = StepBatch(
                 target=LatentPosterior(*posterior),
-                prompt=Ids(*ids),
-                reference=Reference(batch["crops"][:, 0], batch["crops"][:, 1:]),
+                prompt=Ids(*(_told(batch, encoder, is_group) for encoder in ("clip", "t5"))),
+                reference=Reference(crops[:, :, 0], crops[:, :, 1:]),
                 focus=batch["focus"].astype(jnp.float32),
+                regions=_subject_regions(batch["regions"], is_group),
             )
             zero, one = jnp.zeros(()), jnp.ones(())
             scalars = StepScalars(
@@ -171,7 +180,7 @@ class Tasks:
 
         return Task(
             ("adapter",),
-            ("mean", "std", "focus", "crops", "clip/scene", "t5/scene"),
+            ("mean", "std", "focus", "regions", "crops", CROPS_BESIDE, *texts),
             start,
             loss,
             lambda adapter: {"adapter": adapter},
@@ -189,6 +198,20 @@ class Tasks:
     def _shift(self) -> float:
         y, x = self._tokens()
         return flow.shift(y * x, SchedulerConfig())
+
+
+def _told(batch: dict[str, Array], encoder: str, is_group: Bool[Array, "b"]) -> Array:
+    """Return the ids of captions that tell a scene's other person unless there is a reference."""
+    told, untold = (batch[f"{encoder}/{kind}"].astype(jnp.int32) for kind in ("scene", "untold"))
+    return jnp.where(is_group[:, None], untold, told)
+
+
+def _subject_regions(
+    regions: Float[Array, "b 2 n"], is_group: Bool[Array, "b"]
+) -> Float[Array, "b 2 n"]:
+    """Return the regions of both people of a group; a single reference acts everywhere."""
+    alone = jnp.zeros_like(regions).at[:, 0].set(1)
+    return jnp.where(is_group[:, None, None], regions, alone).astype(jnp.float32)
 
 
 def _emphasis(focus: Array, share: float) -> Array:

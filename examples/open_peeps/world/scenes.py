@@ -100,6 +100,18 @@ def picture(scene: Scene, size: int) -> UInt8[np.ndarray, "h w 3"]:
     return over(rasterize(svg + "".join(parts) + "</svg>"), GROUND[scene.ground])
 
 
+def region(scene: Scene, place: int) -> tuple[float, float, float, float]:
+    """Return the box of a figure as shares of the sides: up to the middle between two figures."""
+    if len(scene.figures) == 1:
+        return 0.0, 0.0, 1.0, 1.0
+    f = scene.figures[place]
+    middle = sum(g.left + g.side / 2 for g in scene.figures) / 2
+    is_left = f is scene.from_left[0]
+    left = max(0.0, f.left if is_left else middle)
+    right = min(1.0, middle if is_left else f.left + f.side)
+    return left, max(0.0, f.top), right, min(1.0, f.top + f.side)
+
+
 def focus_boxes(scene: Scene, size: int) -> list[tuple[float, float, float, float]]:
     """Return the boxes of every head and face in pixels."""
     return [box_of(f, box, size) for f in scene.figures for box in (HEAD_BOX, FACE_BOX)]
