@@ -138,11 +138,11 @@ class Colours:
 
 def test_a_sample_has_the_pictures_of_its_records():
     rows = BatchRows(
-        (32, 32), np.array([3, 7]), np.array([3, 9]), np.array([False, True]),
-        np.zeros(2, int), np.array([1, 2], np.uint64),
+        (32, 32), np.array([3, 7]), np.array([3, 9]), np.empty((2, 0), int),
+        np.array([False, True]), np.zeros(2, int), np.array([1, 2], np.uint64),
     )  # fmt: skip
-    plan = SimpleNamespace(rows=lambda step: rows, batch=2)
-    read = loader._ReadSample(Colours(), plan, CENTRED, 16, None, None, (0, 1))
+    plan = SimpleNamespace(rows=lambda step: rows, batch=2, subjects=1)
+    read = loader._ReadSample(Colours(), plan, CENTRED, 16, None, 16, None, (0, 1))
     for i, (target, reference) in enumerate(((3, 3), (7, 9))):
         sample = read(i)
         assert (sample["target"] == 10 * target).all()

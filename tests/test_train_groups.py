@@ -79,6 +79,7 @@ def test_a_step_predicts_what_sampling_computes_with_regions(golden, adapter, ro
 
 
 def test_a_subject_everywhere_beside_nobody_is_a_single_subject(golden, adapter, rope, group):
+    group = group._replace(sigma=jnp.linspace(0.2, 0.8, len(group.sigma)))
     first = SubjectFeatures(*(x[::2] for x in group.features))
     single = predict(adapter, golden.flux, group._replace(features=first, regions=None), rope)
     alone = jnp.zeros_like(group.regions).at[:, 0].set(1.0)
