@@ -177,10 +177,13 @@ def _check_paths(picture: Path, options: dict[str, Any]) -> None:
     files = [file for subject in options.get("subject") or () for file in subject.files]
     sources += [("subject", file) for file in files]
     network = options.get("matting")
-    sources += [("matting", network and Path(split_scale(network)[1]))]
+    sources += [("matting", network and Path(network))]
     sources += [("lora", Path(lora.rpartition("=")[0])) for lora in options.get("lora", ())]
     for name, path in sources:
-        is_there = path is None or (path.exists() if name in ("model", "lora") else path.is_file())
+        place = Path(split_scale(str(path))[1]) if name == "matting" and path else path
+        is_there = place is None or (
+            place.exists() if name in ("model", "lora") else place.is_file()
+        )
         if not is_there:
             option = "--" + name.replace("_", "-")
             raise FileNotFoundError(

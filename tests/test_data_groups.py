@@ -17,6 +17,7 @@ from train.data.loader import batches
 from train.data.pictures import CENTRED, Augment
 from train.data.prepare import PrepareOptions, prepare
 from train.data.records import Record, deserialize, serialize
+from train.data.sources.entries import SourceOptions
 from train.data.subject_boxes import SubjectBox, check_subjects
 from train.recipe import recipe_of
 from train.stage_data import check_data, held_out_characters, stage_data
@@ -81,7 +82,7 @@ def test_a_record_and_the_index_have_all_characters(dataset):
         assert record.box_of(record.character) == record.subjects[0].box
         assert record.box_of("nobody") is None
     assert "5 show several characters" in (dataset.path / "card.md").read_text()
-    assert dataset.card["pictures_per_character"]["min"] == 0  # Eve is never the first
+    assert dataset.card["pictures_per_character"]["min"] == 1  # of Eve
 
 
 def test_a_record_of_several_is_read_as_it_was_written():
@@ -110,7 +111,7 @@ def test_nobody_who_is_held_out_is_in_a_training_picture(dataset):
 @pytest.mark.parametrize("paired", [0.0, 1.0])
 def test_every_character_of_a_target_has_a_reference(dataset, paired):
     plan = BatchPlan(dataset, batch=4, resolution=48, paired=paired, seed=1, subjects=3)
-    names, eves = dataset.characters, 0
+    eves = 0
     for step in range(40):
         rows = plan.rows(step)
         assert rows.others.shape == (4, 2)
@@ -121,11 +122,8 @@ def test_every_character_of_a_target_has_a_reference(dataset, paired):
             for name, number in zip(characters, numbers, strict=False):
                 assert name in dataset.read(number).characters
                 eves += name == "eve"
-                if not paired or name == "eve":  # no picture has her first
-                    assert number == target
-                else:
-                    assert number != target
-                    assert names[dataset.character[number]] == name
+                alone = not paired or name == "eve"  # of whom there is one picture
+                assert (number == target) == alone
     assert eves > 2
 
 
@@ -135,7 +133,8 @@ def test_partners_of_further_characters_are_drawn_evenly(dataset):
     target, others = (np.concatenate([getattr(r, x) for r in rows]) for x in ("target", "others"))
     group = next(n for n in range(len(dataset)) if dataset.read(n).characters == ["ana", "ben"])
     counts = np.bincount(others[target == group, 0])
-    possible = np.flatnonzero(dataset.character == dataset.characters.index("ben"))
+    shows = [n for n in range(len(dataset)) if "ben" in dataset.read(n).characters]
+    possible = np.array([n for n in shows if n != group])
     assert {*np.flatnonzero(counts)} == {*possible}
     assert counts[possible].min() > 0.5 * counts[possible].mean()
 
@@ -221,6 +220,48 @@ def test_only_groups_leave_nothing_to_train_one_reference_on(tmp_path):
         BatchPlan(Dataset(tmp_path / "out"), batch=1, resolution=48, paired=0.0, seed=1)
 
 
+def test_a_mask_shows_every_character(tmp_path):
+    path = write(tmp_path, groups=GROUPS[:1])
+    mask = Image.new("L", (64, 48))
+    mask.paste(255, (0, 0, 32, 48))
+    mask.save(tmp_path / "mask.png")
+    rows = [json.loads(row) for row in path.read_text().splitlines()]
+    rows[-1]["mask"] = "mask.png"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(path, tmp_path / "out", PrepareOptions((48,), max_bad=1.0), workers=1)
+    (bad,) = (tmp_path / "out" / "bad.jsonl").read_text().splitlines()
+    assert json.loads(bad)["reason"] == "its mask shows nothing of its subject 'ben'"
+
+
+def test_the_folder_names_the_character_of_a_group_and_the_file_one_of_its_own(tmp_path):
+    (tmp_path / "source" / "ben").mkdir(parents=True)
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "source" / "ben" / "1.png")
+    subjects = [{"character": c, "box": b} for c, b in zip(GROUPS[0], WIDE, strict=False)]
+    row = {"file": "ben/1.png", "caption": "x", "subjects": subjects}
+    (tmp_path / "source" / "metadata.jsonl").write_text(json.dumps(row))
+    for option, expected in (("folder", ["ben", "ana"]), ("file", ["ben/1.png"])):
+        options = PrepareOptions((48,), source=SourceOptions(character=option))
+        prepare(tmp_path / "source", tmp_path / option, options, workers=1)
+        assert Dataset(tmp_path / option).read(0).characters == expected
+
+
+@pytest.mark.parametrize(
+    "subjects",
+    [
+        [("ben", (0, 0, 2, 3))],
+        [("ana", (2, 0, 1, 3))],
+        [("ana", (0, 0, 9, 3))],
+        [("ana", (0, float("nan"), 2, 3))],
+        [("ana", (0, 0, 2, 3))] * 9,
+    ],
+)
+def test_a_stored_record_whose_subjects_are_not_its_pictures_is_damaged(subjects):
+    record = Record(b"i", b"", "c", "ana", "v", "s", "f", 3, 4)
+    stored = serialize(record._replace(subjects=tuple(SubjectBox(*x) for x in subjects)))
+    with pytest.raises(ValueError, match="its subjects are none of its picture"):
+        deserialize(stored)
+
+
 def test_an_index_of_others_that_leads_nowhere_is_refused(dataset, tmp_path):
     shutil.copytree(dataset.path, tmp_path / "data")
     file = tmp_path / "data" / "index" / "others.npy"
@@ -230,7 +271,7 @@ def test_an_index_of_others_that_leads_nowhere_is_refused(dataset, tmp_path):
         with pytest.raises(DataError, match=r"others.npy: names records or characters"):
             Dataset(tmp_path / "data").others  # noqa: B018
     np.save(file, good.astype(np.float32))
-    with pytest.raises(DataError, match=r"others.npy: has float32.*not int32\[m, 2\]"):
+    with pytest.raises(DataError, match=r"others.npy: has float32.*not int32\[-1, 2\]"):
         Dataset(tmp_path / "data").others  # noqa: B018
 
 
@@ -238,7 +279,7 @@ def test_an_index_of_others_that_leads_nowhere_is_refused(dataset, tmp_path):
     ("subjects", "reason"),
     [
         ("ana", "subjects is 'ana'; expected a list of characters"),
-        (["ana"], "subjects has 'ana'; expected"),
+        ([{"character": "a", "box": [0, 0, 10**400, 1]}], "subjects has .*; expected"),
         ([{"character": "", "box": [0, 0, 1, 1]}], "subjects has .*; expected"),
         ([{"character": "a", "box": [0, 0, 1]}], r"subjects has \[0, 0, 1\]; expected"),
         ([{"character": "a", "box": [4, 0, 4, 9]}], "which is empty"),
@@ -253,12 +294,14 @@ def test_wrong_subjects_are_refused_in_words(subjects, reason):
 
 def test_of_a_row(tmp_path):
     """The first is the character, or the one that the row names; a number is a name, too."""
-    for n in range(5):
+    for n in range(8):
         Image.new("RGB", (64, 64), "red").save(tmp_path / f"{n}.png")
     boxes = [{"character": 7, "box": [0, 0, 32, 64]}, {"character": "b", "box": [32, 0, 99, 64]}]
     line = {"caption": "x", "subjects": boxes}
     rows = [line, line | {"character": "b"}, line | {"character": "c"}, line | {"subjects": ""}]
     rows += [line | {"subjects": [{"character": "z", "box": [70, 0, 99, 64]}]}]
+    rows += [line | {"subjects": [{"character": "z", "box": [40, 0, 99, 64]}]}]
+    rows += [{"caption": "x", "character": "y", "subjects": word} for word in ("a, b", ["a"])]
     path = tmp_path / "list.jsonl"
     path.write_text(
         "".join(json.dumps(row | {"file": f"{n}.png"}) + "\n" for n, row in enumerate(rows))
@@ -270,4 +313,5 @@ def test_of_a_row(tmp_path):
     reasons = (made.path / "bad.jsonl").read_text()
     assert "character is 'c', which is none of its subjects: 7, b" in reasons
     assert "its subject [70, 0, 99, 64] lies outside the picture, 64 x 64" in reasons
-    assert len(made) == 2
+    assert "its subject 'z' is 24 x 64; expected at least 32 a side" in reasons
+    assert [made.read(n).characters for n in range(2, len(made))] == [["y"], ["y"]]

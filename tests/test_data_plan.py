@@ -35,6 +35,7 @@ def drawn_index(records: int = 500, characters: int = 150, seed: int = 0) -> Ind
         character=character,
         width=shape[:, 0],
         height=shape[:, 1],
+        others=np.empty((0, 2), np.int32),
         character_hash=hash_names([f"c{n}" for n in range(characters)]),
     )
 

@@ -94,6 +94,7 @@ def test_an_interrupted_data_set_leaves_nothing(tmp_path, monkeypatch, capsys):
         (("--size", "4"), "--size is 4; expected 8 to 4096"),
         (("--workers", "0"), "--workers is 0"),
         (("--people", "3"), "--people is 3; expected 1 to 2"),
+        (("--people", "2", "--views", "0"), "has no reference views; give --views 1 or more"),
         (("--people", "2", "--characters", "1"), "--people is 2; there are 1 characters"),
         (("--people", "2", "--captions", "with-identity"), "captions tell the identity of one"),
     ],

@@ -22,7 +22,7 @@ def dataset(*pictures):
     names = [f"c{i}" for i in range(len(pictures))]
     owners = np.repeat(np.arange(len(pictures)), pictures)
     values = {"characters": names, "character_hash": hash_names(names), "character": owners}
-    return SimpleNamespace(path=Path("d"), **values)
+    return SimpleNamespace(path=Path("d"), others=np.empty((0, 2), np.int32), **values)
 
 
 def test_two_are_held_out_where_the_fraction_gives_fewer():

@@ -35,7 +35,7 @@ from train.step_shapes import layout, step_inputs
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 STEP_SECONDS = 120.0  # that compiling and timing one step takes at the published size, at most
 TOKEN_IDS = 32  # random ids are below; every vocabulary has more
-SETTINGS = ("resolution", "accumulate", "remat")
+SETTINGS = ("resolution", "accumulate", "remat", "subjects")
 
 
 def run(

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from ic_jax.config import ConfigError
 from train.data.batch_plan import BatchPlan
 from train.data.candidates import Candidates
-from train.data.characters import held_out, shown_alone
+from train.data.characters import held_out, pictures_alone
 from train.data.dataset import Dataset
 from train.recipe import Recipe
 
@@ -41,12 +41,13 @@ def held_out_characters(recipe: Recipe, dataset: Dataset) -> HeldOut:
     mask = held_out(dataset, recipe.holdout)
     if recipe.lora or not recipe.holdout or _measurable(dataset, mask) >= MEASURED:
         return mask
-    pictures = shown_alone(dataset)
+    pictures = pictures_alone(dataset)
     count = int((pictures > 0).sum())
+    alone = " that a picture shows alone" if len(dataset.others) else ""
     if count < 2 * MEASURED:
         raise ConfigError(
-            f"holdout is {recipe.holdout}, and {dataset.path} has {count} characters: the effect "
-            "of the reference is measured on two that are not trained on; add characters until "
+            f"holdout is {recipe.holdout}, and {dataset.path} has {count} characters{alone}: the "
+            "effect of the reference is measured on two that are not trained on; add some until "
             "there are four, or write holdout = 0 to train without measuring it"
         )
     several = pictures >= 2
@@ -59,12 +60,12 @@ def held_out_characters(recipe: Recipe, dataset: Dataset) -> HeldOut:
 
 def stage_data(recipe: Recipe, dataset: Dataset, held_out: HeldOut) -> dict[str, StageData]:
     """Return the batch plans of every stage, by its name."""
-    # A LoRA has no reference: its pictures may show any number of characters.
+    # A LoRA has no reference: its pictures may show any number of characters, and nothing measures
+    # one. A single held-out character has no other one to compare with.
     counts = {
         name: None if recipe.lora else stage.subjects for name, stage in recipe.stages.items()
     }
     trained = {n: Candidates(dataset, ~held_out, n) for n in set(counts.values())}
-    # A LoRA has no reference, and a single held-out character no other one to compare with.
     measured = recipe.lora is None and _measurable(dataset, held_out) >= MEASURED
     held = Candidates(dataset, held_out, subjects=1) if measured else None
     return {
@@ -78,7 +79,7 @@ def stage_data(recipe: Recipe, dataset: Dataset, held_out: HeldOut) -> dict[str,
 
 def _measurable(dataset: Dataset, held_out: HeldOut) -> int:
     """Count the held-out characters that a picture shows alone."""
-    return int((held_out & (shown_alone(dataset) > 0)).sum())
+    return int((held_out & (pictures_alone(dataset) > 0)).sum())
 
 
 def check_data(recipe: Recipe, dataset: Dataset) -> None:

@@ -17,7 +17,6 @@ from train.data.characters import held_out
 from train.encode import Frozen
 from train.recipe import Recipe
 from train.setup import Setup
-from train.stage_data import MEASURED
 from train.step import TrainState
 
 NAMED = 8  # held-out characters that are named
@@ -90,7 +89,7 @@ def _held_out(run: Setup) -> str:
     names = [run.dataset.characters[c] for c in np.flatnonzero(run.held_out)[:NAMED]]
     more = ", ..." if count > NAMED else ""
     text = f"{count} characters, to measure the reference effect: {', '.join(names)}{more}"
-    if count == MEASURED and held_out(run.dataset, recipe.holdout).sum() < MEASURED:
+    if held_out(run.dataset, recipe.holdout).sum() < count:
         text += f"; the fewest that do, since holdout = {recipe.holdout:g} gives fewer"
     return text
 
@@ -101,7 +100,7 @@ def _stage(run: Setup, name: str) -> str:
     crowded = int((np.bincount(run.dataset.others[:, 0]) >= stage.subjects).sum())
     left_out = ""
     if crowded and not run.recipe.lora:
-        left_out = f"; {crowded} that show more than {stage.subjects} are left out"
+        left_out = f"; {crowded} that show more than {stage.subjects} characters are no targets"
     return (
         f"{stage.steps} steps of {stage.batch}: {samples} samples of {stage.resolution} px, "
         f"{samples / targets:.1f} times each of {targets} pictures{left_out}"

@@ -41,6 +41,7 @@ def _read_dataset(folder: Path) -> None:
     dataset = Dataset(folder / "data")
     assert all(isinstance(name, str) for name in dataset.characters)
     dataset.character_hash.sum()
+    assert (dataset.others >= 0).all()
     for number in range(len(dataset)):
         dataset.read(number)
 
@@ -116,8 +117,10 @@ def _write_json(folder: Path) -> None:
 
 def _write_csv(folder: Path) -> None:
     _pictures(folder)
-    rows = "".join(f'{n}.png,"waving, smiling",a,"[[0,0,8,8]]"\n' for n in range(2))
-    (folder / "metadata.csv").write_text("file,caption,character,focus\n" + rows)
+    both = json.dumps(ROWS[0]["subjects"]).replace('"', '""')
+    boxes = f'"[[0,0,8,8]]","{both}"'
+    rows = "".join(f'{n}.png,"waving, smiling",a,{boxes}\n' for n in range(2))
+    (folder / "metadata.csv").write_text("file,caption,character,focus,subjects\n" + rows)
 
 
 def _write_captions(folder: Path) -> None:

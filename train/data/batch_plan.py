@@ -146,11 +146,13 @@ class BatchPlan:
         self, target: np.ndarray, paired: np.ndarray, seeds: np.ndarray
     ) -> Int[np.ndarray, "b j"]:
         """Return a record of each further character: another picture if paired and there is one."""
-        characters = self._others(target, self.subjects - 1)
-        places = np.arange(self.subjects - 1)
-        own = np.where(characters >= 0, target[:, None], -1)
-        sampled = self._pair_index.sample_of(characters, splitmix64(seeds[:, None], places))
-        return np.where(paired[:, None] & (sampled >= 0), sampled, own)
+        characters = self._others(target)
+        references = np.where(characters >= 0, target[:, None], -1)
+        rows, places = np.nonzero((characters >= 0) & paired[:, None])
+        own = splitmix64(seeds[rows], places)  # not the seeds of the first character's
+        shown = target[rows], own, characters[rows, places]
+        references[rows, places] = self._pair_index.sample(*shown)
+        return references
 
     def _completed_by(self, step: int) -> tuple[int, int]:
         """Return the bucket of a step's batch, and the length of the sequence that completes it."""

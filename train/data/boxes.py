@@ -1,12 +1,12 @@
 """Boxes in pictures: left, top, right, bottom in pixels."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from ic_jax.preprocessing.images import ImageError
 
 Box = tuple[float, float, float, float]
+LARGEST = 2**31  # coordinate that a source may give
 
 
 def check_box(value: Any, name: str, expected: str) -> Box:
@@ -46,4 +46,4 @@ def scale_boxes(
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < LARGEST  # false of what is no number

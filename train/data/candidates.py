@@ -33,23 +33,28 @@ class Candidates:
         """Find the records that show nobody but a mask of characters; all records by default."""
         self.characters, self.subjects = characters, subjects
         self._width, self._height = dataset.width, dataset.height
-        self._others = dataset.others
-        records = _records_of(dataset, characters)
-        self.pair_index = PairIndex(dataset.character, records)
+        others, records = dataset.others, _records_of(dataset, characters)
+        # Behind the last record stand as many of nobody as a target may look at.
+        most = (subjects or 1) - 1
+        padded = np.pad(others, ((0, most), (0, 0)), constant_values=-1)
+        self._in_group, self._others = np.ascontiguousarray(padded.T)
+        self.pair_index = PairIndex(dataset.character, records, others)
         self.targets = records
         if subjects is not None:
-            crowded = self._others[_ranks(self._others[:, 0]) >= subjects - 1, 0]
+            crowded = others[_ranks(others[:, 0]) >= subjects - 1, 0]
             self.targets = np.setdiff1d(records, crowded)
         self.is_pair = self.pair_index.count(self.targets) >= 2
         self.pairs = self.targets[self.is_pair]
         self.buckets = lru_cache(maxsize=2)(self._buckets)  # stages often share theirs
 
-    def others(self, targets: Int[np.ndarray, "b"], count: int) -> Int[np.ndarray, "b {count}"]:
-        """Return the further characters of targets; -1 where there are fewer than `count`."""
-        # Behind the last record stands none, once for each place that a target may look at.
-        records, characters = np.pad(self._others, ((0, count), (0, 0)), constant_values=-1).T
-        at = np.searchsorted(self._others[:, 0], targets)[:, None] + np.arange(count)
-        return np.where(records[at] == targets[:, None], characters[at], -1)
+    def others(self, targets: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b j"]:
+        """Return the `subjects` - 1 further characters of targets; -1 where there are fewer."""
+        count = (self.subjects or 1) - 1
+        if not count:
+            return np.empty((len(targets), 0), np.int32)
+        targets = targets.astype(np.int32)
+        at = np.searchsorted(self._in_group[:-count], targets)[:, None] + np.arange(count)
+        return np.where(self._in_group[at] == targets[:, None], self._others[at], -1)
 
     def _buckets(
         self, resolution: int, batch: int, *, only_pairs: bool

@@ -113,13 +113,14 @@ def write_metadata(folder: Path, shards: list[Shard]) -> None:
 
 
 def _statistics(records: RecordNotes) -> dict[str, Any]:
-    per_character = np.bincount(records.character, minlength=len(records.characters))
+    shown = np.concatenate([records.character, records.others[:, 1]])
+    per_character = np.bincount(shown, minlength=len(records.characters))
     sides = np.sqrt(records.width.astype(np.int64) * records.height)
     return {
         "written_by": f"ic_jax {__version__}",
         "pictures": len(records),
         "characters": len(per_character),
-        "in_pairs": int(per_character[per_character >= 2].sum()),
+        "in_pairs": int((per_character[records.character] >= 2).sum()),
         "characters_with_pairs": int((per_character >= 2).sum()),
         "masked": records.masked,
         "focused": records.focused,

@@ -13,11 +13,11 @@ def held_out(dataset: Dataset, share: float) -> Bool[np.ndarray, "characters"]:
     return dataset.character_hash < np.uint64(math.ceil(share * 2**64))
 
 
-def shown_alone(dataset: Dataset) -> Int[np.ndarray, "characters"]:
+def pictures_alone(dataset: Dataset) -> Int[np.ndarray, "characters"]:
     """Count the pictures that show each character alone."""
-    alone = np.ones(len(dataset), bool)
+    alone = np.ones(len(dataset.character), bool)
     alone[dataset.others[:, 0]] = False
-    return np.bincount(dataset.character[alone], minlength=dataset.card["characters"])
+    return np.bincount(dataset.character[alone], minlength=len(dataset.character_hash))
 
 
 def next_picture(dataset: Dataset, record: int) -> int:
@@ -27,44 +27,58 @@ def next_picture(dataset: Dataset, record: int) -> int:
 
 
 class PairIndex:
-    """Index from each record to the other records of its character."""
+    """Index from each character to the records that show it, alone or among others."""
 
-    def __init__(self, character: np.ndarray, records: np.ndarray) -> None:
+    def __init__(
+        self, character: np.ndarray, records: np.ndarray, others: np.ndarray | None = None
+    ) -> None:
         """Group the records by character.
 
         Args:
             character: character number of each record of the data set, [n].
-            records: record numbers that may be sampled.
+            records: record numbers that may be sampled, ascending.
+            others: record number and further character of records that show several, [m, 2].
         """
+        owners, shown = np.asarray(character)[records], np.asarray(records)
+        highest = int(np.asarray(character).max())
+        if others is not None and len(others):
+            further = others[np.isin(others[:, 0], records)]
+            shown, owners = np.concatenate([np.stack([shown, owners], axis=1), further]).T
+            by_record = _stable_order(shown)
+            shown, owners = shown[by_record], owners[by_record]
+            highest = max(highest, int(others[:, 1].max()))
         self._character = np.asarray(character)
-        owners = self._character[records]
-        self._by_character = records[_stable_order(owners)]
-        self._counts = np.bincount(owners, minlength=int(self._character.max()) + 1)
+        order = _stable_order(owners)
+        self._shown = shown[order]  # record numbers, those of each character ascending
+        self._counts = np.bincount(owners, minlength=highest + 1)
         self._starts = np.cumsum(self._counts) - self._counts
-        self._rank = np.zeros(len(character), np.int32)  # among the records of its character
-        sorted_owners = self._character[self._by_character]
-        self._rank[self._by_character] = np.arange(len(records)) - self._starts[sorted_owners]
+        self._keys = _keys(owners[order], self._shown)
 
     def count(self, records: np.ndarray) -> np.ndarray:
-        """Count for each record the records of its character, itself included."""
+        """Count for each record the records that show its character, itself included."""
         return self._counts[self._character[records]]
 
-    def sample(self, records: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        """Sample for each record another of its character, or itself if there is no other."""
-        count = self.count(records)
-        others = np.maximum(count - 1, 1).astype(np.uint64)
-        step = 1 + (seeds % others).astype(np.int64)
-        rank = (self._rank[records] + step) % count
-        return self._by_character[self._starts[self._character[records]] + rank]
+    def sample(
+        self, records: np.ndarray, seeds: np.ndarray, characters: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Sample for each record another that shows its character, or itself if there is no other.
 
-    def sample_of(self, characters: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        """Sample a record of each character; -1 where the records have none of it."""
-        known = (characters >= 0) & (characters < len(self._counts))
-        characters = np.where(known, characters, 0)
-        count = np.where(known, self._counts[characters], 0)
-        rank = (seeds % np.maximum(count, 1).astype(np.uint64)).astype(np.int64)
-        at = np.minimum(self._starts[characters] + rank, len(self._by_character) - 1)
-        return np.where(count > 0, self._by_character[at], -1)
+        Args:
+            records: record numbers.
+            seeds: 64 random bits for each.
+            characters: the character of each record that is meant; by default its first.
+        """
+        characters = self._character[records] if characters is None else characters
+        rank = np.searchsorted(self._keys, _keys(characters, records)) - self._starts[characters]
+        count = self._counts[characters]
+        others = np.maximum(count - 1, 1).astype(np.uint64)
+        rank = (rank + 1 + (seeds % others).astype(np.int64)) % count
+        return self._shown[self._starts[characters] + rank]
+
+
+def _keys(characters: np.ndarray, records: np.ndarray) -> np.ndarray:
+    """Return numbers in the order of characters first, then of records."""
+    return (characters.astype(np.uint64) << np.uint64(32)) | records.astype(np.uint64)
 
 
 def _stable_order(values: np.ndarray) -> np.ndarray:

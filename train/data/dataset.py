@@ -62,18 +62,19 @@ class Dataset:
             if path.parent.name == INDEX and expected and sha256_file(path) != expected:
                 raise DataError(f"{path}: differs from its checksum; {AGAIN}")
 
-    def _index(self, name: str, dtype: Any, *shape: int | None) -> np.ndarray:
+    def _index(self, name: str, dtype: Any, *shape: int) -> np.ndarray:
+        """Return an array of the index of a shape, in which -1 is any length; memory-mapped."""
         path = self.path / INDEX / name
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # a damaged header raises what Python's parser does
             kind = type(error).__name__
             raise DataError(f"{path}: is damaged ({kind}); {AGAIN}") from None
-        wanted = tuple(array.shape[:1] if n is None else (n,) for n in shape)
-        if array.dtype != dtype or array.shape != sum(wanted, ()):
-            expected = f"{np.dtype(dtype)}[{', '.join(str(n or 'm') for n in shape)}]"
+        lengths = [n if wanted == -1 else wanted for n, wanted in zip(array.shape, shape)]  # noqa: B905
+        if array.dtype != dtype or array.ndim != len(shape) or list(array.shape) != lengths:
             raise DataError(
-                f"{path}: has {array.dtype}{list(array.shape)}, not {expected}; {AGAIN}"
+                f"{path}: has {array.dtype}{list(array.shape)}, not {np.dtype(dtype)}"
+                f"{list(shape)}; {AGAIN}"
             )
         return array
 
@@ -102,7 +103,7 @@ class Dataset:
         file = self.path / INDEX / OTHERS
         if not file.exists():
             return np.empty((0, 2), np.int32)
-        others = np.array(self._index(OTHERS, np.int32, None, 2))
+        others = np.array(self._index(OTHERS, np.int32, -1, 2))
         limits = np.array([len(self), self.card["characters"]])
         if (others < 0).any() or (others >= limits).any() or (np.diff(others[:, 0]) < 0).any():
             raise DataError(f"{file}: names records or characters that are not there; {AGAIN}")

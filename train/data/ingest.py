@@ -1,14 +1,15 @@
 """Ingestion of one picture into a data set: checks, downscaling and encoding."""
 
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ic_jax.preprocessing.images import ImageError
-from train.data.boxes import Box, clip_boxes, scale_boxes
+from train.data.boxes import clip_boxes, scale_boxes
 from train.data.buckets import covering_size
 from train.data.decode import (
     decode_image,
@@ -66,8 +67,11 @@ def ingest(root: Path, entry: Entry, resolution: int, min_side: int = 0) -> Inge
     mask = alpha if separate is None else decode_mask(separate)
     if mask is not None:
         _check_mask(mask, width, height)
+    focus = clip_boxes(entry.focus, width, height, "focus")
+    subjects = _clipped(entry.subjects, mask, width, height)
     storable, jpeg = inspect_file(data)
     size = covering_size(width, height, resolution)
+    scale = size[0] / width, size[1] / height
     look, from_alpha = difference_hash(rgb), separate is None and mask is not None
     from_alpha = from_alpha and bool(mask.min() < FIGURE)  # type: ignore[union-attr]
     if not storable or size != (width, height):
@@ -75,12 +79,6 @@ def ingest(root: Path, entry: Entry, resolution: int, min_side: int = 0) -> Inge
         data = encode_jpeg(rgb) if jpeg else encode_png(rgb)
     elif separate is None:
         mask = None  # the stored picture has it as its alpha channel
-
-    def scaled(name: str, boxes: Iterable[Box]) -> tuple[Box, ...]:
-        clipped = clip_boxes([*boxes], width, height, name)
-        return scale_boxes(clipped, size[0] / width, size[1] / height)
-
-    boxes = scaled("subject", (subject.box for subject in entry.subjects))
     record = Record(
         image=data,
         mask=b"" if mask is None else encode_png(resize(mask, *size)),
@@ -88,8 +86,8 @@ def ingest(root: Path, entry: Entry, resolution: int, min_side: int = 0) -> Inge
         file=entry.file,
         width=size[0],
         height=size[1],
-        focus=scaled("focus", entry.focus),
-        subjects=tuple(map(SubjectBox, (s.character for s in entry.subjects), boxes)),
+        focus=scale_boxes(focus, *scale),
+        subjects=tuple(SubjectBox(s.character, *scale_boxes([s.box], *scale)) for s in subjects),
     )
     return Ingested(record, from_alpha, look)
 
@@ -107,6 +105,24 @@ def fingerprint(root: Path, entries: Iterable[Entry], *settings: object) -> str:
             except OSError:
                 digest.update(b"unreadable")
     return digest.hexdigest()
+
+
+def _clipped(
+    subjects: Sequence[SubjectBox], mask: np.ndarray | None, width: int, height: int
+) -> list[SubjectBox]:
+    """Clip the characters' boxes; ImageError where one cannot be a reference."""
+    boxes = clip_boxes([subject.box for subject in subjects], width, height, "subject")
+    clipped = [SubjectBox(s.character, box) for s, box in zip(subjects, boxes, strict=True)]
+    for name, (left, top, right, bottom) in clipped:
+        if min(right - left, bottom - top) < MIN_SIDE:
+            raise ImageError(
+                f"its subject {name!r} is {right - left:g} x {bottom - top:g}; expected at least "
+                f"{MIN_SIDE} a side"
+            )
+        part = np.s_[int(top) : math.ceil(bottom), int(left) : math.ceil(right)]
+        if mask is not None and mask[part].max() < FIGURE:
+            raise ImageError(f"its mask shows nothing of its subject {name!r}")
+    return clipped
 
 
 def _check_mask(mask: np.ndarray, width: int, height: int) -> None:

@@ -1,6 +1,6 @@
 """Records of a data set: an encoded picture with its metadata, and their serialization."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -8,6 +8,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from train.data.boxes import Box
 from train.data.subject_boxes import SubjectBox
+from train.limits import MAX_SUBJECTS
 
 
 class Record(NamedTuple):
@@ -77,10 +78,23 @@ def deserialize(data: bytes) -> Record:
             for name, value in values.items()
         },
         focus=() if focus is None else tuple(map(tuple, focus.tolist())),
-        subjects=()
-        if names is None
-        else tuple(
-            SubjectBox(name.decode(), tuple(box))
-            for name, box in zip(names.tolist(), boxes.tolist(), strict=True)
-        ),
+        subjects=() if names is None else _subjects(names, boxes, values),
     )
+
+
+def _subjects(
+    names: np.ndarray, boxes: np.ndarray, values: dict[str, Any]
+) -> tuple[SubjectBox, ...]:
+    """Return stored subjects; ValueError where `prepare` would have stored others."""
+    subjects = tuple(
+        SubjectBox(name.decode(), tuple(box))
+        for name, box in zip(names.tolist(), boxes.tolist(), strict=True)
+    )
+    named = [subject.character for subject in subjects[:1]] in ([], [values["character"].decode()])
+    inside = all(
+        0 <= left < right <= values["width"] + 1 and 0 <= top < bottom <= values["height"] + 1
+        for _, (left, top, right, bottom) in subjects
+    )
+    if not named or not inside or len(subjects) > MAX_SUBJECTS:
+        raise ValueError("its subjects are none of its picture")
+    return subjects

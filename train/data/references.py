@@ -9,6 +9,7 @@ from ic_jax.preprocessing.regions import box_weights
 from train.data.boxes import scale_boxes
 from train.data.buckets import Size
 from train.data.dataset import Dataset
+from train.data.errors import DataError
 from train.data.pictures import (
     Augment,
     Crop,
@@ -29,8 +30,8 @@ class SampleRecords:
         self.read = cache(dataset.read)
         self.decode = cache(lambda number: decode_pixels(self.read(number)))
 
-    def character(self, number: int, name: str) -> MaskedPicture:
-        """Return the picture of a record, cropped to one of its characters."""
+    def picture_of(self, name: str, number: int) -> MaskedPicture:
+        """Return the picture of a character in a record, cropped to their box if there is one."""
         return crop_to_character(self.decode(number), self.read(number), name)
 
 
@@ -55,11 +56,17 @@ def prepare_references(
 
     Returns:
         The squares, their tiles, and whether the first was mirrored.
+
+    Raises:
+        DataError: the target shows another number of characters.
+        ImageError: a reference is damaged.
     """
     shown = [number for number in numbers if number >= 0]
+    if len(numbers) > 1 and len(shown) != len(target.characters):
+        raise DataError(f"{target.file}: shows {len(target.characters)} characters, not as indexed")
     made = [
-        prepare_reference(records.character(number, name), side, augment, rng)
-        for number, name in zip(shown, target.characters, strict=True)
+        prepare_reference(records.picture_of(name, number), side, augment, rng)
+        for number, name in zip(shown, target.characters, strict=False)
     ]
     low, high, mirrored = made[0]
     if len(numbers) == 1:

@@ -39,7 +39,8 @@ def verify(folder: Path) -> str:
             f"{first_few(wrong)}; copy or write them again"
         )
     if (folder / CARD).is_file():
-        Dataset(folder)  # sizes and types of the index, which earlier versions have no checksum of
+        # Sizes and types of the index, which earlier versions have no checksum of.
+        len(Dataset(folder).others)
     size = sum(recorded["bytes"] for _, recorded in files)
     return f"{folder}: {len(files)} files, {size / 1e9:.2f} GB, all as they were written"
 

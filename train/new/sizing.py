@@ -10,6 +10,7 @@ import numpy as np
 from ic_jax.config import CONFIGS, AdapterConfig, FluxConfig, SamplingConfig
 from ic_jax.weights import loading
 from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
+from train.data.characters import pictures_alone
 from train.data.dataset import Dataset
 from train.new.memory_fit import Devices
 
@@ -19,6 +20,7 @@ PIXELS = 16  # sides are multiples of this
 PASSES = {"stage1": (30, 100, 20000), "stage2": (14, 50, 10000), "stage3": (10, 50, 2000)}
 LORA_PASSES = (100, 200, 2000)
 BASE_RESOLUTION = 512  # of stages 1 and 2 [paper]
+COMMON = 0.1  # of the pictures show as many characters as a step has references for
 NARROW = 1024  # width of FLUX below which the small model's measured values are taken
 MEASURED = "[small model]"
 
@@ -89,7 +91,7 @@ def _sampling(model: ModelFolder) -> SamplingConfig:
 
 def _holdout(made: Draft, dataset: Dataset) -> int:
     """Hold out a fifth of few characters, down to a fiftieth of many; return how many."""
-    shares = np.sort(dataset.character_hash / 2.0**64)
+    shares = np.sort(dataset.character_hash[pictures_alone(dataset) > 0] / 2.0**64)
     count = len(shares)
     wanted = max(2, min(count // 5, 20), count // 50)
     if count < 2 * wanted:
@@ -179,11 +181,11 @@ def _stages(
     if 2 * card["focused"] >= pictures:
         for name in names:
             made.put(f"{name}.focus", 0.5, f"{card['focused']} pictures have focus boxes")
-    if len(dataset.others):
-        most = 1 + int(np.bincount(dataset.others[:, 0]).max())
-        for name in names:
-            what = f"{card['of_several']} pictures show up to {most} characters"
-            made.put(f"{name}.subjects", most, what)
+    further = np.bincount(dataset.others[:, 0], minlength=pictures)
+    most = 1 + int(np.quantile(further, 1 - COMMON))
+    for name in names if most > 1 else ():
+        what = f"so many characters or more are shown by {np.mean(further + 1 >= most):.0%}"
+        made.put(f"{name}.subjects", most, f"{what} of the pictures")
 
 
 def _why_side(side: int, median: int, sampling: SamplingConfig) -> str:

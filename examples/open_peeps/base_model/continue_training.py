@@ -34,6 +34,7 @@ trained further afterwards, except after the decoder, which leaves the latents u
 encoded cache must be written again in any case. Interrupted, the same command resumes.
 """
 
+MOST = 8  # squares in a row
 Modules = dict[str, Any]  # by component
 TrainedPart = tuple[tuple, dict[str, Any]]  # modules, figures
 
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> None:
     model = ModelFolder.open(args.model)
     start = {c: loading.load_component(model, c, "float32") for c in (*components, "vae")}
     config = dataclasses.replace(PEEPS, seed=args.seed, pictures=args.pictures)
+    if not 1 <= args.people <= MOST:
+        raise ValueError(f"--people is {args.people}; expected 1 to {MOST}")
     if args.people > 1:
         if args.part != "base":
             raise ValueError(f"--people is for base, not for {args.part}")
@@ -112,8 +115,8 @@ def base(
     """Train FLUX and both text encoders, on pictures of so many squares side by side."""
     models = TextToImage(*(start[component] for component in PARTS["base"][0]))
     tokenizers, *_ = word_tokenizer.tokenizers(WORLDS[config.world].words())
-    rows = config.world, config.pictures, config.side, config.seed, people
-    renders = _views(config) if people == 1 else render_rows(*rows)
+    settings = config.world, config.pictures, config.side, config.seed
+    renders = render_rows(*settings, people) if people > 1 else _views(config)
     return train_base(config, renders, start["vae"], models, tokenizers, options)
 
 

@@ -1,4 +1,4 @@
-"""Scenes of two held-out people: one known from the reference, the other from the prompt.
+"""Scenes of two held-out people: one known from the reference, the other from prompt or reference.
 
 A generated picture shows the right two if the head of each is nearest to that person's own, among
 renders of the scene with other people in that place.
@@ -114,8 +114,8 @@ def rates(pictures: Float[np.ndarray, "n h h 3"], pairs: Sequence[Pair]) -> dict
 
 def recognised(picture: np.ndarray, pair: Pair) -> tuple[bool, bool]:
     """Return whether the person of the reference and the other one are recognised."""
-    reference, prompt = (_is_right(picture, pair, n) for n in (pair.known, 1 - pair.known))
-    return reference, prompt
+    known, other = (_is_right(picture, pair, n) for n in (pair.known, 1 - pair.known))
+    return known, other
 
 
 def _is_right(picture: np.ndarray, pair: Pair, place: int) -> bool:

@@ -1,6 +1,7 @@
 """Rendered characters as a folder of picture files, and as a data set for training."""
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from itertools import islice
@@ -49,17 +50,18 @@ class Characters:
             _check(name, value, low, high)
         if self.people > self.count:
             raise ValueError(f"--people is {self.people}; there are {self.count} characters")
+        if self.people > 1 and not self.views:
+            raise ValueError("--people 2 has no reference views; give --views 1 or more")
         if self.people > 1 and self.captions != WITHOUT_IDENTITY:
             raise ValueError("captions tell the identity of one person; take --people 1")
 
     def beside(self, people: list[Identity], number: int) -> tuple[tuple[Identity, ...], ...]:
         """Return who else is in the pictures of a person by number; nobody if one is alone."""
+        if self.people == 1:
+            return ()
         rng = np.random.default_rng((self.seed, number, 1))
-        others = [n for n in range(len(people)) if n != number]
-        return tuple(
-            tuple(people[n] for n in rng.choice(others, self.people - 1, replace=False))
-            for _ in range(self.views if self.people > 1 else 0)
-        )
+        behind = rng.integers(1, len(people), self.views)
+        return tuple((people[(number + n) % len(people)],) for n in behind)
 
 
 def write_data_set(
@@ -70,8 +72,9 @@ def write_data_set(
     from train.data.prepare import PrepareOptions, is_ours, prepare
 
     # A row of several squares has the area of a square of a larger side.
-    side = round(characters.size * characters.people**0.5 / 16 + 0.5) * 16
-    side = characters.size if characters.people == 1 else side
+    side = characters.size
+    if characters.people > 1:
+        side = 16 * math.ceil(side * characters.people**0.5 / 16)
     options, out = PrepareOptions(resolutions=(side,)), out.absolute()
     check_replaceable(out, overwrite, is_ours)
     work = out.with_name(f".{out.name}.drawn")

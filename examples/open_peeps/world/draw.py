@@ -25,6 +25,7 @@ PEOPLE = 16  # of a chunk
 SCENES = 5  # of each person
 PAIRS = 0.35  # share of scenes with two people
 NEUTRAL = 0.75  # share of references in a neutral view; the others are in any
+VERSION = 2  # of the arrays in a file
 TEXTS = ("full", "scene", "untold", "person")
 
 
@@ -89,7 +90,7 @@ def draw_chunk(job: DrawJob) -> int:
 
 def chunk_file(folder: Path, number: int) -> Path:
     """Return the file of a chunk."""
-    return folder / f"chunk-{number:05d}.npz"
+    return folder / f"chunk-{VERSION}-{number:05d}.npz"
 
 
 def read_chunk(folder: Path, number: int) -> Chunk:

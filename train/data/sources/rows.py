@@ -134,9 +134,11 @@ class RowReader:
         """Name the character by the first subject, or put the subject that it names first."""
         if not values.get("subjects"):
             return
-        if self._options.character in ("file", "folder"):
-            values["subjects"] = ()  # whoever they are, the picture counts as a character's alone
+        if self._options.character == "file":
+            values["subjects"] = ()  # whoever they are, the picture is a character of its own
             return
+        if self._options.character == "folder":
+            values["character"] = self._character(values)
         character = values.get("character") or values["subjects"][0].character
         values["character"] = character
         values["subjects"] = put_first(values["subjects"], character)
@@ -183,5 +185,8 @@ def _value(name: str, value: Any) -> Any:
 def _boxes(name: str, value: Any) -> tuple[Box, ...] | tuple[SubjectBox, ...]:
     if isinstance(value, str) and value[:1] == "[":  # of a CSV
         value = parse_json(value, name)
-    check: Any = check_boxes if name == "focus" else check_subjects
-    return check(value) if value != "" else ()
+    if name == "focus":
+        return check_boxes(value) if value != "" else ()
+    # Others use the word for texts and lists of texts, which have no boxes.
+    boxes = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+    return check_subjects(value) if boxes else ()
