@@ -174,7 +174,7 @@ def _report(
 ) -> dict[str, Any]:
     stage = recipe.stages[name]
     report = compile_report(program(recipe, name, shapes, mesh, replicate=replicate))
-    keys = ("batch", "resolution", "accumulate", "remat")
+    keys = ("batch", "resolution", "accumulate", "remat", "subjects")
     values = report.to_dict() | {
         "base": "replicated" if replicate else "sharded",
         "model TFLOP per sample": round(_model_flops(recipe, stage, shapes) / 1e12, 1),
