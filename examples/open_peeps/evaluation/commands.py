@@ -21,6 +21,7 @@ from ic_jax.files import atomic_file, atomic_folder
 from ic_jax.weights import loading
 from ic_jax.weights.model_folder import SMALL_MODEL
 
+MODEL_HELP = "MODEL folder (default: the small model that comes with ic_jax)"
 RESULTS, SHOWN = "evaluation.json", 10  # file; triples on a contact sheet
 
 
@@ -36,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    model = "MODEL folder (default: the small model that comes with ic_jax)"
-    parser.add_argument("--model", type=cli.path, default=SMALL_MODEL, help=model)
+    parser.add_argument("--model", type=cli.path, default=SMALL_MODEL, help=MODEL_HELP)
     parser.add_argument("--world", choices=WORLDS, default="peeps", help="people and prompts")
     parser.add_argument(
         "--triples",
@@ -120,6 +120,7 @@ def _is_written_here(name: str) -> bool:
 
 
 def _add_groups_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=cli.path, default=SMALL_MODEL, help=MODEL_HELP)
     count = "number of pictures of each kind"
     parser.add_argument("--pictures", metavar="N", type=cli.count, default=100, help=count)
     parser.add_argument(
@@ -133,10 +134,10 @@ def evaluate_groups(args: argparse.Namespace) -> None:
     """Draw one, two and three held-out people by regions; write the figures and two sheets."""
     start = time.perf_counter()
     with atomic_folder(args.out, overwrite=args.overwrite, owns=_is_written_here) as folder:
-        pipe = InstantCharacterPipeline.from_pretrained(dtype="float32")
+        pipe = InstantCharacterPipeline(loading.load_model(args.model, "float32"))
         results: dict[str, Any] = groups.evaluate(pipe, args.pictures, folder)
         seconds = round(time.perf_counter() - start)
-        results["conditions"] = {"seconds": seconds} | origin()
+        results["conditions"] = {"model": str(args.model), "seconds": seconds} | origin()
         (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
     cli.say(f"wrote {args.out}: {seconds} s")
 
