@@ -15,6 +15,7 @@ from examples.open_peeps.world.people import reference_view, views
 from examples.open_peeps.world.render import Identity, View, body_kind, focus_boxes, over, render
 
 REFERENCE = "reference"
+STRIP = 6  # th part of a square: a row of two of 96 pixels is one of 208, a bucket at 144
 PICTURE, MASK = ".picture.png", ".mask.png"
 WITH_IDENTITY, WITHOUT_IDENTITY = "with-identity", "without-identity"
 
@@ -77,11 +78,16 @@ def _write_row(
     others: tuple[Identity, ...],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Write a picture of people side by side, all in one view, each in a square of their own."""
+    """Write a picture of people side by side, all in one view, each in a square of their own.
+
+    A strip of ground on the right gives it the shape of a bucket, so that training scales nothing
+    and the squares lie where a model of one square knows its first.
+    """
     stem, side = f"{job.identity}-{number:03d}-{view}", job.size
     file, mask = f"{stem}{PICTURE}", f"{stem}{MASK}"
     people = (job.identity, *others)
-    pixels = np.concatenate([render(person, view, side) for person in people], axis=1)
+    strip = np.zeros((side, side // STRIP, 4), np.uint8)
+    pixels = np.concatenate([*(render(person, view, side) for person in people), strip], axis=1)
     Image.fromarray(over(pixels, GROUND[view.ground])).save(job.folder / file)
     Image.fromarray(pixels[..., 3]).save(job.folder / mask)
     boxes = focus_boxes(body_kind(view.body), side)
