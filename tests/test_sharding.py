@@ -43,7 +43,8 @@ MESHES = (
     "data=2,fsdp=2,tensor=2",
     # Slow: each compiles for 8 devices, and the mesh above already shards rows and parameters.
     pytest.param("fsdp=2,tensor=2,context=2", marks=pytest.mark.slow),
-    *(pytest.param(f"{axis}=8", marks=pytest.mark.slow) for axis in AXES),
+    # Rare: every axis is in a mesh above, and fsdp=8 in tests below.
+    *(pytest.param(f"{axis}=8", marks=pytest.mark.rare) for axis in AXES),
 )
 
 

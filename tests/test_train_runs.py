@@ -140,7 +140,7 @@ def test_a_run_reports_every_stage_and_leaves_the_base_alone(world):
     loading.ModelFolder.open(world.folder / "model").verify()
 
 
-@pytest.mark.slow  # starts the command three times; `-m faults` kills it twenty times and more
+@pytest.mark.rare  # starts the command three times; `-m faults` kills it twenty times and more
 def test_killed_at_random_moments_it_ends_bit_equal(world):
     rng = random.Random(0)
     kills = 0
