@@ -246,7 +246,10 @@ def test_training_counts_what_a_step_keeps(monkeypatch, published):
     "command", [c for c in PLANS if c.startswith("train") and "remat" not in c]
 )
 def test_no_compiled_step_takes_less_than_is_counted(command):
-    """The inputs of all blocks are 6 to 38% of the temporaries, the gradient included."""
+    """The inputs of all blocks are 6 to 41% of the temporaries, the gradient included.
+
+    The share is largest where the gradient is sharded over sixteen devices and a picture is large.
+    """
     published = auto_mesh.published_configs()
     for plan in PLANS[command]["plans"]:
         settings, sizes = plan["settings"], plan["bytes per device"]
@@ -257,4 +260,4 @@ def test_no_compiled_step_takes_less_than_is_counted(command):
         )
         rows = settings["batch"] // settings["accumulate"] / plan["devices"]
         share = rows * each / sizes["temporaries, results and code"]
-        assert 0.05 < share < 0.4
+        assert 0.05 < share < 0.45
