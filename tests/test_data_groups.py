@@ -42,10 +42,12 @@ def write(folder, groups=GROUPS, alone=2):
             lines.append({"file": f"{name}-{n}.png", "caption": "x", "character": name})
     for n, group in enumerate(groups):
         picture = Image.new("RGB", (32 * len(group), 48), "white")
-        for name, box in zip(group, WIDE, strict=False):
+        for name, box in zip(group, WIDE[: len(group)], strict=True):
             picture.paste(COLOURS[name], tuple(box))
         picture.save(folder / f"group-{n}.png")
-        subjects = [{"character": c, "box": b} for c, b in zip(group, WIDE, strict=False)]
+        subjects = [
+            {"character": c, "box": b} for c, b in zip(group, WIDE[: len(group)], strict=True)
+        ]
         lines.append({"file": f"group-{n}.png", "caption": "y", "subjects": subjects})
     path = folder / "list.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in lines))
@@ -77,7 +79,7 @@ def test_a_record_and_the_index_have_all_characters(dataset):
     for record in groups.values():
         assert record.character == record.characters[0]
         by = record.width / (32 * len(record.subjects)), record.height / 48
-        for subject, box in zip(record.subjects, WIDE, strict=False):
+        for subject, box in zip(record.subjects, WIDE[: len(record.subjects)], strict=True):
             np.testing.assert_allclose(subject.box, np.array(box) * (by * 2), rtol=1e-6)
         assert record.box_of(record.character) == record.subjects[0].box
         assert record.box_of("nobody") is None
@@ -181,15 +183,15 @@ def test_one_reference_has_no_axis_of_its_own(dataset):
 
 
 def test_an_effect_is_measured_on_those_who_are_alone(dataset):
-    made = recipe(subjects=2, paired=0.5)
+    of_two = recipe(subjects=2, paired=0.5)
     held_out = np.array([name in ("ana", "cid", "eve") for name in dataset.characters])
-    data = stage_data(made, dataset, held_out)["stage1"]
+    data = stage_data(of_two, dataset, held_out)["stage1"]
     assert data.training.subjects == 2
     assert data.measuring.subjects == 1
     measured = {tuple(dataset.read(int(n)).characters) for n in data.measuring.records}
     assert measured == {("ana",), ("cid",)}
     only_one = np.array([name in ("ana", "eve") for name in dataset.characters])
-    assert stage_data(made, dataset, only_one)["stage1"].measuring is None
+    assert stage_data(of_two, dataset, only_one)["stage1"].measuring is None
 
 
 def test_whoever_is_held_out_has_pictures_alone(dataset):
@@ -236,7 +238,7 @@ def test_a_mask_shows_every_character(tmp_path):
 def test_the_folder_names_the_character_of_a_group_and_the_file_one_of_its_own(tmp_path):
     (tmp_path / "source" / "ben").mkdir(parents=True)
     Image.new("RGB", (64, 48), "red").save(tmp_path / "source" / "ben" / "1.png")
-    subjects = [{"character": c, "box": b} for c, b in zip(GROUPS[0], WIDE, strict=False)]
+    subjects = [{"character": c, "box": b} for c, b in zip(GROUPS[0], WIDE[:2], strict=True)]
     row = {"file": "ben/1.png", "caption": "x", "subjects": subjects}
     (tmp_path / "source" / "metadata.jsonl").write_text(json.dumps(row))
     for option, expected in (("folder", ["ben", "ana"]), ("file", ["ben/1.png"])):
@@ -307,11 +309,11 @@ def test_of_a_row(tmp_path):
         "".join(json.dumps(row | {"file": f"{n}.png"}) + "\n" for n, row in enumerate(rows))
     )
     prepare(path, tmp_path / "out", PrepareOptions((64,), max_bad=1.0), workers=1)
-    made = Dataset(tmp_path / "out")
-    assert [made.read(n).characters for n in range(2)] == [["7", "b"], ["b", "7"]]
-    assert made.read(0).subjects[1].box == (32, 0, 64, 64)
-    reasons = (made.path / "bad.jsonl").read_text()
+    data = Dataset(tmp_path / "out")
+    assert [data.read(n).characters for n in range(2)] == [["7", "b"], ["b", "7"]]
+    assert data.read(0).subjects[1].box == (32, 0, 64, 64)
+    reasons = (data.path / "bad.jsonl").read_text()
     assert "character is 'c', which is none of its subjects: 7, b" in reasons
     assert "its subject [70, 0, 99, 64] lies outside the picture, 64 x 64" in reasons
     assert "its subject 'z' is 24 x 64; expected at least 32 a side" in reasons
-    assert [made.read(n).characters for n in range(2, len(made))] == [["y"], ["y"]]
+    assert [data.read(n).characters for n in range(2, len(data))] == [["y"], ["y"]]

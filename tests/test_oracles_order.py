@@ -97,8 +97,8 @@ def test_permutations_are_even():
 
 
 def test_every_epoch_is_shuffled_anew():
-    made = Stream((3, "unpaired"), 10 * np.arange(40), np.zeros(40, np.int16), 1)
-    epochs = [made.items(np.arange(40) + 40 * e)[0] for e in range(5)]
+    stream = Stream((3, "unpaired"), 10 * np.arange(40), np.zeros(40, np.int16), 1)
+    epochs = [stream.items(np.arange(40) + 40 * e)[0] for e in range(5)]
     assert all((np.sort(order) == 10 * np.arange(40)).all() for order in epochs)
     assert len({tuple(order) for order in epochs}) == 5
     other = Stream((4, "unpaired"), 10 * np.arange(40), np.zeros(40, np.int16), 1)

@@ -18,8 +18,7 @@ from ic_jax.files import atomic_file
 from ic_jax.models.adapter import Adapter
 from ic_jax.pipeline import InstantCharacterPipeline
 from ic_jax.weights.loading import Model
-from train.data.characters import pictures_alone
-from train.data.dataset import Dataset
+from train.data.characters import pictures_alone, shows_one
 from train.data.pictures import cut_out, decode_character
 from train.encoded_cache import Cache
 from train.lora import with_lora
@@ -46,7 +45,8 @@ class Preview:
             candidates = held_out if held_out.any() else np.ones_like(held_out)
             pictured = candidates & (pictures_alone(dataset) > 0)
             characters = np.flatnonzero(pictured)[: recipe.reporting.preview_references]
-            records = [_alone(dataset, c) for c in characters]
+            alone = shows_one(dataset)
+            records = [int(np.flatnonzero(alone & (dataset.character == c))[0]) for c in characters]
             of = "held out" if held_out.any() else "trained on"
             self._references = {
                 f"{dataset.characters[c]} ({of})": cut_out(decode_character(dataset.read(r)))
@@ -124,12 +124,6 @@ class Preview:
 @partial(jax.jit, static_argnames=("dtype",))
 def _cast(weights: Trainable, dtype: DTypeLike) -> Trainable:
     return jax.tree.map(lambda x: x.astype(dtype), weights)
-
-
-def _alone(dataset: Dataset, character: int) -> int:
-    """Return the first record that shows a character alone."""
-    records = np.flatnonzero(dataset.character == character)
-    return int(records[~np.isin(records, dataset.others[:, 0])][0])
 
 
 def _guides_away(sampling: SamplingConfig) -> bool:

@@ -149,9 +149,9 @@ class BatchPlan:
         characters = self._others(target)
         references = np.where(characters >= 0, target[:, None], -1)
         rows, places = np.nonzero((characters >= 0) & paired[:, None])
-        own = splitmix64(seeds[rows], places)  # not the seeds of the first character's
-        shown = target[rows], own, characters[rows, places]
-        references[rows, places] = self._pair_index.sample(*shown)
+        seeds = splitmix64(seeds[rows], places)  # other than those of the first character
+        pictures = self._pair_index.sample(target[rows], seeds, characters[rows, places])
+        references[rows, places] = pictures
         return references
 
     def _completed_by(self, step: int) -> tuple[int, int]:

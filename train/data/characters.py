@@ -13,11 +13,16 @@ def held_out(dataset: Dataset, share: float) -> Bool[np.ndarray, "characters"]:
     return dataset.character_hash < np.uint64(math.ceil(share * 2**64))
 
 
-def pictures_alone(dataset: Dataset) -> Int[np.ndarray, "characters"]:
-    """Count the pictures that show each character alone."""
+def shows_one(dataset: Dataset) -> Bool[np.ndarray, "n"]:
+    """Return a mask of the records that show a single character."""
     alone = np.ones(len(dataset.character), bool)
     alone[dataset.others[:, 0]] = False
-    return np.bincount(dataset.character[alone], minlength=len(dataset.character_hash))
+    return alone
+
+
+def pictures_alone(dataset: Dataset) -> Int[np.ndarray, "characters"]:
+    """Count the pictures that show each character alone."""
+    return np.bincount(dataset.character[shows_one(dataset)], minlength=len(dataset.character_hash))
 
 
 def next_picture(dataset: Dataset, record: int) -> int:
@@ -36,23 +41,20 @@ class PairIndex:
 
         Args:
             character: character number of each record of the data set, [n].
-            records: record numbers that may be sampled, ascending.
+            records: record numbers that may be sampled.
             others: record number and further character of records that show several, [m, 2].
         """
-        owners, shown = np.asarray(character)[records], np.asarray(records)
-        highest = int(np.asarray(character).max())
+        self._character = np.asarray(character)
+        shown, owners, highest = np.asarray(records), self._character[records], character.max()
         if others is not None and len(others):
             further = others[np.isin(others[:, 0], records)]
             shown, owners = np.concatenate([np.stack([shown, owners], axis=1), further]).T
-            by_record = _stable_order(shown)
-            shown, owners = shown[by_record], owners[by_record]
-            highest = max(highest, int(others[:, 1].max()))
-        self._character = np.asarray(character)
-        order = _stable_order(owners)
-        self._shown = shown[order]  # record numbers, those of each character ascending
-        self._counts = np.bincount(owners, minlength=highest + 1)
+            highest = max(highest, others[:, 1].max())
+        self._counts = np.bincount(owners, minlength=int(highest) + 1)
         self._starts = np.cumsum(self._counts) - self._counts
-        self._keys = _keys(owners[order], self._shown)
+        self._keys = _keys(owners, shown)
+        self._keys.sort()  # by character, and the records of each ascending
+        self._shown = self._keys.astype(np.uint32).astype(shown.dtype)  # the lower half
 
     def count(self, records: np.ndarray) -> np.ndarray:
         """Count for each record the records that show its character, itself included."""
@@ -79,11 +81,3 @@ class PairIndex:
 def _keys(characters: np.ndarray, records: np.ndarray) -> np.ndarray:
     """Return numbers in the order of characters first, then of records."""
     return (characters.astype(np.uint64) << np.uint64(32)) | records.astype(np.uint64)
-
-
-def _stable_order(values: np.ndarray) -> np.ndarray:
-    """Return the stable `argsort` of int32 values by a plain sort, which is much faster."""
-    keys = values.astype(np.uint64) << np.uint64(32)
-    keys |= np.arange(len(values), dtype=np.uint64)
-    keys.sort()
-    return keys.astype(np.uint32)  # the lower half: the positions

@@ -174,8 +174,9 @@ class _ReadSample:
         mirrored = False
         if self.side is not None:
             numbers = [reference, *rows.others[row].tolist()]
-            made = prepare_references(records, record, numbers, self.side, self.augment, rng)
-            low, high, mirrored = made
+            low, high, mirrored = prepare_references(
+                records, record, numbers, self.side, self.augment, rng
+            )
         augment = CENTRED if self.cached else self.augment
         crop = choose_crop((record.height, record.width), rows.size, augment, rng)
         if self.cached is None:

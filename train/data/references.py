@@ -64,17 +64,17 @@ def prepare_references(
     shown = [number for number in numbers if number >= 0]
     if len(numbers) > 1 and len(shown) != len(target.characters):
         raise DataError(f"{target.file}: shows {len(target.characters)} characters, not as indexed")
-    made = [
+    prepared = [
         prepare_reference(records.picture_of(name, number), side, augment, rng)
         for number, name in zip(shown, target.characters, strict=False)
     ]
-    low, high, mirrored = made[0]
+    low, high, mirrored = prepared[0]
     if len(numbers) == 1:
         return low, high, mirrored
     missing = [(0, len(numbers) - len(shown))]
     squares, tiles = (
         np.pad(np.stack(x), missing + [(0, 0)] * x[0].ndim, constant_values=WHITE)
-        for x in ([low for low, _, _ in made], [high for _, high, _ in made])
+        for x in ([low for low, _, _ in prepared], [high for _, high, _ in prepared])
     )
     return squares, tiles, mirrored
 

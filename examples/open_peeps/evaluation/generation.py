@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from examples.open_peeps.evaluation.triples import Triple
 from examples.open_peeps.world.render import picture
-from ic_jax import InstantCharacterPipeline
+from ic_jax import InstantCharacterPipeline, SubjectPrompt
 from ic_jax.models.features import SubjectFeatures
 from ic_jax.models.vae import Vae
 
@@ -39,6 +39,7 @@ def generate(
     prompt: Callable[[Q], str] = lambda triple: triple.prompt,
     reference: Callable[[int], np.ndarray | SubjectFeatures] | None = None,
     subject: bool = True,
+    subjects: Callable[[Q], list[SubjectPrompt]] | None = None,
     subject_scale: float | None = None,
 ) -> Pictures:
     """Generate one picture for every triple, each from different noise.
@@ -49,6 +50,7 @@ def generate(
         prompt: returns the prompt of a triple.
         reference: returns the reference by the triple's number; by default the triple's own.
         subject: False to generate without any reference.
+        subjects: returns the subjects of a triple, in place of its reference.
         subject_scale: by default the model's own.
     """
     reference_of: Callable[[int], Any] = reference or (lambda n: triples[n].reference)
@@ -59,7 +61,8 @@ def generate(
         images = pipe(
             [prompt(triples[n]) for n in numbers],
             seed=[1000 * seed + n for n in numbers],
-            subject_image=[reference_of(n) for n in numbers] if subject else None,
+            subject_image=None if subjects or not subject else [reference_of(n) for n in numbers],
+            subjects=[subjects(triples[n]) for n in numbers] if subjects else None,
             subject_scale=subject_scale,
             output_type="np",
         ).images

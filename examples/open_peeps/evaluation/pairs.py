@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from examples.open_peeps.evaluation import scores
-from examples.open_peeps.evaluation.generation import BATCH, generate
+from examples.open_peeps.evaluation.generation import generate
 from examples.open_peeps.evaluation.measure import blurred, nearest
 from examples.open_peeps.evaluation.triples import CANDIDATES, ORDER, POOL, cut_out
 from examples.open_peeps.world import scene_captions, scenes
@@ -67,7 +66,7 @@ def evaluate(
     region for each.
     """
     questions = held_out_pairs(count)
-    rows: dict[str, Any] = {"model": generate, "model, a reference of each": generate_groups}
+    rows: dict[str, Any] = {"model": generate, "model, a reference of each": _generate_groups}
     figures = {
         row: scores.spread(
             [rates(draw(pipe, questions, seed, name="two people"), questions) for seed in seeds]
@@ -78,22 +77,12 @@ def evaluate(
     return figures
 
 
-def generate_groups(
+def _generate_groups(
     pipe: InstantCharacterPipeline, pairs: Sequence[Pair], seed: int, *, name: str
 ) -> Float[np.ndarray, "n h w 3"]:
-    """Generate a picture of every pair from a reference and a region of each person."""
-    batches = []
-    for start in tqdm(range(0, len(pairs), BATCH), desc=name, unit="batch", leave=False):
-        # The last batch is filled up with the first pairs: one shape, one compilation.
-        numbers = [n % len(pairs) for n in range(start, start + min(BATCH, len(pairs)))]
-        images = pipe(
-            [pairs[n].untold for n in numbers],
-            seed=[1000 * seed + n for n in numbers],
-            subjects=[_subjects(pairs[n]) for n in numbers],
-            output_type="np",
-        ).images
-        batches.append(np.asarray(images)[: len(pairs) - start])
-    return np.concatenate(batches)
+    return generate(
+        pipe, pairs, seed, name=name, prompt=lambda pair: pair.untold, subjects=_subjects
+    )
 
 
 def _subjects(pair: Pair) -> list[SubjectPrompt]:

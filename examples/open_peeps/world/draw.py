@@ -114,7 +114,7 @@ def _person(job: DrawJob, n: int, rng: np.random.Generator) -> dict[str, Any]:
         else:
             beside.append(0)
             scenes.append(alone(person, views(rng, 1, apart_from=view.body)[0]))
-    untold = [_without(scene, person) for scene in scenes]
+    others = [_without(scene, person) for scene in scenes]
     grid = (job.side // (2 * job.cell),) * 2
     return {
         "regions": np.stack([_regions(scene, person, grid) for scene in scenes]),
@@ -126,7 +126,7 @@ def _person(job: DrawJob, n: int, rng: np.random.Generator) -> dict[str, Any]:
         ).astype(np.float16),
         "full": [scene_captions.caption(s, range(len(s.figures)), rng) for s in scenes],
         "scene": [
-            scene_captions.caption(s, told, rng) for s, told in zip(scenes, untold, strict=True)
+            scene_captions.caption(s, told, rng) for s, told in zip(scenes, others, strict=True)
         ],
         "untold": [scene_captions.caption(s, (), rng) for s in scenes],
         "person": [captions.of_person(person, rng)],
