@@ -124,6 +124,13 @@ def _add_groups_arguments(parser: argparse.ArgumentParser) -> None:
     count = "number of pictures of each kind"
     parser.add_argument("--pictures", metavar="N", type=cli.count, default=100, help=count)
     parser.add_argument(
+        "--people",
+        type=int,
+        choices=range(1, groups.LARGEST + 1),
+        default=groups.LARGEST,
+        help=f"people in the largest groups (default: {groups.LARGEST})",
+    )
+    parser.add_argument(
         "--out", metavar="FOLDER", type=cli.path, default=Path("groups"), help="folder to write"
     )
     cli.add_overwrite(parser, "an existing FOLDER that this command wrote")
@@ -131,11 +138,11 @@ def _add_groups_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate_groups(args: argparse.Namespace) -> None:
-    """Draw one, two and three held-out people by regions; write the figures and two sheets."""
+    """Draw groups of held-out people by regions; write the figures and the sheets."""
     start = time.perf_counter()
     with atomic_folder(args.out, overwrite=args.overwrite, owns=_is_written_here) as folder:
         pipe = InstantCharacterPipeline(loading.load_model(args.model, "float32"))
-        results: dict[str, Any] = groups.evaluate(pipe, args.pictures, folder)
+        results: dict[str, Any] = groups.evaluate(pipe, args.pictures, folder, args.people)
         seconds = round(time.perf_counter() - start)
         results["conditions"] = {"model": str(args.model), "seconds": seconds} | origin()
         (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
@@ -168,7 +175,7 @@ def front(args: argparse.Namespace) -> None:
 COMMANDS = (
     cli.Command(
         "groups",
-        "Draw two and three held-out people in one picture, each in a region, and score identity.",
+        "Draw up to three held-out people in one picture, each in a region, and score identity.",
         _add_groups_arguments,
         evaluate_groups,
     ),

@@ -25,7 +25,8 @@ from ic_jax.contact_sheet import Cell, draw_sheet
 from train.workers import parallel_map
 
 BATCH = 25  # pictures generated at once
-LARGEST, SHOWN = 3, 8  # people in a group; groups on a contact sheet
+NAMES = ("alone", "two", "three")  # of groups, by size
+LARGEST, SHOWN = len(NAMES), 8  # people in a group; groups on a contact sheet
 
 
 class Group(NamedTuple):
@@ -52,13 +53,15 @@ def held_out_groups(count: int, size: int) -> list[Group]:
     return [Group(tuple(everyone[n + k * count] for k in range(size))) for n in range(count)]
 
 
-def evaluate(pipe: InstantCharacterPipeline, count: int, folder: Path) -> dict[str, Any]:
-    """Generate `count` pictures of one, two and three people; return the rates.
+def evaluate(
+    pipe: InstantCharacterPipeline, count: int, folder: Path, largest: int = LARGEST
+) -> dict[str, Any]:
+    """Generate `count` pictures each of one, two, ... and `largest` people; return the rates.
 
-    Writes a contact sheet of the first two's and one of the first three's, not chosen, to `folder`.
+    Writes a contact sheet of the first groups of each size, not chosen, to `folder`.
     """
     results = {}
-    for size, name in ((1, "alone"), (2, "two"), (3, "three")):
+    for size, name in enumerate(NAMES[:largest], 1):
         chosen = held_out_groups(count, size)
         rows = {"in regions": {"regions": True}}
         if size == 2:
