@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ic_jax import auto_mesh
+from ic_jax.cli import one_line
 from ic_jax.config import ConfigError
 from ic_jax.devices import Chip
 from ic_jax.planning import compile_plan
@@ -88,6 +89,24 @@ def test_what_a_program_needs_that_a_chip_cannot_hold():
         15.75 * unit,
     )
     assert compile_plan._required("INTERNAL: something else", unit) == (0, None, None)
+
+
+def test_the_compilers_own_words_say_which_other_memory_is_too_small(monkeypatch):
+    words = "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 17M of 16M vmem."
+
+    def compile(**_):
+        raise jax.errors.JaxRuntimeError(words)
+
+    args_info = SimpleNamespace(compile_args={"kept_var_idx": {0}})
+    lowered = SimpleNamespace(_lowering=args_info, compile=compile)
+    monkeypatch.setattr(compile_plan.PlannedProgram, "lower", lambda *_: lowered)
+    mesh = make_mesh(parse("fsdp=4"))
+    x = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=NamedSharding(mesh, P()))
+    program = compile_plan.PlannedProgram("training step", abs, (x,), ("batch",), mesh, minutes=1)
+    with pytest.raises(compile_plan.CompilationError, match=r"cpu refuses training step: .*17M of"):
+        compile_plan.compile_report(program)
+    line = one_line(compile_plan.CompilationError(words))
+    assert line == words  # not the advice for a device that is full
 
 
 @pytest.fixture(scope="module")

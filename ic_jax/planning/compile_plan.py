@@ -31,6 +31,10 @@ _UNITS = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30}
 ABSENT_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
 
+class CompilationError(ValueError):
+    """Program that a compiler refuses; the message has its words."""
+
+
 def sharded_shapes(tree: Any, mesh: Mesh, *, replicate: bool = False) -> Any:
     """Return the shapes of modules with their shardings, as arguments to compile with."""
     return jax.tree.map(
@@ -98,6 +102,7 @@ def compile_report(program: PlannedProgram) -> CompileReport:
     """Compile a program and report what it needs on each device.
 
     Raises:
+        CompilationError: the compiler wants more of another memory than the device's main one.
         ShardingError: the program cannot be laid out on the mesh.
     """
     mesh, device = program.mesh, program.device
@@ -121,9 +126,13 @@ def compile_report(program: PlannedProgram) -> CompileReport:
         compiled: Any = lowered.compile(compiler_options={**program.compiler_options, **absent})
     except jax.errors.JaxRuntimeError as error:
         needed, temporary, memory = _required(str(error), sum(sizes.values()))
-        if memory is None:
+        if memory is not None:
+            return too_large(needed, temporary, memory)
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return too_large(needed, temporary, memory)
+        # Not by making anything smaller: a kernel may want more of a chip's scratchpad.
+        refusal = f"the compiler for {device.device_kind} refuses {program.name}: {error}"
+        raise CompilationError(refusal) from error
     stats = compiled.memory_analysis()
     temporary = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     temporary += stats.generated_code_size_in_bytes
