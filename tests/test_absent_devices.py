@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from ic_jax import auto_mesh
+from ic_jax.models.splash import splash
+from ic_jax.models.target import compiling_for
 from ic_jax.planning.topologies import over_whole_topology, topology_devices
 from ic_jax.sharding import ShardingError, make_mesh, parse
 from infer import plan_command as drawing
@@ -100,6 +102,33 @@ def trained(shapes, topology, mesh):
     (report,) = training.step_reports(recipe, shapes, topology_devices(topology))
     assert report["fits"]
     return report
+
+
+@pytest.mark.slow  # compiles a kernel forward and backward, most of a minute of one core
+@pytest.mark.parametrize(
+    "topology", [needs("libtpu", "v4", "v4:2x2x1"), needs("libtpu", "v5p", "v5p:2x2x1")]
+)
+def test_attention_trains_in_the_on_chip_memory_of_every_tpu(topology):
+    """At 1024 x 1024; a v6e, which has most, is in the tests above."""
+    tokens, width, heads = 4096 + 512, 3072, 24
+    device = topology_devices(topology)[0]
+
+    @jax.checkpoint
+    def block(x, kernel):
+        joint = jnp.einsum("bnc,cgd->gbnd", x, kernel)
+        q, k, v = joint.reshape(3, 1, tokens, heads, -1).swapaxes(2, 3)
+        return x + splash(q, k, v).swapaxes(1, 2).reshape(x.shape), None
+
+    def total(x, kernels):
+        return jnp.square(jax.lax.scan(block, x, kernels)[0].astype(jnp.float32)).sum()
+
+    def shaped(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=SingleDeviceSharding(device))
+
+    x, kernels = shaped(1, tokens, width), shaped(2, width, 3, width)
+    with compiling_for("tpu", device):
+        lowered = jax.jit(jax.grad(total)).trace(x, kernels).lower()
+    assert "splash_mha_fwd_residuals" in lowered.compile().as_text()
 
 
 PLATFORMS = [  # as the models call it, a compute capability, JAX's name, kernels of attention

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 LANES = 128  # of the vector unit: head sizes must be multiples of it, tokens are padded to them
 BLOCKS = (1536, 512, 384, 256, 128)  # tokens per kernel block; the largest divisor is used
+LARGEST_PRODUCT = 768  # keys of one product: a v5p has no on-chip memory for 1536 when training
 LARGEST_BACKWARD = 512  # a TPU v4 has no on-chip memory for more
 SHORTEST = 1024  # keys; with fewer the kernel is not faster
 
@@ -59,7 +60,7 @@ def splash(
     sizes = BlockSizes(
         block_q=block_q,
         block_kv=block_kv,
-        block_kv_compute=block_kv,
+        block_kv_compute=min(block_kv, LARGEST_PRODUCT),
         block_q_dkv=backward_q,
         block_kv_dkv=backward_kv,
         block_kv_dkv_compute=backward_kv,
