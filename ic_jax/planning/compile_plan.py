@@ -130,7 +130,7 @@ def compile_report(program: PlannedProgram) -> CompileReport:
             return too_large(needed, temporary, memory)
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        # Not by making anything smaller: a kernel may want more of a chip's scratchpad.
+        # A kernel wants more of a chip's scratchpad, say: smaller pictures would not help.
         refusal = f"the compiler for {device.device_kind} refuses {program.name}: {error}"
         raise CompilationError(refusal) from error
     stats = compiled.memory_analysis()

@@ -54,7 +54,7 @@ def held_out_groups(count: int, size: int) -> list[Group]:
 
 
 def evaluate(
-    pipe: InstantCharacterPipeline, count: int, folder: Path, largest: int = LARGEST
+    pipe: InstantCharacterPipeline, count: int, folder: Path, largest: int
 ) -> dict[str, Any]:
     """Generate `count` pictures each of one, two, ... and `largest` people; return the rates.
 
