@@ -63,6 +63,7 @@ def test_a_training_step(tmp_path, optax_promotes):
         "resolution": 32,
         "accumulate": 1,
         "remat": "blocks",
+        "subjects": 1,
         "dtype": "bfloat16",
         "optimizer": "adamw",
         "average": True,
