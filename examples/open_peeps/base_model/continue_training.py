@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pictures", metavar="N", type=int, default=PEEPS.pictures, help="pictures to render"
     )
     parser.add_argument(
+        "--side",
+        metavar="PIXELS",
+        type=int,
+        help="of the pictures, which OUT then draws by default (default: that of MODEL)",
+    )
+    parser.add_argument(
         "--people",
         metavar="N",
         type=int,
@@ -67,7 +73,9 @@ def run(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{args.out} exists; name another folder")
     model = ModelFolder.open(args.model)
     start = {c: loading.load_component(model, c, "float32") for c in (*components, "vae")}
-    config = dataclasses.replace(PEEPS, seed=args.seed, pictures=args.pictures)
+    sampling = loading.read_config(model, "sampling")
+    side = args.side or sampling.height
+    config = dataclasses.replace(PEEPS, seed=args.seed, pictures=args.pictures, side=side)
     if not 1 <= args.people <= MOST:
         raise ValueError(f"--people is {args.people}; expected 1 to {MOST}")
     if args.people > 1:
@@ -81,7 +89,10 @@ def run(args: argparse.Namespace) -> None:
     figures["seconds"] = round(time.perf_counter() - began)
     with model_folder.create(args.out) as writer:
         for component in model.components:
-            if component in components:
+            if component == "sampling" and args.side:
+                drawn = dataclasses.replace(sampling, height=side, width=side)
+                writer.add_config(component, drawn.to_dict())
+            elif component in components:
                 loading.write_component(writer, component, modules[components.index(component)])
             else:
                 writer.add_from(model, component)
@@ -91,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _digest(args: argparse.Namespace) -> str:
     """Identify the training: other arguments must not resume from its checkpoint."""
-    names = ("part", "model", "out", "steps", "rate", "pictures", "people", "seed")
+    names = ("part", "model", "out", "steps", "rate", "pictures", "side", "people", "seed")
     return hashlib.sha256(repr([getattr(args, n) for n in names]).encode()).hexdigest()[:8]
 
 
@@ -122,7 +133,8 @@ def base(
 
 def siglip(start: Modules, config: BaseModelConfig, options: FitOptions) -> TrainedPart:
     """Train the image tower with a new text tower."""
-    references = render_references(config.world, config.subjects, config.side, config.seed)
+    side = start["siglip"].config.image_size
+    references = render_references(config.world, config.subjects, side, config.seed)
     tokenizers, _, vocabulary = word_tokenizer.tokenizers(WORLDS[config.world].words())
     clip = config.clip(vocabulary)
     tower, figures = train_siglip(config, references, clip, tokenizers, options, start["siglip"])
