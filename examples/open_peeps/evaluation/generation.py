@@ -41,6 +41,7 @@ def generate(
     subject: bool = True,
     subjects: Callable[[Q], list[SubjectPrompt]] | None = None,
     subject_scale: float | None = None,
+    width: int | None = None,
 ) -> Pictures:
     """Generate one picture for every triple, each from different noise.
 
@@ -52,6 +53,7 @@ def generate(
         subject: False to generate without any reference.
         subjects: returns the subjects of a triple, in place of its reference.
         subject_scale: by default the model's own.
+        width: of the pictures, in pixels; by default the model's own.
     """
     reference_of: Callable[[int], Any] = reference or (lambda n: triples[n].reference)
     batches = []
@@ -64,6 +66,7 @@ def generate(
             subject_image=None if subjects or not subject else [reference_of(n) for n in numbers],
             subjects=[subjects(triples[n]) for n in numbers] if subjects else None,
             subject_scale=subject_scale,
+            width=width,
             output_type="np",
         ).images
         batches.append(np.asarray(images)[: len(triples) - start])

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageColor
-from tqdm import tqdm
 
+from examples.open_peeps.evaluation import generation
 from examples.open_peeps.evaluation.measure import blurred, nearest
 from examples.open_peeps.evaluation.triples import CANDIDATES, Triple, held_out_triples
 from examples.open_peeps.world.palette import GROUND
@@ -24,7 +24,6 @@ from ic_jax.cli import say
 from ic_jax.contact_sheet import Cell, draw_sheet
 from train.workers import parallel_map
 
-BATCH = 25  # pictures generated at once
 NAMES = ("alone", "two", "three")  # of groups, by size
 LARGEST, SHOWN = len(NAMES), 8  # people in a group; groups on a contact sheet
 
@@ -38,6 +37,11 @@ class Group(NamedTuple):
     def prompt(self) -> str:
         """The first person's prompt, which tells nothing of anybody's identity."""
         return self.people[0].prompt
+
+    @property
+    def reference(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The first person's."""
+        return self.people[0].reference
 
     def candidates(self, place: int) -> list[Identity]:
         """Return the right person, then the others of the group, then people of no group."""
@@ -91,27 +95,14 @@ def generate(
         regions: whether each person has a region, of equal widths from left to right.
     """
     size = len(groups[0].people)
-    side = pipe.sampling.height
     places = [(k / size, 0.0, (k + 1) / size, 1.0) if regions else None for k in range(size)]
-    batches = []
-    for start in tqdm(range(0, len(groups), BATCH), desc=name, unit="batch", leave=False):
-        # The last batch is filled up with the first groups: one shape, one compilation.
-        numbers = [n % len(groups) for n in range(start, start + min(BATCH, len(groups)))]
-        images = pipe(
-            [groups[n].prompt for n in numbers],
-            subjects=[
-                [
-                    SubjectPrompt(triple.reference, region=place)
-                    for triple, place in zip(groups[n].people, places, strict=True)
-                ]
-                for n in numbers
-            ],
-            width=size * side,
-            seed=numbers,
-            output_type="np",
-        ).images
-        batches.append(np.asarray(images)[: len(groups) - start])
-    return np.concatenate(batches)
+
+    def subjects(group: Group) -> list[SubjectPrompt]:
+        people = zip(group.people, places, strict=True)
+        return [SubjectPrompt(triple.reference, region=place) for triple, place in people]
+
+    width = size * pipe.sampling.height
+    return generation.generate(pipe, groups, 0, name=name, subjects=subjects, width=width)
 
 
 def rates(pictures: Float[np.ndarray, "n h w 3"], groups: Sequence[Group]) -> dict[str, Any]:
