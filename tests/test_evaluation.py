@@ -70,7 +70,7 @@ def test_the_last_batch_has_the_shape_of_the_others(triples, monkeypatch):
     monkeypatch.setattr(generation, "BATCH", 3)
     calls = []
 
-    def pipe(prompts, *, seed, subject_image, subjects, subject_scale, output_type):
+    def pipe(prompts, *, seed, subject_image, subjects, subject_scale, width, output_type):
         calls.append((prompts, seed, subject_image))
         pixels = np.asarray(seed, np.float32)[:, None, None, None] * np.ones((1, 2, 2, 3))
         return type("Result", (), {"images": pixels})
