@@ -143,7 +143,7 @@ def test_words_begin_by_reading_their_neighbours():
 
 
 def test_a_fit_stopped_on_its_way_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr("examples.open_peeps.base_model.fit.SAVE_EVERY", 4)
+    monkeypatch.setattr("examples.open_peeps.base_model.fit.SAVE_SECONDS", 0)
     data = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
     options = FitOptions(10, batch=8, learning_rate=0.1, seed=0, checkpoint=tmp_path / "state")
 

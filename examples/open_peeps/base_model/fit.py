@@ -26,8 +26,7 @@ from examples.open_peeps.base_model import fit_state
 from ic_jax.config import ConfigError
 
 M = TypeVar("M")
-SAVE_EVERY = 500  # steps, of a training that lasts a number of steps
-SAVE_SECONDS = 20.0  # of one that lasts a number of seconds
+SAVE_SECONDS = 20.0  # between two states; a training that is killed loses no more
 OPTIMIZER = optax.chain(
     optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.99), optax.add_decayed_weights(0.01)
 )
@@ -203,7 +202,7 @@ def fit_rows(
                 losses.append(float(queued.popleft()))
             _advance(bar, options, elapsed(), losses)
             stopping, now = options.stop(), time.monotonic()
-            if stopping or _is_save_due(options, n + 1, now - saved):
+            if stopping or now - saved >= SAVE_SECONDS:
                 save()
                 saved = time.monotonic()
             if stopping:
@@ -226,12 +225,6 @@ def learning_rate(options: FitOptions, step: int, share: float) -> float:
 
 def _share(options: FitOptions, step: int, seconds: float) -> float:
     return seconds / options.seconds if options.seconds else step / options.steps
-
-
-def _is_save_due(options: FitOptions, steps: int, seconds: float) -> bool:
-    if options.seconds:
-        return seconds >= SAVE_SECONDS
-    return steps % SAVE_EVERY == 0 and steps < options.steps
 
 
 def _bar(name: str, options: FitOptions, steps: int) -> tqdm:
