@@ -40,13 +40,16 @@ ADAPTER = "instantcharacter_ip-adapter"  # its file but for the ending
 
 # Files with tests of minutes. They begin first, or one core would wait for the other at the end.
 LONG = (
-    "train_runs",
-    "train_cache",
-    "first_run",
-    "serve_process",
-    "train_new",
+    "pipeline",
     "train_all",
+    "train_runs",
+    "first_run",
+    "multihost_adapter",
+    "serve_process",
     "sharding",
+    "infer",
+    "train_cache",
+    "train_new",
 )
 
 
