@@ -9,15 +9,21 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Compiling is most of the tests' time: without LLVM's expensive passes, MLIR for every fusion and
-# modules compiled side by side it takes a quarter. .ci/run tests parity with every optimisation.
+# Compiling is most of the tests' time: without LLVM's expensive passes, modules side by side and
+# MLIR for every fusion (JAX 0.12 insists on it) it takes a quarter. .ci/run tests parity with all.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true") == "true":
-    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
+    os.environ["XLA_FLAGS"] = " ".join(
+        (
+            *os.environ.get("XLA_FLAGS", "").split(),
+            "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+            "--xla_cpu_parallel_codegen_split_count=1",
+        )
+    )
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
+from PIL import Image, ImageOps
 
 # Ignored in what a shell starts in the background, and in the commands that tests interrupt then.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,11 +42,19 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 GOLDENS = Path(__file__).parent / "goldens"
 TINY = GOLDENS / "tiny_instantcharacter"
 ADAPTER = "instantcharacter_ip-adapter"  # its file but for the ending
+REFERENCE = TINY / "reference.png"
+SMALL = {
+    "height": 64,
+    "width": 64,
+    "num_inference_steps": 2,
+    "max_sequence_length": 32,
+    "output_type": "latent",
+}
 
 
 # Files with tests of minutes. They begin first, or one core would wait for the other at the end.
 LONG = (
-    "pipeline",
+    "pipeline_calls",
     "train_all",
     "train_runs",
     "first_run",
@@ -91,6 +105,27 @@ def from_torch(out: Path, *options: str, source: Path = TINY) -> Path:
 def tiny_model(tmp_path_factory) -> Path:
     """Return the golden model as a MODEL folder, float32."""
     return from_torch(tmp_path_factory.mktemp("converted") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model):
+    """The golden model's pipeline."""
+    from ic_jax import InstantCharacterPipeline
+
+    return InstantCharacterPipeline.from_pretrained(tiny_model, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def portraits() -> list[Image.Image]:
+    """Two characters: the reference, and its colours turned around."""
+    reference = Image.open(REFERENCE).convert("RGB")
+    return [reference, ImageOps.invert(reference)]
+
+
+@pytest.fixture(scope="module")
+def subjects(pipe, portraits):
+    """The features of `portraits`."""
+    return [pipe.encode_subject(portrait) for portrait in portraits]
 
 
 @pytest.fixture

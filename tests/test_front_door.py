@@ -25,11 +25,6 @@ ROOT = Path(__file__).parent.parent
 STYLE = TINY / "style_lora.safetensors"
 
 
-@pytest.fixture(scope="module")
-def pipe(tiny_model):
-    return InstantCharacterPipeline.from_pretrained(tiny_model, dtype="float32")
-
-
 def parameters(pipe):
     """Every parameter's value, by component and path."""
     modules = {k: v for k, v in pipe.components.items() if hasattr(v, "config")}

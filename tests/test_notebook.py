@@ -23,11 +23,6 @@ CALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def pipe(tiny_model):
-    return InstantCharacterPipeline.from_pretrained(tiny_model, dtype="float32")
-
-
 @pytest.fixture
 def terminal(monkeypatch):
     """Makes standard error a terminal for the bar alone; returns what is written to it."""

@@ -361,15 +361,15 @@ def weights(folder):
 # In stage 2, each is resumed in the middle of its rates. All train a LoRA, which compiles in a
 # quarter of the adapter's time; tests/test_train_runs.py resumes the adapter.
 CHOICES = [
-    # Each is three runs that compile a step; the tests above cover the rules. Rare: its state has
-    # the parts of AdamW's, which other tests resume.
+    # Each is three runs that compile a step; the tests above cover the rules. Rare: the state of
+    # the first two is means of gradients, as AdamW's, which other tests resume.
     pytest.param(
         'optimizer = "adamw-bfloat16"', ["stage2.schedule=linear"], marks=pytest.mark.rare
     ),
     pytest.param(
         'optimizer = "adafactor"',
         ["stage2.schedule=wsd", "stage2.decay=1"],
-        marks=pytest.mark.slow,
+        marks=pytest.mark.rare,
     ),
     pytest.param(
         'optimizer = "schedule-free"', ["stage1.ema=0", "stage2.ema=0"], marks=pytest.mark.slow

@@ -12,7 +12,7 @@ from diffusers.models.autoencoders import vae as diffusers_vae
 from diffusers.pipelines.flux import pipeline_flux_img2img, pipeline_flux_inpaint
 from PIL import Image
 
-from ic_jax import InstantCharacterPipeline, SubjectFeatures, flow, noise
+from ic_jax import SubjectFeatures, flow, noise
 from ic_jax.preprocessing.originals import Originals, read_mask
 from infer.commands import main
 from tests.conftest import TINY
@@ -21,11 +21,6 @@ from tests.oracle import relative
 REFERENCE = TINY / "reference.png"
 HEIGHT, WIDTH = 48, 64
 SEEDS = (3, 4)
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_model):
-    return InstantCharacterPipeline.from_pretrained(tiny_model, "float32")
 
 
 @pytest.fixture(scope="module")

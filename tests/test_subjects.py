@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ic_jax import ImageError, InstantCharacterPipeline, SubjectPrompt, sampler
+from ic_jax import ImageError, SubjectPrompt, sampler
 from ic_jax.preprocessing.regions import region_weights
 from ic_jax.runner import _jitted
 from tests.conftest import TINY
@@ -19,11 +19,6 @@ SMALL = {
     "max_sequence_length": 32,
     "output_type": "latent",
 }
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_model):
-    return InstantCharacterPipeline.from_pretrained(tiny_model, dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -147,9 +147,13 @@ def test_what_cannot_fit_is_said(folder):
     assert fit.recipe.stages["stage1"].ema == 0
 
 
-@pytest.mark.slow  # compiles two training steps
+# Each compiles training steps. Rare: other tests train LoRAs, by recipes with the same keys.
 @pytest.mark.usefixtures("optax_promotes")
-@pytest.mark.parametrize("options", [[], ["--lora"]], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param([], marks=pytest.mark.slow), pytest.param(["--lora"], marks=pytest.mark.rare)],
+    ids=str,
+)
 def test_it_trains_as_it_is(options, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = ["--model", str(folder / "model"), *options]

@@ -108,7 +108,7 @@ def test_errors_count_by_their_weight(golden):
         # Slow: each compiles a gradient of its own; test_sharding's steps are of a mesh, too.
         pytest.param(8, 3, "blocks", marks=pytest.mark.slow),
         pytest.param(8, 1, "none", marks=pytest.mark.rare),  # parts and mesh as above
-        pytest.param(1, 3, "dots", marks=pytest.mark.slow),
+        pytest.param(1, 3, "dots", marks=pytest.mark.rare),  # parts as above
     ],
 )
 def test_sharded_accumulated_and_recomputed_gradients_are_the_same(golden, devices, parts, remat):
