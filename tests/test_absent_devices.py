@@ -60,7 +60,20 @@ def needs(module, name, *values):
     return pytest.param(*values, id=name, marks=pytest.mark.skipif(missing, reason=reason))
 
 
-slow = pytest.mark.slow  # compiles a whole program, a minute or more of one core
+def slow(test):
+    """Mark a test that compiles a whole program, which takes a minute or more of one core."""
+    return pytest.mark.slow(pytest.mark.usefixtures("few_optimizations")(test))
+
+
+@pytest.fixture
+def few_optimizations():
+    """At O1, XLA for TPUs compiles in half of its time what nobody will run."""
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", "O1")
+    yield
+    jax.config.update("jax_optimization_level", before)
+
+
 ON_GPUS = [
     needs("jax_cuda13_plugin", "one H100", "h100:1", "data=1"),
     needs("jax_cuda13_plugin", "eight H100", "h100:8", EIGHT),
@@ -102,6 +115,50 @@ def trained(shapes, topology, mesh):
     (report,) = training.step_reports(recipe, shapes, topology_devices(topology))
     assert report["fits"]
     return report
+
+
+def calls(kernels, name):
+    return sum(count for kernel, count in kernels.items() if kernel.startswith(name))
+
+
+# The longest begin, or one core would wait for the other at the end.
+@slow
+@pytest.mark.parametrize(("topology", "mesh"), ON_GPUS)
+@pytest.mark.usefixtures("optax_promotes")
+def test_training_on_gpus(shapes, topology, mesh):
+    kernels = trained(shapes, topology, mesh)["kernels"]
+    # Of the first block's attention to all tokens there is no gradient: nothing trained is in it.
+    assert kernels[BACKWARD] == 3 + 2 * 2 + 1
+    encoders = 2 * 2 * 2  # both layers of SigLIP and DINOv2, at two resolutions
+    assert kernels[FORWARD] >= 4 + 2 * 2 + 1 + encoders
+
+
+@slow
+@pytest.mark.parametrize(("topology", "mesh"), ON_TPUS)
+@pytest.mark.usefixtures("optax_promotes")
+def test_training_on_tpus(shapes, topology, mesh):
+    kernels = trained(shapes, topology, mesh)["kernels"]
+    assert calls(kernels, "splash_mha_fwd") >= 4
+    assert calls(kernels, "splash_mha_dq") == 3  # see test_training_on_gpus
+    assert calls(kernels, "splash_mha_dkv") == 3
+
+
+@slow
+@pytest.mark.parametrize(("topology", "mesh"), ON_TPUS)
+def test_drawing_on_tpus(shapes, topology, mesh):
+    report = drawn(shapes, topology, mesh)
+    # The heads of the projector and the resampler are too small for splash.
+    assert calls(report["kernels"], "splash_mha_fwd") == 2 * 2 * 2
+    assert report["seconds by the compiler"]["products"] > 0
+
+
+@slow
+@pytest.mark.parametrize(("topology", "mesh"), ON_GPUS)
+def test_drawing_on_gpus(shapes, topology, mesh):
+    kernels = drawn(shapes, topology, mesh)["kernels"]
+    # Both blocks attend to all tokens and to the subject in each step, both stacks of the projector
+    # twice per picture, and the resampler once for all steps.
+    assert kernels[FORWARD] == 2 * 2 * 2 + 2 * 2 + 1
 
 
 @pytest.mark.slow  # compiles a kernel forward and backward, most of a minute of one core
@@ -171,45 +228,6 @@ def check_kernels(text, kernel):
         assert (other in text) == (other == kernel)
 
 
-@slow
-@pytest.mark.parametrize(("topology", "mesh"), ON_GPUS)
-def test_drawing_on_gpus(shapes, topology, mesh):
-    kernels = drawn(shapes, topology, mesh)["kernels"]
-    # Both blocks attend to all tokens and to the subject in each step, both stacks of the projector
-    # twice per picture, and the resampler once for all steps.
-    assert kernels[FORWARD] == 2 * 2 * 2 + 2 * 2 + 1
-
-
-@slow
-@pytest.mark.parametrize(("topology", "mesh"), ON_GPUS)
-@pytest.mark.usefixtures("optax_promotes")
-def test_training_on_gpus(shapes, topology, mesh):
-    kernels = trained(shapes, topology, mesh)["kernels"]
-    # Of the first block's attention to all tokens there is no gradient: nothing trained is in it.
-    assert kernels[BACKWARD] == 3 + 2 * 2 + 1
-    encoders = 2 * 2 * 2  # both layers of SigLIP and DINOv2, at two resolutions
-    assert kernels[FORWARD] >= 4 + 2 * 2 + 1 + encoders
-
-
-@slow
-@pytest.mark.parametrize(("topology", "mesh"), ON_TPUS)
-def test_drawing_on_tpus(shapes, topology, mesh):
-    report = drawn(shapes, topology, mesh)
-    # The heads of the projector and the resampler are too small for splash.
-    assert calls(report["kernels"], "splash_mha_fwd") == 2 * 2 * 2
-    assert report["seconds by the compiler"]["products"] > 0
-
-
-@slow
-@pytest.mark.parametrize(("topology", "mesh"), ON_TPUS)
-@pytest.mark.usefixtures("optax_promotes")
-def test_training_on_tpus(shapes, topology, mesh):
-    kernels = trained(shapes, topology, mesh)["kernels"]
-    assert calls(kernels, "splash_mha_fwd") >= 4
-    assert calls(kernels, "splash_mha_dq") == 3  # see test_training_on_gpus
-    assert calls(kernels, "splash_mha_dkv") == 3
-
-
 @pytest.mark.parametrize("topology", [needs("libtpu", "a pod", "v6e:16x16")])
 def test_a_part_of_a_pod_is_planned_as_a_slice_of_its_own(topology):
     """libtpu compiles for no chips whose numbers are beyond the program's devices."""
@@ -223,7 +241,3 @@ def test_a_part_of_a_pod_is_planned_as_a_slice_of_its_own(topology):
         make_mesh(parse("data=3"), pod)
     host = [chip for chip in topology_devices("v6e:2x4") if chip.process_index == 0]
     assert len(host) == 8
-
-
-def calls(kernels, name):
-    return sum(count for kernel, count in kernels.items() if kernel.startswith(name))

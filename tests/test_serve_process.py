@@ -6,6 +6,7 @@ import socket
 import struct
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import openai
 import pytest
 
@@ -16,8 +17,18 @@ from tests.slow_pipeline import PATIENCE, eventually
 FIFTY = {"num_inference_steps": 50}
 
 
+@pytest.fixture
+def optimized(monkeypatch):
+    """Drawing that is compiled as for users: hundreds of pictures take longer than compilation."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.mark.slow  # starts a server and draws 240 pictures twice
-def test_200_requests_of_8_clients_are_none_lost_and_none_mixed_up():
+def test_200_requests_of_8_clients_are_none_lost_and_none_mixed_up(optimized):
     asked = serving.requests(200)
     own = serving.expected(InstantCharacterPipeline.from_pretrained(dtype="float32"), asked)
     measured = serving.measure(serving.BATCH, asked, own)

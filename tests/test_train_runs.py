@@ -116,6 +116,9 @@ class World:
         return {file.name for file in (self.folder / "cache").glob("jit_train_step-*-cache")}
 
 
+slow = pytest.mark.slow  # trains in a process of its own first, which takes two minutes of a core
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A world with one run, "whole", that was not interrupted."""
@@ -129,6 +132,7 @@ def assert_equal(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@slow
 def test_a_run_reports_every_stage_and_leaves_the_base_alone(world):
     lines = [json.loads(x) for x in (world.folder / "whole/metrics.jsonl").read_text().splitlines()]
     losses = {x["step"]: x["loss"] for x in lines if "loss" in x}
@@ -171,7 +175,7 @@ def test_killed_at_random_moments_it_ends_bit_equal(world):
     assert names == {"36", "40"}
 
 
-@pytest.mark.slow  # starts training three times
+@slow  # starts training three times
 def test_stopped_by_signals_it_saves_and_goes_on_bit_equal(world):
     compiled = world.step_programs()
     for number, step in ((signal.SIGTERM, 6), (signal.SIGINT, 22)):
@@ -193,12 +197,14 @@ def run_here(world, run, *options):
     return main([str(world.recipe(run)), "--no-compile-cache", *options])
 
 
+@slow
 def test_two_runs_in_one_folder(world, capsys):
     with owned(world.folder / "twice"):
         assert run_here(world, "twice") == 2
     assert "another process is training in it" in capsys.readouterr().err
 
 
+@slow
 @pytest.mark.usefixtures("optax_promotes")
 def test_other_settings_are_refused_on_resume(world, capsys):
     assert run_here(world, "whole", "--set", "seed=3") == 2
@@ -207,6 +213,7 @@ def test_other_settings_are_refused_on_resume(world, capsys):
     assert "finished stages was" in capsys.readouterr().err
 
 
+@slow
 def test_the_exported_adapter_is_drawn_with_and_converted(world, tmp_path):
     out = tmp_path / "exported"
     assert main(["export", str(world.folder / "whole"), "--out", str(out)]) == 0
@@ -228,6 +235,7 @@ def test_the_exported_adapter_is_drawn_with_and_converted(world, tmp_path):
     assert Image.open(picture).size == (32, 32)
 
 
+@slow
 def test_an_earlier_step_is_exported_whole_in_another_dtype(world, tmp_path, capsys):
     run, out = str(world.folder / "whole"), tmp_path / "exported"
     assert main(["export", run, "--out", str(out), "--step", "3"]) == 2
