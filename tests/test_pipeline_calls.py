@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from ic_jax import InstantCharacterPipeline
 from ic_jax.config import SamplingConfig, SchedulerConfig
