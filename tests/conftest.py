@@ -61,6 +61,7 @@ LONG = (
     "multihost_adapter",
     "serve_process",
     "sharding",
+    "training",
     "infer",
     "train_cache",
     "train_new",
