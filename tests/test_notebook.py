@@ -1,4 +1,4 @@
-"""Where people work: results that show themselves, the progress bar, and names that teach."""
+"""Results that notebooks display, the progress bar, and errors that name the right argument."""
 
 import inspect
 import io

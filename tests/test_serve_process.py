@@ -22,16 +22,18 @@ def optimized(monkeypatch):
     """Drawing that is compiled as for users: hundreds of pictures take longer than compilation."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.slow  # starts a server and draws 240 pictures twice
 def test_200_requests_of_8_clients_are_none_lost_and_none_mixed_up(optimized):
-    asked = serving.requests(200)
-    own = serving.expected(InstantCharacterPipeline.from_pretrained(dtype="float32"), asked)
-    measured = serving.measure(serving.BATCH, asked, own)
+    requests = serving.requests(200)
+    pipe = InstantCharacterPipeline.from_pretrained(dtype="float32")
+    expected = serving.expected(pipe, requests)
+    measured = serving.measure(serving.BATCH, requests, expected)
     assert len(measured["seconds"]) == 200
     assert measured["largest difference"] <= 1  # float32 rounds to 1e-5, then to a byte
     after_a_fifth, after_all = measured["MiB"]
@@ -41,7 +43,7 @@ def test_200_requests_of_8_clients_are_none_lost_and_none_mixed_up(optimized):
 
 @pytest.mark.slow  # starts a server, which compiles
 def test_killed_clients_and_sigterm_in_the_middle():
-    """Of eight clients that are killed nothing is drawn on; of eight others, one is answered."""
+    """A killed client's picture is given up; at SIGTERM only the picture being drawn is sent."""
     with serving.ServerProcess("--max-batch", "1", "--no-warm-up") as server:
         clients = [_send(server, {"prompt": serving.PROMPTS[0], **FIFTY}) for _ in range(8)]
         eventually(lambda: server.metric("ic_jax_pictures_waiting") == 7)

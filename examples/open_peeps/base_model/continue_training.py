@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     model = ModelFolder.open(args.model)
     start = {c: loading.load_component(model, c, "float32") for c in (*components, "vae")}
     sampling = loading.read_config(model, "sampling")
-    side = args.side or sampling.height
+    side = sampling.height if args.side is None else args.side
     config = dataclasses.replace(PEEPS, seed=args.seed, pictures=args.pictures, side=side)
     if not 1 <= args.people <= MOST:
         raise ValueError(f"--people is {args.people}; expected 1 to {MOST}")
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     figures["seconds"] = round(time.perf_counter() - began)
     with model_folder.create(args.out) as writer:
         for component in model.components:
-            if component == "sampling" and args.side:
+            if component == "sampling" and args.side is not None:
                 drawn = dataclasses.replace(sampling, height=side, width=side)
                 writer.add_config(component, drawn.to_dict())
             elif component in components:
