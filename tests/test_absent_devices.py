@@ -68,7 +68,7 @@ def slow(test):
 @pytest.fixture
 def few_optimizations():
     """At O1, XLA for TPUs compiles in half of its time what nobody will run."""
-    before = jax.config.jax_optimization_level
+    before = jax.config.values["jax_optimization_level"]
     jax.config.update("jax_optimization_level", "O1")
     yield
     jax.config.update("jax_optimization_level", before)

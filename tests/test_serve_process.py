@@ -22,7 +22,7 @@ def optimized(monkeypatch):
     """Drawing that is compiled as for users: hundreds of pictures take longer than compilation."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
