@@ -1,5 +1,6 @@
 """The base model end to end: random weights trained for a few steps, loaded, and sampled."""
 
+import filecmp
 import shutil
 from contextlib import contextmanager
 from itertools import islice
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples.open_peeps.base_model import loss_weights
+from examples.open_peeps.base_model import continue_training, loss_weights
 from examples.open_peeps.base_model.autoencoder import encode_all, train_decoder
 from examples.open_peeps.base_model.commands import main
 from examples.open_peeps.base_model.config import PEEPS, SMALL, change
@@ -25,7 +26,7 @@ from examples.open_peeps.world.worlds import WORLDS
 from ic_jax import InstantCharacterPipeline
 from ic_jax.config import ConfigError
 from ic_jax.weights import loading
-from ic_jax.weights.model_folder import ModelFolder
+from ic_jax.weights.model_folder import SMALL_MODEL, ModelFolder
 from tests.oracle import relative
 
 slow = pytest.mark.slow  # compiles and trains five models, which takes minutes
@@ -99,6 +100,37 @@ def test_a_decoder_trained_further_leaves_the_latents_alone(model, tmp_path):
     assert np.mean(figures["loss"][-5:]) < 0.95 * np.mean(figures["loss"][:5])
     assert further.config == vae().config
     jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+def test_a_part_trained_further_at_another_size_leaves_the_others_as_they_are(
+    tmp_path, monkeypatch, capsys
+):
+    asked = []
+
+    def brighter(start, config, options):
+        asked.append((config.side, options.steps, options.learning_rate))
+        options.checkpoint.mkdir()
+        bias = start["vae"].decoder.conv_out.bias
+        bias.set_value(bias[...] + 1)
+        return (start["vae"],), {"loss": [1.0]}
+
+    monkeypatch.setitem(continue_training.PARTS, "decoder", (("vae",), 2, 1e-3, brighter))
+    out = tmp_path / "OUT"
+    command = ["continue", "decoder", str(SMALL_MODEL), str(out), "--steps", "3"]
+    assert main([*command, "--side", "0"]) == 2
+    assert "it must be at most side, 0" in capsys.readouterr().err
+    assert main([*command, "--side", "128"]) == 0
+    assert asked == [(128, 3, 1e-3)]
+    files = [f.relative_to(out) for f in out.rglob("*") if f.is_file()]
+    changed = {
+        f.parts[0] for f in files if not filecmp.cmp(out / f, SMALL_MODEL / f, shallow=False)
+    }
+    assert changed == {"vae", "sampling", "manifest.json"}
+    sizes = [
+        loading.read_config(ModelFolder.open(m), "sampling").height for m in (SMALL_MODEL, out)
+    ]
+    assert sizes == [96, 128]
+    assert [p.name for p in tmp_path.iterdir()] == ["OUT"]
 
 
 @slow

@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--people is for base, not for {args.part}")
         train = partial(base, people=args.people)
     checkpoint = args.out.with_name(f"{args.out.name}.{args.part}-{_digest(args)}.state")
-    options = FitOptions(args.steps, batch, args.rate or rate, args.seed, checkpoint)
+    rate = rate if args.rate is None else args.rate
+    options = FitOptions(args.steps, batch, rate, args.seed, checkpoint)
     began = time.perf_counter()
     modules, figures = train(start, config, options)
     figures["seconds"] = round(time.perf_counter() - began)
