@@ -46,7 +46,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 EXTRAS = {
     "app": ("gradio",),
     "train": (
-        *("absl", "array_record", "grain", "optax", "orbax", "tensorboardX"),
+        *("absl", "array_record", "grain", "optax", "orbax", "tensorboard"),
         "tensorflow_datasets",
     ),
     "convert": ("sentencepiece", "transformers"),

@@ -1,4 +1,4 @@
-"""Training runs by four processes on this machine's loopback, and by one."""
+"""Training runs by several processes on this machine's loopback, and by one."""
 
 import json
 import os
@@ -45,14 +45,16 @@ stage1.remat = "none"
 
 
 class Processes:
-    """Four processes of two devices each that run one program."""
+    """Processes that run one program, on eight devices together."""
 
-    def __init__(self, folder, *command):
+    def __init__(self, folder, *command, number=4):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        flags = ["--coordinator", address, "--num-processes", "4", "--process-id"]
-        self.processes = [start(folder, 2, *command, *flags, str(i)) for i in range(4)]
+        flags = ["--coordinator", address, "--num-processes", str(number), "--process-id"]
+        self.processes = [
+            start(folder, 8 // number, *command, *flags, str(i)) for i in range(number)
+        ]
 
     def wait(self, timeout=1200):
         """Return exit code, output and errors of each process; kill what runs longer."""
@@ -84,11 +86,11 @@ def start(folder, devices, *command):
 
 
 class Runs:
-    """A model, a data set and its cache, and training runs by four processes and by one."""
+    """A model, a data set and its cache, and training runs by several processes and by one."""
 
-    def __init__(self, folder, keys):
+    def __init__(self, folder, keys, processes=4):
         """Make them; `keys` are lines of the recipe besides RECIPE's."""
-        self.folder, self._recipe = folder, RECIPE + keys
+        self.folder, self._recipe, self.processes = folder, RECIPE + keys, processes
         write_model(folder / "model")
         write_data(folder)
         assert main(["cache", str(self.recipe("cached"))]) == 0
@@ -99,8 +101,9 @@ class Runs:
         return file
 
     def train(self, run, how="train"):
-        """Train by four processes; return exit code, output and errors of each."""
-        return Processes(self.folder, how, str(self.recipe(run))).wait()
+        """Train by several processes; return exit code, output and errors of each."""
+        command = how, str(self.recipe(run))
+        return Processes(self.folder, *command, number=self.processes).wait()
 
     def train_alone(self, run):
         """Train by one process; return the names of the programs that it compiled."""

@@ -136,12 +136,17 @@ def test_modules_of_the_library_have_no_cycle():
 
 
 def test_a_start_imports_no_library_that_few_commands_need():
-    """A third of a second for the Hub's, a quarter for scipy; their imports are in functions."""
+    """A third of a second for the Hub's, a quarter for scipy; their imports are in functions.
+
+    Training, which writes for TensorBoard, needs no three seconds of torch either.
+    """
     late = {"gradio", "huggingface_hub", "onnxruntime", "pyarrow", "scipy", "starlette"}
     script = (
         "import sys\n"
         "import ic_jax, convert.commands, infer.commands, train.commands\n"
         f"assert not (found := {late} & set(sys.modules)), found\n"
+        "import train.loop\n"
+        "assert not (found := {'torch', 'transformers'} & set(sys.modules)), found\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 

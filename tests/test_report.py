@@ -59,11 +59,11 @@ def test_tensorboard_shows_every_step_once(tmp_path, monkeypatch):
 def test_a_full_disk_is_told_with_its_file_by_the_thread_that_reports(tmp_path, monkeypatch, call):
     opened = []
 
-    def full(_):
+    def full(*_):
         opened.append(open("/dev/full", "wb"))  # noqa: SIM115
         return opened[0]
 
-    monkeypatch.setattr("tensorboardX.record_writer.open_file", full)
+    monkeypatch.setattr(Path, "open", full)
     monkeypatch.setattr("train.event_file.FLUSH_SECONDS", -1)
     threads = threading.active_count()
     events = EventFile(tmp_path, 1)

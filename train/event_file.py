@@ -1,14 +1,16 @@
 """Figures and pictures of a run in a file that TensorBoard shows."""
 
+import io
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter
+from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ic_jax.files import named_in_errors
 
@@ -18,8 +20,8 @@ FLUSH_SECONDS = 30.0  # from flush to flush, each of which waits for the disk
 class EventFile:
     """A new event file, written by the thread that calls.
 
-    The SummaryWriter of tensorboardX writes in a thread, where nobody hears of a full disk, and
-    whose queue then stops the caller for good.
+    TensorBoard's own writer, and that of tensorboardX, write in a thread, where nobody hears of a
+    full disk, and whose queue then stops the caller for good.
 
     Raises:
         OSError: in any method, with the file's name: it cannot be written.
@@ -30,18 +32,22 @@ class EventFile:
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in the order of their names.
         self._file = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
-        self._records = RecordWriter(str(self._file))
+        self._records = RecordWriter(self._file.open("wb"))
         self._write(0, file_version="brain.Event:2")
         self._write(first_step, session_log=SessionLog(status=SessionLog.START))
         self._flushed = time.monotonic()
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Add a value of a step."""
-        self._write(step, summary=summary.scalar(name, value))
+        self._add(step, Summary.Value(tag=name, simple_value=value))
 
     def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Add a picture of a step; `pixels` are uint8 [h, w, 3]."""
-        self._write(step, summary=summary.image(name, pixels, dataformats="HWC"))
+        png, (height, width, _) = io.BytesIO(), pixels.shape
+        Image.fromarray(pixels).save(png, "PNG")
+        encoded = png.getvalue()
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+        self._add(step, Summary.Value(tag=name, image=image))
 
     def flush(self) -> None:
         """Write out what was added, unless that was done within the last seconds."""
@@ -54,6 +60,9 @@ class EventFile:
         """Write out what was added, and close the file, which is closed after an error as well."""
         with named_in_errors(self._file):
             self._records.close()
+
+    def _add(self, step: int, value: Summary.Value) -> None:
+        self._write(step, summary=Summary(value=[value]))
 
     def _write(self, step: int, **values: Any) -> None:
         event = Event(wall_time=time.time(), step=step, **values)
