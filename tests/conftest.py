@@ -1,5 +1,6 @@
 """Settings of all tests, and the golden model and its conversions that several tests share."""
 
+import gc
 import json
 import os
 import shutil
@@ -24,6 +25,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 from PIL import Image, ImageOps
+
+gc.set_threshold(20_000, 5, 10)  # as in the commands; else it takes a sixth of the time to trace
 
 # Ignored in what a shell starts in the background, and in the commands that tests interrupt then.
 signal.signal(signal.SIGINT, signal.default_int_handler)

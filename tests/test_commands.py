@@ -120,12 +120,13 @@ def test_a_path_may_begin_with_the_home_folder(monkeypatch):
 def test_garbage_is_collected_but_not_among_what_is_imported(name):
     script = (
         "import atexit, gc, runpy, sys\n"
-        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 50_000))\n"
+        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 50_000,\n"
+        "    gc.get_threshold()))\n"
         "sys.argv = ['', '--help']\n"
         f"runpy.run_module({name!r}, run_name='__main__')\n"
     )
     run = subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, capture_output=True)
-    assert run.stdout.decode().endswith("True True\n")
+    assert run.stdout.decode().endswith("True True (20000, 5, 10)\n")
 
 
 @pytest.mark.parametrize("name", [*MAINS, *EXAMPLE])

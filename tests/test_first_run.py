@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import CACHE
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "first-run.md"
 FEWER = {"steps": 4, "effect_every": 2, "preview_every": 4, "preview_steps": 1, "batch": 4}
@@ -26,7 +28,7 @@ def test_the_page_goes_from_pictures_to_torch():
 
 @pytest.mark.slow  # compiles the small model's training and sampling
 def test_its_commands_run_as_they_stand(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
     for command in commands():
         ended = subprocess.run(
             f"{sys.executable} -m {command}",

@@ -21,7 +21,7 @@ from ic_jax.weights.model_folder import ModelFolder, create
 from ic_jax.weights.tensors import WeightsError
 from infer.commands import main
 from infer.picture_file import read_metadata
-from tests.conftest import GOLDENS, from_torch
+from tests.conftest import CACHE, GOLDENS, from_torch
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = str(GOLDENS / "tiny_instantcharacter" / "reference.png")
@@ -278,7 +278,7 @@ def test_pictures_are_drawn_though_nobody_reads_the_output(tmp_path):
     read, write = os.pipe()
     os.close(read)
     prompts = ["--prompt", "a", "--prompt", "an", "--out", str(tmp_path / "drawn")]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(tmp_path)}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
     process = command(*prompts, *SMALL, stdout=write, stderr=subprocess.PIPE, env=environment)
     os.close(write)
     _, err = process.communicate()

@@ -15,5 +15,6 @@ if __name__ == "__main__":
     from train.commands import main
 
     gc.freeze()
+    gc.set_threshold(20_000, 5, 10)  # tracing makes millions of objects, few of them in cycles
     gc.enable()
     leave(main())

@@ -46,7 +46,9 @@ class EventFile:
         png, (height, width, _) = io.BytesIO(), pixels.shape
         Image.fromarray(pixels).save(png, "PNG")
         encoded = png.getvalue()
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=encoded
+        )
         self._add(step, Summary.Value(tag=name, image=image))
 
     def flush(self) -> None:
