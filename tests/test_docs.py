@@ -193,7 +193,8 @@ def test_options_that_prose_names_exist(monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(cli, "main", collect)
-    examples = [f"examples.open_peeps.{name}" for name in ("experiments", "train_all")]
+    parts = ("base_model", "experiments", "train_all")
+    examples = [f"examples.open_peeps.{name}" for name in parts]
     for program in ("infer", "train", "convert", *examples):
         with pytest.raises(Parsed):
             _main_of(program)([])
