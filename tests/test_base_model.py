@@ -105,10 +105,10 @@ def test_a_decoder_trained_further_leaves_the_latents_alone(model, tmp_path):
 def test_a_part_trained_further_at_another_size_leaves_the_others_as_they_are(
     tmp_path, monkeypatch, capsys
 ):
-    asked = []
+    settings = []
 
     def brighter(start, config, options):
-        asked.append((config.side, options.steps, options.learning_rate))
+        settings.append((config.side, options.steps, options.learning_rate))
         options.checkpoint.mkdir()
         bias = start["vae"].decoder.conv_out.bias
         bias.set_value(bias[...] + 1)
@@ -120,7 +120,7 @@ def test_a_part_trained_further_at_another_size_leaves_the_others_as_they_are(
     assert main([*command, "--side", "0"]) == 2
     assert "it must be at most side, 0" in capsys.readouterr().err
     assert main([*command, "--side", "128"]) == 0
-    assert asked == [(128, 3, 1e-3)]
+    assert settings == [(128, 3, 1e-3)]
     files = [f.relative_to(out) for f in out.rglob("*") if f.is_file()]
     changed = {
         f.parts[0] for f in files if not filecmp.cmp(out / f, SMALL_MODEL / f, shallow=False)

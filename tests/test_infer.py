@@ -40,8 +40,8 @@ def infer(tiny_model, tmp_path, capfd, monkeypatch):
 
     def run(*arguments, model=tiny_model):
         options = [*SMALL, *([] if model is None else [f"--model={model}"])]
-        given = {str(argument).partition("=")[0] for argument in arguments}
-        options = [option for option in options if option.partition("=")[0] not in given]
+        names = {str(argument).partition("=")[0] for argument in arguments}
+        options = [option for option in options if option.partition("=")[0] not in names]
         code = main([*options, "--no-compile-cache", *map(str, arguments)])
         return code, *capfd.readouterr()
 

@@ -1,18 +1,17 @@
 """Figures and pictures of a run in a file that TensorBoard shows."""
 
-import io
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ic_jax.files import named_in_errors
+from train.data.decode import encode_png
 
 FLUSH_SECONDS = 30.0  # from flush to flush, each of which waits for the disk
 
@@ -43,11 +42,12 @@ class EventFile:
 
     def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Add a picture of a step; `pixels` are uint8 [h, w, 3]."""
-        png, (height, width, _) = io.BytesIO(), pixels.shape
-        Image.fromarray(pixels).save(png, "PNG")
-        encoded = png.getvalue()
+        height, width, channels = pixels.shape
         image = Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=encoded
+            height=height,
+            width=width,
+            colorspace=channels,
+            encoded_image_string=encode_png(pixels),
         )
         self._add(step, Summary.Value(tag=name, image=image))
 
