@@ -243,7 +243,7 @@ def sample(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Flo
         >>> flux, adapter, vae = pipe.transformer, pipe.adapter, pipe.vae
         >>> embeds, pooled = pipe.encode_prompt("A person riding a bicycle.")
         >>> subject = pipe.encode_subject("infer/demo.png")
-        >>> side = 96 // 16  # tokens of 16 x 16 pixels
+        >>> side = pipe.sampling.height // 16  # tokens of 16 x 16 pixels
         >>> seeds = jax.numpy.uint32([7])
         >>> latents = ic_jax.noise(seeds, 2 * side, 2 * side, vae.config.latent_channels)
         >>> request = ic_jax.SamplingRequest(

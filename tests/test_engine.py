@@ -47,7 +47,7 @@ def test_a_picture_of_a_batch_is_that_of_its_own_request(pipe):
     other = Image.open(DEMO).convert("RGB").rotate(90)
     file = io.BytesIO()
     other.save(file, "PNG")
-    engine = Engine(pipe, max_batch=4)
+    engine, side = Engine(pipe, max_batch=4), pipe.sampling.height
     ana = engine.characters.add(DEMO.read_bytes())
     ben = engine.characters.add(file.getvalue())
     asked = [(SCENE, 1, ana), ("A person waving.", 2, ben), (SCENE, 3, ben)]
@@ -64,7 +64,7 @@ def test_a_picture_of_a_batch_is_that_of_its_own_request(pipe):
     with engine:
         images = [drawing.result(PATIENCE) for drawing in drawings]
     assert [drawing.batch for drawing in drawings] == [3, 3, 1, 3]
-    assert seen == [(1, STEPS, None), (2, STEPS, (96, 96)), (3, STEPS, None)]
+    assert seen == [(1, STEPS, None), (2, STEPS, (side, side)), (3, STEPS, None)]
     common = {"num_inference_steps": STEPS, "callback_on_step_end": lambda *_: None}
     for (prompt, seed, who), image in zip(asked, [*images[:2], images[3]], strict=True):
         picture = DEMO if who is ana else other

@@ -61,7 +61,8 @@ def test_openais_client_draws_a_character_and_draws_it_again_by_its_hash(pipe):
         with DEMO.open("rb") as file:
             edited = client.images.edit(image=file, prompt=PROMPT, n=3, extra_body=ours)
         digest = hashlib.sha256(DEMO.read_bytes()).hexdigest()
-        assert (edited.subjects, edited.size) == ([digest], "96x96")
+        side = pipe.sampling.height
+        assert (edited.subjects, edited.size) == ([digest], f"{side}x{side}")
         assert [item.seed for item in edited.data] == [5, 6, 7]
         again = client.images.generate(
             prompt=PROMPT,
@@ -83,13 +84,13 @@ def test_openais_client_draws_a_character_and_draws_it_again_by_its_hash(pipe):
 
 def test_a_picture_is_drawn_over_as_the_pipeline_draws_over_it(pipe):
     """In the shapes of the test above: 3 of 4 steps, and a batch of 4."""
-    common = {"num_inference_steps": 4, "strength": 0.7}
+    common, side = {"num_inference_steps": 4, "strength": 0.7}, pipe.sampling.height
     picture = DEMO.read_bytes()
     with served(pipe) as server:
         files = [("image", picture), ("original", picture)]
-        data = {"prompt": PROMPT, "size": "96x96", "n": 3, "seed": 5, **common}
+        data = {"prompt": PROMPT, "size": f"{side}x{side}", "n": 3, "seed": 5, **common}
         answer = httpx.post(server.url + EDIT, data=data, files=files, timeout=PATIENCE).json()
-    over = {"subject_image": DEMO, "image": [DEMO] * 4, "height": 96, "width": 96}
+    over = {"subject_image": DEMO, "image": [DEMO] * 4, "height": side, "width": side}
     common |= {"callback_on_step_end": lambda *_: None}
     drawn = pipe([PROMPT] * 4, seed=[5, 6, 7, 7], **over, **common).images
     for item, image in zip(answer["data"], drawn[:3], strict=True):

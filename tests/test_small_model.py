@@ -71,14 +71,16 @@ def test_transformers_sees_the_same_with_it(exported, name, theirs):
 def test_diffusers_draws_the_same_with_it(pipe, exported):
     theirs = diffusers.FluxPipeline.from_pretrained(exported / "flux", torch_dtype=torch.float32)
     prompt, steps = "A person drinking coffee in a yellow shirt, on plain teal.", 3
-    noise = np.random.default_rng(0).standard_normal((1, 36, 64)).astype(np.float32)
+    side, text_length = pipe.sampling.height, pipe.sampling.max_sequence_length
+    shape = (1, (side // 16) ** 2, 64)
+    noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     expected = theirs(
         prompt,
-        height=96,
-        width=96,
+        height=side,
+        width=side,
         num_inference_steps=steps,
         latents=torch.from_numpy(noise),
-        max_sequence_length=36,
+        max_sequence_length=text_length,
         output_type="np",
     ).images
     ours = pipe(

@@ -40,7 +40,9 @@ def size_of(name: str) -> Size:
     if name == "small":  # the model that comes with ic_jax
         folder = ModelFolder.open(SMALL_MODEL)
         configs = {k: read_config(folder, k) for k in COMPONENTS}
-        return Size(configs, side=96, steps=12, text_length=36, training_side=96)
+        drawn = read_config(folder, "sampling")
+        side, steps, length = drawn.height, drawn.num_inference_steps, drawn.max_sequence_length
+        return Size(configs, side, steps, text_length=length, training_side=side)
     return SIZES[name]
 
 
