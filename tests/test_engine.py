@@ -50,8 +50,8 @@ def test_a_picture_of_a_batch_is_that_of_its_own_request(pipe):
     engine, side = Engine(pipe, max_batch=4), pipe.sampling.height
     ana = engine.characters.add(DEMO.read_bytes())
     ben = engine.characters.add(file.getvalue())
-    asked = [(SCENE, 1, ana), ("A person waving.", 2, ben), (SCENE, 3, ben)]
-    requests = [request(prompt, seed=seed, subject=who) for prompt, seed, who in asked]
+    cases = [(SCENE, 1, ana), ("A person waving.", 2, ben), (SCENE, 3, ben)]
+    requests = [request(prompt, seed=seed, subject=who) for prompt, seed, who in cases]
     scaled = request(seed=1, subject=ana, subject_scale=0.5)
     seen: list[tuple[int, int, tuple | None]] = []
 
@@ -66,7 +66,7 @@ def test_a_picture_of_a_batch_is_that_of_its_own_request(pipe):
     assert [drawing.batch for drawing in drawings] == [3, 3, 1, 3]
     assert seen == [(1, STEPS, None), (2, STEPS, (side, side)), (3, STEPS, None)]
     common = {"num_inference_steps": STEPS, "callback_on_step_end": lambda *_: None}
-    for (prompt, seed, who), image in zip(asked, [*images[:2], images[3]], strict=True):
+    for (prompt, seed, who), image in zip(cases, [*images[:2], images[3]], strict=True):
         picture = DEMO if who is ana else other
         alone = pipe(prompt, subject_image=picture, seed=seed, **common).images[0]
         assert largest_difference(image, alone) <= 1  # float32 rounds to 1e-5, then to a byte
