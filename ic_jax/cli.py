@@ -170,7 +170,7 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
         drop_output()
         return multihost.exit_together(141, "nobody reads its output")
     except BaseException as error:
-        error = _missing_package(error) or error
+        error = _missing_package(error) or _missing_device(error) or error
         code, message = _exit_code(error), _message(error)
         if gone := not _out_of_memory(error) and multihost.failed_process(error):
             code, message = multihost.ProcessError.exit_code, gone
@@ -206,6 +206,19 @@ def _missing_package(error: BaseException) -> ValueError | None:
     if extra is None:
         return None
     return ValueError(f"{package} is not installed; pip install -e '.[{extra}]' in the checkout")
+
+
+def _missing_device(error: BaseException) -> ValueError | None:
+    """Return an error that names the platform which JAX is told to use and cannot start here."""
+    platform, frames = jax.config.values["jax_platforms"], traceback.extract_tb(error.__traceback__)
+    started = isinstance(error, AssertionError | RuntimeError) and frames[-1].filename
+    if not platform or not started or Path(started).name != "xla_bridge.py":
+        return None
+    reason = str(error).split(" (set JAX_PLATFORMS=")[0].removesuffix(".")  # empty if it asserts
+    return ValueError(
+        f"JAX cannot start {platform!r}{': ' if reason else ''}{reason}; install JAX for it "
+        "(README.md), or let it choose, without JAX_PLATFORMS or --devices"
+    )
 
 
 def _message(error: BaseException) -> str:

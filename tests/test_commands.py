@@ -23,7 +23,8 @@ MAINS = {
 }
 EVERY = [(main, command) for main, commands in MAINS.values() for command in commands]
 EXAMPLE = [
-    f"examples.open_peeps.{room}" for room in ("world", "base_model", "evaluation", "experiments")
+    f"examples.open_peeps.{file.parent.name}"
+    for file in sorted((ROOT / "examples" / "open_peeps").glob("*/commands.py"))
 ]
 EVERY += [
     (module.main, command)
@@ -104,6 +105,23 @@ def test_a_recipe_needs_no_command(tmp_path, capsys):
 def test_bench_refuses_an_option_that_another_leaves_without_effect(other, capsys):
     assert infer.commands.main(["bench", "--vs", "torch", *other]) == 2
     assert f"{other[0]} does nothing beside --vs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])  # JAX asserts, or raises
+def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "infer", "--out", tmp_path / "out.png"],
+        env=os.environ | {"JAX_PLATFORMS": platform, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert ended.returncode == 2
+    assert f"error: JAX cannot start '{platform}'" in ended.stderr
+    assert ended.stderr.endswith(
+        "; install JAX for it (README.md), or let it choose, without JAX_PLATFORMS or --devices\n"
+    )
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_path_may_begin_with_the_home_folder(monkeypatch):

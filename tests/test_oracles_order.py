@@ -29,9 +29,8 @@ from train import effect
 from train.data import loader
 from train.data.batch_plan import BatchRows
 from train.data.characters import PairIndex, held_out
-from train.data.decode import encode_png
+from train.data.decode import FIGURE, encode_png
 from train.data.hashing import hash_names, is_held_out, permutation, splitmix64
-from train.data.ingest import FIGURE
 from train.data.pictures import CENTRED, MaskedPicture, cut_out
 from train.data.records import Record
 from train.data.stream import Stream

@@ -1,5 +1,6 @@
 """The small model from nothing, by one command: rows on the device, states, and a whole toy run."""
 
+import itertools
 import json
 import os
 import re
@@ -7,6 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import Future
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +19,22 @@ import pytest
 from PIL import Image
 
 from examples.open_peeps.base_model import fit_state
-from examples.open_peeps.base_model.fit import FitOptions, Interrupted, fit, learning_rate
+from examples.open_peeps.base_model.fit import (
+    FitOptions,
+    HostRows,
+    Interrupted,
+    fit,
+    fit_rows,
+    learning_rate,
+    step_program,
+)
 from examples.open_peeps.train_all.config import LARGE, STAGES, TOY, TRAINING
-from examples.open_peeps.train_all.rows import CROPS_BESIDE, BatchRows, DeviceRows, Drawing
+from examples.open_peeps.train_all.drawing import Drawing
+from examples.open_peeps.train_all.programs import Programs
+from examples.open_peeps.train_all.rows import CROPS_BESIDE, BatchRows, DeviceRows
+from examples.open_peeps.train_all.run import prepare
 from examples.open_peeps.train_all.work import Work
+from examples.open_peeps.world import draw
 from ic_jax import InstantCharacterPipeline
 from ic_jax.config import ConfigError
 
@@ -49,7 +65,7 @@ def test_rows_are_taken_by_person_and_scene_while_more_come():
     assert beside.keys() == {"crops", CROPS_BESIDE}
     np.testing.assert_array_equal(beside[CROPS_BESIDE][:, 0], [1, 0, 2])
     rows.compute(lambda x: {"double": 2 * x}, "pixels")
-    assert rows.arrays["double"].shape == (4, 5, 1)
+    np.testing.assert_array_equal(rows.arrays["double"], 2 * rows.arrays["pixels"])
 
 
 def test_a_state_is_kept_in_files_that_can_be_carried(tmp_path, monkeypatch):
@@ -67,7 +83,33 @@ def test_a_rate_rises_by_steps_and_falls_to_zero_with_the_share_that_is_over(tmp
     options = FitOptions(0, 8, 0.1, 0, tmp_path, warmup=10, seconds=60)
     rates = [learning_rate(options, step, share) for step, share in ((0, 0), (9, 0), (50, 0.5))]
     np.testing.assert_allclose(rates, [0.01, 0.1, 0.05])
+    assert learning_rate(options, 3, 0.5) == rates[2]  # however few its steps are
     assert learning_rate(options, 99, 1.5) == 0
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_many_end_the_training(tmp_path):
+    options = FitOptions(0, 8, 0.1, 0, tmp_path / "state", seconds=1e9)
+    bad = {"steps": (3,)}
+    seen = []
+
+    def step(state, frozen, batch, key, rate):
+        seen.append(jax.device_get(state.module["w"]))
+        lost = len(seen) in bad["steps"] or len(seen) > 10
+        return program(state, np.float32(np.nan if lost else 1), batch, key, rate)
+
+    program = step_program(
+        lambda m, scale, batch, key: scale * jnp.square(m["w"][None] - batch).mean()
+    )
+    rows = HostRows(np.ones((16, 3), np.float32))
+    with (
+        jax.numpy_dtype_promotion("standard"),  # for optax
+        pytest.raises(FloatingPointError, match="toy: the last 20 losses are not finite"),
+    ):
+        fit_rows("toy", {"w": jnp.zeros(3)}, step, rows, options)
+    changed = [not np.array_equal(a, b) for a, b in itertools.pairwise(seen)]
+    assert changed[:4] == [True, True, False, True]
+    assert not any(changed[10:])
+    assert np.isfinite(seen[-1]).all()
 
 
 def test_a_training_by_seconds_stops_when_asked_and_goes_on(tmp_path):
@@ -87,11 +129,46 @@ def test_a_training_by_seconds_stops_when_asked_and_goes_on(tmp_path):
     assert len(fit_state.read_losses(options.checkpoint)) == 1
 
 
-def test_a_request_to_stop_is_obeyed_while_data_is_drawn(tmp_path):
-    drawing = Drawing(tmp_path, TOY, {}, workers=1, stop=lambda: True)
+def test_a_request_to_stop_is_obeyed_while_data_is_drawn_and_programs_are_compiled(tmp_path):
+    files, tasks = prepare(TOY)
+    drawing = Drawing(tmp_path, TOY, files, workers=1, stop=lambda: True)
     try:
         with pytest.raises(Interrupted, match="stopped in the drawing of the data"):
-            drawing.collect(least=TOY.chunks + 1)
+            drawing.wait(TOY.chunks + 1)
+    finally:
+        drawing.close()
+    programs = Programs(tasks, [])
+    programs._futures["vae",] = Future()  # one whose compiling never ends
+    with pytest.raises(Interrupted, match="stopped in the compiling of vae"):
+        programs.wait("vae", lambda: True)
+
+
+def test_a_run_that_goes_on_draws_the_data_that_it_had_and_no_more(tmp_path):
+    files, _ = prepare(TOY)
+    drawing = Drawing(tmp_path, TOY, files, workers=1, stop=lambda: False, count=3)
+    try:
+        drawing.wait(2)
+        rows = len(drawing.rows)
+        while len(list(tmp_path.glob("*.npz"))) < 3:
+            time.sleep(0.1)
+        drawing.wait(2)  # whose rows an encoding of latents has counted
+        assert (drawing.chunks, len(drawing.rows)) == (2, rows)
+        drawing.wait(3)
+    finally:
+        drawing.close()
+    assert len(drawing.rows) == 3 * draw.PEOPLE
+    assert len(list(tmp_path.glob("*.npz"))) == 3
+
+
+def test_what_fails_in_drawing_is_raised_where_its_data_is_awaited(tmp_path, monkeypatch):
+    def damaged(folder, number):
+        raise OSError(f"{folder}: chunk {number} is damaged")
+
+    monkeypatch.setattr(draw, "read_chunk", damaged)
+    drawing = Drawing(tmp_path, TOY, prepare(TOY)[0], workers=1, stop=lambda: False, count=1)
+    try:
+        with pytest.raises(OSError, match="chunk 0 is damaged"):
+            drawing.wait(1)
     finally:
         drawing.close()
 
@@ -101,10 +178,10 @@ def test_sizes_and_a_work_folder_that_keeps_its_settings(tmp_path):
     assert (tokens, LARGE.vae.latent_channels) == (144, 16)
     assert TRAINING < 0.9
     assert TOY.stages.keys() == STAGES.keys()
-    Work(tmp_path, TOY, 3)
-    Work(tmp_path, TOY, 3)
-    with pytest.raises(ConfigError, match="minutes"):
-        Work(tmp_path, TOY, 4)
+    Work(tmp_path, TOY)
+    Work(tmp_path, TOY)
+    with pytest.raises(ConfigError, match="was begun with side 32, not 48"):
+        Work(tmp_path, replace(TOY, side=48))
 
 
 @pytest.mark.slow  # compiles every model's training and drawing

@@ -15,6 +15,7 @@ from ic_jax.preprocessing.images import ImageError, alpha_of, read_rgb, readable
 MODES = frozenset({"L", "LA", "P", "RGB", "RGBA"})
 # Brands of the HEIF files that phones write, in bytes 8 to 11.
 HEIC = frozenset({b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"})
+FIGURE = 128  # of 255: mask values from here on count as the character
 
 
 def decode_image(

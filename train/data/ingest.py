@@ -12,6 +12,7 @@ from ic_jax.preprocessing.images import ImageError
 from train.data.boxes import clip_boxes, scale_boxes
 from train.data.buckets import covering_size
 from train.data.decode import (
+    FIGURE,
     decode_image,
     decode_mask,
     encode_jpeg,
@@ -27,7 +28,6 @@ from train.data.subject_boxes import SubjectBox
 
 MIN_SIDE = 32  # pixels; a smaller character cannot be recognised
 MAX_RATIO = 4.0  # of the sides; the longest bucket, 2, would show less than half of the picture
-FIGURE = 128  # of 255: mask values from here on count as the character
 
 
 class TooSmall(ImageError):

@@ -2,16 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
 from ic_jax.preprocessing.images import tiles
 from train.data.buckets import Size
-from train.data.decode import decode_image, decode_mask, resize
-from train.data.ingest import FIGURE
-from train.data.records import Record
+from train.data.decode import FIGURE, decode_image, decode_mask, resize
+
+if TYPE_CHECKING:  # it needs tensorflow-datasets, which takes seconds to import
+    from train.data.records import Record
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class Crop(NamedTuple):
     left: int
 
 
-def decode_pixels(record: Record) -> MaskedPicture:
+def decode_pixels(record: "Record") -> MaskedPicture:
     """Decode the picture and mask of a record; ImageError if one is damaged."""
     rgb, alpha = decode_image(record.image)
     return MaskedPicture(rgb, decode_mask(record.mask) if record.mask else alpha)
 
 
-def crop_to_character(picture: MaskedPicture, record: Record, character: str) -> MaskedPicture:
+def crop_to_character(picture: MaskedPicture, record: "Record", character: str) -> MaskedPicture:
     """Crop a record's picture to the box around one of its characters, if it has one."""
     box = record.box_of(character)
     if box is None:
@@ -65,7 +66,7 @@ def crop_to_character(picture: MaskedPicture, record: Record, character: str) ->
     return MaskedPicture(picture.rgb[part], None if picture.mask is None else picture.mask[part])
 
 
-def decode_character(record: Record) -> MaskedPicture:
+def decode_character(record: "Record") -> MaskedPicture:
     """Decode a record's picture, cropped to its character; ImageError if it is damaged."""
     return crop_to_character(decode_pixels(record), record, record.character)
 

@@ -8,7 +8,7 @@ Every local device computes a part of each batch. On a CPU, one device per core
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -27,6 +27,8 @@ from ic_jax.config import ConfigError
 
 M = TypeVar("M")
 SAVE_SECONDS = 20.0  # between two states; a training that is killed loses no more
+LOST = 20  # steps in a row without a finite loss, after which a training ends
+RISE = 0.1  # share of a training by seconds in which its rate has risen, however slow the steps
 OPTIMIZER = optax.chain(
     optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.99), optax.add_decayed_weights(0.01)
 )
@@ -41,7 +43,7 @@ class FitOptions:
     learning_rate: float
     seed: int
     checkpoint: Path  # folder, written on the way, and resumed from if it exists
-    warmup: int = 100  # steps
+    warmup: int = 100  # steps, of a training by steps; one by seconds may have fewer
     ema: float = 0.998  # decay of the averaged parameters
     seconds: float = 0.0  # of the training, in all processes together; 0 is `steps` instead
     dtype: str = "float32"  # of the computation; parameters and moments are float32
@@ -100,7 +102,8 @@ Loss = Callable[[Any, Any, Any, Array], Array]  # of (module, frozen, batch, ran
 def step_program(loss: Loss, ema: float = 0.998, dtype: str = "float32") -> Callable:
     """Return the training step: (state, frozen, batch, key, rate) to (state, loss).
 
-    The float32 parameters are cast to `dtype` inside, so that their gradients are float32.
+    The float32 parameters are cast to `dtype` inside, so that their gradients are float32. A step
+    whose gradient is not finite changes nothing.
     """
 
     def update(
@@ -116,7 +119,9 @@ def step_program(loss: Loss, ema: float = 0.998, dtype: str = "float32") -> Call
         # Start with a plain mean: a fixed decay would remember the initial parameters too long.
         decay = jnp.minimum(ema, (1 + state.steps) / (10 + state.steps))
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, module)
-        return FitState(module, average, opt_state, state.steps + 1), value
+        new = FitState(module, average, opt_state, state.steps + 1)
+        finite = jnp.isfinite(optax.tree.norm(gradient))
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state), value
 
     return jax.jit(update, donate_argnums=0)
 
@@ -161,6 +166,7 @@ def fit_rows(
 
     Raises:
         ConfigError: the batch does not divide over the local devices.
+        FloatingPointError: the last `LOST` losses were not finite.
         Interrupted: `options.stop` asked for it; the state is saved.
     """
     begin = time.monotonic()
@@ -200,6 +206,7 @@ def fit_rows(
             # At most two steps are queued, so that the clock and a request to stop are not late.
             if len(queued) > 2:
                 losses.append(float(queued.popleft()))
+                _check_finite(name, losses)
             _advance(bar, options, elapsed(), losses)
             stopping, now = options.stop(), time.monotonic()
             if stopping or now - saved >= SAVE_SECONDS:
@@ -208,19 +215,31 @@ def fit_rows(
             if stopping:
                 raise Interrupted(name)
         save()
-    intervals = np.array_split(losses, min(40, len(losses)))
+    known = [loss for loss in losses if math.isfinite(loss)] or losses
+    intervals = np.array_split(known, min(40, len(known)))
     average = jax.tree.map(jnp.asarray, jax.device_get(state.ema))
     return average, [round(float(np.mean(interval)), 5) for interval in intervals]
+
+
+def _check_finite(name: str, losses: Sequence[float]) -> None:
+    """Raise FloatingPointError after `LOST` losses in a row that are not finite."""
+    if len(losses) >= LOST and not np.isfinite(losses[-LOST:]).any():
+        raise FloatingPointError(
+            f"{name}: the last {LOST} losses are not finite, at step {len(losses)}; the state that "
+            "was saved last is kept"
+        )
 
 
 def learning_rate(options: FitOptions, step: int, share: float) -> float:
     """Return the rate of a step: linear warm-up by steps, and a cosine by the share that is over.
 
-    The warm-up has at most a quarter of a number of steps.
+    The warm-up has at most a quarter of a number of steps, or `RISE` of a number of seconds.
     """
     warmup = options.warmup if options.seconds else min(options.warmup, options.steps // 4)
-    rise = min(1.0, (step + 1) / max(1, warmup))
-    return options.learning_rate * rise * (1 + math.cos(math.pi * min(1.0, share))) / 2
+    rise = (step + 1) / max(1, warmup)
+    if options.seconds:
+        rise = max(rise, share / RISE)
+    return options.learning_rate * min(1.0, rise) * (1 + math.cos(math.pi * min(1.0, share))) / 2
 
 
 def _share(options: FitOptions, step: int, seconds: float) -> float:

@@ -50,8 +50,10 @@ class CaptionMatcher(nnx.Module):
     ) -> Float[Array, "b b"]:
         """Return the logit of each picture with each caption."""
         a, b = self.to_text(self.vision(pixels)[0].mean(1)), self.text(ids)
+        # float32 whatever the models have: bfloat16 hardly tells similar people's logits apart.
+        a, b, scale, bias = (x.astype(jnp.float32) for x in (a, b, self.scale[...], self.bias[...]))
         a, b = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
-        return jnp.exp(self.scale[...]) * a @ b.T + self.bias[...]
+        return jnp.exp(scale) * a @ b.T + bias
 
 
 def train_siglip(
@@ -95,7 +97,7 @@ def siglip_loss(
 ) -> Array:
     """Return the sigmoid loss of a crop of each reference with each caption."""
     pixels = normalize(_sample_crops(crops, odds, key), *SIGLIP_SCALE, dtype_of(matcher))
-    logits = matcher(pixels, ids).astype(jnp.float32)
+    logits = matcher(pixels, ids)
     signs = 2 * jnp.eye(len(logits)) - 1
     return -jax.nn.log_sigmoid(signs * logits).sum() / len(logits)
 

@@ -72,11 +72,16 @@ def prompt_ids(
     files: dict[str, Files], texts: list[str], length: int
 ) -> tuple[Int[np.ndarray, "b n"], Int[np.ndarray, "b m"]]:
     """Return the CLIP and T5 ids of texts (`PromptTokenizer`)."""
+    return prompt_tokenizer(files)(texts, max_sequence_length=length)
+
+
+def prompt_tokenizer(files: dict[str, Files]) -> PromptTokenizer:
+    """Return the tokenizers of CLIP and T5, made of their files."""
     clip, t5 = (
         _with_padding(Tokenizer.from_str(files[kind]["tokenizer.json"]), pad)
         for kind, pad in (("tokenizer", CLIP_SPECIAL[1]), ("tokenizer_2", T5_SPECIAL[0]))
     )
-    return PromptTokenizer(clip, t5)(texts, max_sequence_length=length)
+    return PromptTokenizer(clip, t5)
 
 
 def _with_padding(tokenizer: Tokenizer, pad: str) -> TextTokenizer:

@@ -20,7 +20,7 @@ def score_all(pictures: Mapping[str, Pictures], triples: Sequence[Triple]) -> di
     once.
     """
     by_triple = [np.stack(row) for row in zip(*pictures.values(), strict=True)]
-    results = parallel_map(_score_triple, by_triple, triples, chunk=16)
+    results = parallel_map(_score_triple, by_triple, triples, chunk=4)
     progress = tqdm(results, desc="reading", total=len(triples), unit="triple", leave=False)
     by_row = zip(*progress, strict=True)
     return {name: measure.rates(row) for name, row in zip(pictures, by_row, strict=True)}

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--minutes is {args.minutes}; give more than 0")
     if args.devices:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(args.devices, args.devices))
+    jax.devices()  # before anything is written
     from examples.open_peeps.train_all.run import train_all
 
     with StopRequest() as request:

@@ -44,6 +44,7 @@ class SmallModelConfig(BaseModelConfig):
     subject_tokens: int = 16
     chunks: int = 1000  # of people, drawn at most (examples.open_peeps.world.draw)
     first_chunks: int = 8  # drawn before training starts
+    least_chunks: int = 250  # that stages after the autoencoder wait for
     dtype: str = "bfloat16"  # of the computation
     stages: dict[str, Stage] = field(default_factory=lambda: STAGES)
     validation: int = 40  # people of each kind on whom the sampling settings are chosen
@@ -119,6 +120,7 @@ TOY = replace(
     subject_tokens=4,
     chunks=4,
     first_chunks=1,
+    least_chunks=2,
     dtype="float32",
     stages={name: replace(stage, batch=16) for name, stage in STAGES.items()},
     validation=2,

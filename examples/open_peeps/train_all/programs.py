@@ -1,45 +1,82 @@
-"""Training steps of the stages, compiled in a thread before their data is there."""
+"""Training steps of the stages, compiled in threads before their data is there."""
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import Any
+from concurrent.futures import Future, wait
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from examples.open_peeps.base_model.fit import FitState, device_mesh, step_program
+from examples.open_peeps.base_model.fit import FitState, Interrupted, device_mesh, step_program
 from examples.open_peeps.train_all.config import SmallModelConfig
 from examples.open_peeps.train_all.rows import CROPS_BESIDE, OF_PERSON, shapes
 from examples.open_peeps.train_all.tasks import Task, Tasks, latents
+from ic_jax.cli import say
 from ic_jax.compilation_cache import AHEAD
 
 
+class Program(NamedTuple):
+    """Compiled functions of a stage."""
+
+    start: Callable[[], Any]  # initial parameters
+    step: Callable[..., Any]
+
+
 class Programs:
-    """Compiled steps by stage; a call of one waits until it is compiled."""
+    """Programs of the stages, all of which are compiled at the same time."""
 
     def __init__(self, tasks: Tasks, stages: Sequence[str]):
-        self._tasks, self._stages = tasks, stages
-        self._futures: dict[int, Future] = {id(tasks.by_stage[name]): Future() for name in stages}
-        threading.Thread(target=self._compile, name=AHEAD, daemon=True).start()
+        self._tasks = tasks
+        self._futures: dict[tuple[str, ...], Future[Program]] = {}  # by what they train
+        self._stages: list[str] = []  # the first of each program
+        for name in stages:
+            if tasks.by_stage[name].components not in self._futures:
+                self._futures[tasks.by_stage[name].components] = Future()
+                self._stages.append(name)
+        _in_background(self._trace)
 
-    def step(self, stage: str) -> Callable:
-        """Return the step of a stage."""
-        future = self._futures[id(self._tasks.by_stage[stage])]
-        return lambda *arguments: future.result()(*arguments)
+    def wait(self, stage: str, stop: Callable[[], bool]) -> Program:
+        """Return the program of a stage once it is compiled, which is none of its seconds.
 
-    def _compile(self) -> None:
+        Raises:
+            Interrupted: `stop` asks for it while it waits.
+        """
+        future = self._futures[self._tasks.by_stage[stage].components]
+        if not future.done():
+            say(f"compiling {stage} ...")
+        while not future.done():
+            wait([future], timeout=1)
+            if stop():
+                raise Interrupted(f"the compiling of {stage}")
+        return future.result()
+
+    def _trace(self) -> None:
+        """Trace one stage after the other, which takes Python, and compile all in threads."""
         mesh = device_mesh()
         for stage in self._stages:
-            future = self._futures[id(self._tasks.by_stage[stage])]
-            if not future.done():
-                try:
-                    step, arguments = planned_step(self._tasks, stage, mesh)
-                    future.set_result(step.lower(*arguments).compile())
-                except BaseException as error:  # the stage that waits for it raises it
-                    future.set_exception(error)
+            task = self._tasks.by_stage[stage]
+            future = self._futures[task.components]
+            try:
+                step, arguments = planned_step(self._tasks, stage, mesh)
+                lowered = jax.jit(task.start).lower(), step.lower(*arguments)
+            except BaseException as error:  # the stage that waits for it raises it
+                future.set_exception(error)
+            else:
+                _in_background(_compile, future, *lowered)
+
+
+def _in_background(function: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=function, args=arguments, name=AHEAD, daemon=True).start()
+
+
+def _compile(future: Future[Program], start: Any, step: Any) -> None:
+    try:
+        future.set_result(Program(start.compile(), step.compile()))
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def planned_step(tasks: Tasks, stage: str, mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:

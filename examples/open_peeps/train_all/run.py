@@ -19,8 +19,9 @@ from examples.open_peeps.base_model.training import write_model
 from examples.open_peeps.base_model.word_tokenizer import Files, prompt_ids, tokenizers
 from examples.open_peeps.train_all import judge
 from examples.open_peeps.train_all.config import TRAINING, SmallModelConfig, Stage
+from examples.open_peeps.train_all.drawing import Drawing
 from examples.open_peeps.train_all.programs import Programs
-from examples.open_peeps.train_all.rows import BatchRows, Drawing
+from examples.open_peeps.train_all.rows import BatchRows
 from examples.open_peeps.train_all.tasks import Modules, Tasks, encode_latents
 from examples.open_peeps.train_all.work import Work
 from examples.open_peeps.world import scene_captions
@@ -36,14 +37,14 @@ def train_all(
     """Make the small model `out` from nothing, or go on where an earlier call stopped.
 
     Raises:
-        ConfigError: the work folder was begun with other settings.
+        ConfigError: the work folder was begun with another configuration.
         FileExistsError: another process works there, or `out` exists and is another thing.
         Interrupted: `stop` asked for it; everything is saved.
     """
     folder = out.with_name(out.name + ".work")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, f"{folder}: another process is training there"):
-        work = Work(folder, config, minutes)
+        work = Work(folder, config)
         files, tasks = prepare(config)
         say(plan(config, minutes, work))
         modules = _train(work, tasks, files, minutes, stop)
@@ -88,10 +89,12 @@ def _train(
     if not left:
         return modules
     programs = Programs(tasks, left)
-    drawing = Drawing(work.data, config, files, workers=os.cpu_count() or 1, stop=stop)
+    workers = os.cpu_count() or 1
+    drawing = Drawing(work.data, config, files, workers, stop, work.chunks)
     try:
         for name in left:
-            _collect(drawing, work, name)
+            _wait_for_data(drawing, work, name)
+            program = programs.wait(name, stop)
             start = time.monotonic()
             stage, task = config.stages[name], tasks.by_stage[name]
             if "mean" in task.fields and "mean" not in drawing.rows.arrays:
@@ -101,8 +104,8 @@ def _train(
             rows = BatchRows(drawing.rows, task.fields, stage.scenes, collect)
             trained, curve = fit_rows(
                 name,
-                modules.get(task.components[0]) or jax.jit(task.start)(),
-                programs.step(name),
+                modules.get(task.components[0]) or program.start(),
+                program.step,
                 rows,
                 _options(work, config, name, stage, minutes, stop),
                 frozen=task.frozen(modules, stage.text_dropout),
@@ -126,14 +129,14 @@ def _train(
     return modules
 
 
-def _collect(drawing: Drawing, work: Work, stage: str) -> None:
+def _wait_for_data(drawing: Drawing, work: Work, stage: str) -> None:
     """Wait for the data of a stage: some for the autoencoder, which is joined by more, or all."""
     if stage == "vae":
-        drawing.collect(drawing.config.first_chunks)
+        drawing.wait(work.config.first_chunks)
     elif work.chunks:
-        drawing.collect(work.chunks)
+        drawing.wait(work.chunks)
     else:
-        drawing.collect(drawing.config.first_chunks)
+        drawing.wait(work.config.least_chunks)
         drawing.close()
         work.keep_chunks(drawing.chunks)
 

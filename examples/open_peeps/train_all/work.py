@@ -1,6 +1,6 @@
 """Work folder of a run: what is done, finished parts, and the state of the stage in training.
 
-    OUT.work/progress.json   settings, and figures of the finished stages
+    OUT.work/progress.json   configuration, and figures of the finished stages
     OUT.work/parts/STAGE/    parameters of what a finished stage trained, float32
     OUT.work/STAGE.state/    state of the stage in training
     OUT.work/data/           drawn pictures, which another machine draws again
@@ -27,15 +27,15 @@ from ic_jax.files import write_json
 class Work:
     """Work folder of one run."""
 
-    def __init__(self, folder: Path, config: SmallModelConfig, minutes: float):
+    def __init__(self, folder: Path, config: SmallModelConfig):
         """Open the folder, or begin it.
 
         Raises:
-            ConfigError: it was begun with other settings.
+            ConfigError: it was begun with another configuration.
         """
-        self.folder, self.data = folder, folder / "data"
+        self.folder, self.data, self.config = folder, folder / "data", config
         self._file = folder / "progress.json"
-        settings = json.loads(json.dumps(dataclasses.asdict(config) | {"minutes": minutes}))
+        settings = json.loads(json.dumps(dataclasses.asdict(config)))
         self._progress: dict[str, Any] = {"settings": settings, "chunks": 0, "done": {}}
         if not self._file.exists():
             write_json(self._file, self._progress)
