@@ -23,6 +23,7 @@ from examples.open_peeps.base_model.fit import (
     FitOptions,
     HostRows,
     Interrupted,
+    device_mesh,
     fit,
     fit_rows,
     learning_rate,
@@ -30,7 +31,7 @@ from examples.open_peeps.base_model.fit import (
 )
 from examples.open_peeps.train_all.config import LARGE, STAGES, TOY, TRAINING
 from examples.open_peeps.train_all.drawing import Drawing
-from examples.open_peeps.train_all.programs import Programs
+from examples.open_peeps.train_all.programs import Programs, planned_step
 from examples.open_peeps.train_all.rows import CROPS_BESIDE, BatchRows, DeviceRows
 from examples.open_peeps.train_all.run import prepare
 from examples.open_peeps.train_all.work import Work
@@ -182,6 +183,17 @@ def test_sizes_and_a_work_folder_that_keeps_its_settings(tmp_path):
     Work(tmp_path, TOY)
     with pytest.raises(ConfigError, match="was begun with side 32, not 48"):
         Work(tmp_path, replace(TOY, side=48))
+
+
+@pytest.mark.parametrize("stage", ["vae", "dinov2", "siglip", "base", "adapter1"])
+def test_a_step_is_traced_in_bfloat16_with_a_float32_state(stage):
+    config = replace(TOY, dtype=LARGE.dtype)
+    step, (state, *inputs) = planned_step(prepare(config)[1], stage, device_mesh())
+    with jax.numpy_dtype_promotion("standard"):  # for optax
+        after, loss = step.eval_shape(state, *inputs)
+    assert loss.dtype == jnp.float32
+    assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
+    assert {x.dtype for x in jax.tree.leaves(after.module)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.slow  # compiles every model's training and drawing
