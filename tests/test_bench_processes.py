@@ -29,7 +29,7 @@ def write(**parts):
     os.replace(file + ".part", file)
 
 done = {"result": {"x": 1}, "seconds": 1}
-write(a=done, b={"running": True})
+write(a=done, b={"running": 1.5})
 """
 
 
@@ -61,6 +61,14 @@ def test_a_process_that_dies_takes_one_part_with_it(then, entry, program, file):
         "settings": {"size": "toy"},
         "parts": {"a": done, "b": entry},
     }
+
+
+def test_a_part_that_hangs_leaves_time_for_the_others(program, file, monkeypatch):
+    monkeypatch.setattr(every_part, "LEAST", 0.1)
+    results = Results({}, file)
+    every_part.run(program("time.sleep(600)"), ["a", "b"], results, Budget(300))
+    assert written(file)["parts"]["b"] == {"failed": "stopped after 3 s"}
+    assert "result" in written(file)["parts"]["a"]
 
 
 def test_a_process_that_measures_nothing(file, program, monkeypatch):

@@ -1,17 +1,21 @@
 """Measuring: parts within a budget, times and rates, kinds of kernels, sizes, random weights."""
 
+import gc
 import json
+import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from ic_jax.measuring import timing
 from ic_jax.measuring.kernel_profile import KINDS, OTHERS, kind_of
 from ic_jax.measuring.parts import Budget, Part, Results, measure
 from ic_jax.measuring.random_weights import random_module
 from ic_jax.measuring.sizes import NAMES, size_of
-from ic_jax.measuring.timing import Timing, rates
+from ic_jax.measuring.timing import Timing, compiled, rates
 from ic_jax.weights.loading import parameters
 
 
@@ -43,7 +47,7 @@ def test_a_part_that_fails_or_has_no_time_is_passed_over(file, capsys):
     assert long["skipped"].endswith("s left, about 60 s needed")
     assert good["result"] == {"x": 1, "more": {"y": 2, "z": [3]}, "list": [4]}
     # While a part is measured, the file has those before it, whole.
-    assert seen == [{"bad": bad, "long": long, "good": {"running": True}}]
+    assert seen == [{"bad": bad, "long": long, "good": {"running": 1}}]
     out = capsys.readouterr().out
     assert "bad: failed, ValueError: no way" in out
     assert "  x: 1\n  more: y 2\n" in out
@@ -74,6 +78,23 @@ def test_median_and_rates():
     assert rates(5e12, 2.0) == {"TFLOP": 5, "TFLOP/s": 2.5, "of peak": None}
 
 
+def test_a_compiled_program_does_not_keep_the_weights_that_it_was_compiled_for():
+    values, x = jnp.ones(3), jnp.ones(3)
+    kept = weakref.ref(values)
+    weight = nnx.Param(values)
+    program = compiled(lambda w, x: w[...] * x, weight, x)
+    assert [program.is_weight(n) for n in range(2)] == [True, False]
+    del weight, values
+    gc.collect()
+    assert kept() is None
+
+
+def test_the_first_call_is_not_timed(monkeypatch):
+    made = []
+    monkeypatch.setattr(timing, "sample", lambda call, calls: float(len(made)))
+    assert timing.timed(lambda: made.append(1), 3).samples == (1, 1, 1)
+
+
 def test_kinds_of_kernels():
     kernels = {
         "sm90_xmma_gemm_bf16bf16_bf16f32": "products",
@@ -83,6 +104,7 @@ def test_kinds_of_kernels():
         "ncclDevKernel_AllReduce_Sum_bf16_RING_LL": "collectives",
         "loop_dynamic_slice_fusion_3": "copies",
         "MemcpyD2D": "copies",
+        "convert_reduce_fusion": OTHERS,
         "input_reduce_fusion_2": OTHERS,
     }
     assert {name: kind_of(name) for name in kernels} == kernels

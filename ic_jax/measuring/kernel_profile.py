@@ -14,7 +14,7 @@ from ic_jax.measuring.timing import round_to
 KINDS = {  # the first whose pattern is in a kernel's name
     "attention": r"fmha|flash|sdpa|cudnn|splash|mha_",
     "collectives": r"nccl|all[-_]?(gather|reduce|to[-_]?all)|reduce[-_]scatter|permute",
-    "products": r"gemm|cublas|nvjet|cutlass|xmma|dot|convolution|\bconv|matmul|onednn|ynn",
+    "products": r"gemm|cublas|nvjet|cutlass|xmma|dot|convolution|\bconv(?!ert)|matmul|onednn|ynn",
     "copies": r"copy|memcpy|memset|slice|concat|transpose|bitcast|dynamic-update|pad",
 }
 OTHERS = "other fusions"

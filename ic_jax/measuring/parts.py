@@ -68,7 +68,8 @@ def measure(parts: Sequence[Part], results: Results, budget: Budget) -> None:
 
     A part is skipped if the time that is left is too short for it; a failure is recorded and passed
     over. An entry has the key "result", "skipped", "failed" (with "traceback") or "interrupted";
-    "running" while it is measured, which stays if the process dies.
+    "running", with the seconds that it takes about, while it is measured, which stays if the
+    process dies.
     """
     results.write()  # at once, if it cannot be
     for part in parts:
@@ -76,7 +77,7 @@ def measure(parts: Sequence[Part], results: Results, budget: Budget) -> None:
             results.put(part.name, {"skipped": budget.lacks(seconds)})
             say(f"{part.name}: skipped, {budget.lacks(seconds)}")
             continue
-        results.put(part.name, {"running": True})
+        results.put(part.name, {"running": seconds})
         start = time.perf_counter()
         try:
             entry: dict[str, Any] = {"result": part.measure()}

@@ -36,15 +36,16 @@ class Timing:
         return {"ms": ms, "lowest ms": low, "highest ms": high, "samples": len(self.samples)}
 
 
-def timed(call: Callable[[], Any], samples: int) -> Timing:
-    """Time a call that was made before, so that nothing is compiled in it."""
-    calls = calls_in_a_sample(call)
+def timed(call: Callable[[], Any], samples: int, shortest: float = SHORTEST) -> Timing:
+    """Time a call, after one that loads what it needs; samples last `shortest` seconds or more."""
+    jax.block_until_ready(call())
+    calls = calls_in_a_sample(call, shortest)
     return Timing(tuple(sample(call, calls) for _ in range(samples)))
 
 
-def calls_in_a_sample(call: Callable[[], Any]) -> int:
+def calls_in_a_sample(call: Callable[[], Any], shortest: float = SHORTEST) -> int:
     """Return how many calls make a sample long enough."""
-    return max(1, min(MOST_CALLS, int(SHORTEST / sample(call, 1))))
+    return max(1, min(MOST_CALLS, int(shortest / sample(call, 1))))
 
 
 def sample(call: Callable[[], Any], calls: int) -> float:
@@ -92,11 +93,12 @@ def compiled(
     lowered: Any = jax.jit(function, **jit_options).lower(*arguments)
     run = lowered.compile(compiler_options=dict(options) if options else None)
     leaves = jax.tree.leaves(arguments, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    weights = [isinstance(x, nnx.Variable) for x in leaves]  # a reference would keep them in memory
     used = sorted(lowered._lowering.compile_args["kept_var_idx"])
     return Program(
         run,
         compile_seconds=time.perf_counter() - start,
-        is_weight=lambda number: isinstance(leaves[used[number]], nnx.Variable),
+        is_weight=lambda number: weights[used[number]],
     )
 
 

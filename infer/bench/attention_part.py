@@ -64,12 +64,15 @@ def _measured(shape: Shape, drawing: Drawing) -> dict[str, Any]:
     lengths = {"q": shape.queries, "k": shape.keys, "v": shape.keys, "w": shape.queries}
     *qkv, w = (shape.random(name, rows, n, drawing.dtype) for name, n in lengths.items())
     call = partial(attention, heads_first=shape.heads_first)
-    checked = map(shape.checked, (*qkv, w))
-    expected, expected_gradients = jax.jit(partial(_with_gradients, _exact))(*checked)
     flops = 4.0 * rows * shape.queries * shape.keys * shape.heads * shape.head_dim
     entry: dict[str, Any] = {
         "shape": f"{shape.queries} x {shape.keys} x {shape.heads} x {shape.head_dim}"
     }
+    try:
+        checked = map(shape.checked, (*qkv, w))
+        expected, expected_gradients = jax.jit(partial(_with_gradients, _exact))(*checked)
+    except Exception as error:
+        return entry | {"failed": one_line(error)}
     try:
         program = compiled(call, *qkv)
         time = timed(lambda: program.run(*qkv), samples)

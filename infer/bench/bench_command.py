@@ -60,9 +60,6 @@ def run(args: argparse.Namespace) -> None:
     for option, value in {"--all": args.all, "--only": args.only}.items():
         if args.vs and value:
             raise ValueError(f"{option} does nothing beside --vs; leave one of them out")
-    # Of a GPU's memory; read when JAX starts. PyTorch needs the same again.
-    share = "0.45" if args.vs else "0.93"
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
     budget, file = Budget(args.budget), args.json
     names = AGAINST_TORCH if args.vs else args.only or (EVERY if args.all else USUAL)
     facts = {**origin(*PACKAGES), "budget s": args.budget}
@@ -70,6 +67,9 @@ def run(args: argparse.Namespace) -> None:
     if args.all or TRAINING in names:
         every_part.measure_all(args, names, Results(facts, file or RESULTS), budget)
         return
+    # Of a GPU's memory; read when JAX starts. PyTorch needs the same again.
+    share = "0.45" if args.vs else "0.93"
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
     usual = "float32" if platform(jax.devices()[0]) == "cpu" else "bfloat16"
     adapter = not (args.no_adapter or args.vs)  # diffusers has none
     settings = DrawingSettings(args.size, args.dtype or usual, adapter, **numbers)

@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 VARIANT_SECONDS = 30.0  # that compiling and timing one takes at most
 FEW_BLOCKS = (2, 4)  # so that all variants are compiled in a minute or two
+QUEUED_SECONDS = 0.5  # of a sample of steps: they follow each other as in a picture
 
 
 def weights(drawing: Drawing) -> dict[str, Any]:
@@ -50,14 +51,24 @@ def prepare_and_step(drawing: Drawing) -> dict[str, Any]:
     prepare, arguments = drawing.prepare, (*drawing.models, drawing.request)
     drawing.result = np.asarray(drawing.run_step())
     once = timed(lambda: prepare.run(*arguments), drawing.settings.samples)
-    step = timed(drawing.run_step, drawing.settings.samples)
+    step = timed(drawing.run_step, drawing.settings.samples, QUEUED_SECONDS)
+    times = step.to_dict() | {"host ms": _host_ms(drawing)}
     return {
         "prepare": once.to_dict() | prepare.to_dict(),
-        "step": step.to_dict() | rates(drawing.step_flops, step.median) | drawing.step.to_dict(),
+        "step": times | rates(drawing.step_flops, step.median) | drawing.step.to_dict(),
         "finite": bool(np.isfinite(drawing.result).all()),
         "peak GB": peak_gigabytes(),
         "nvidia-smi": nvidia_smi(),  # at once: whether it is hot or throttled
     }
+
+
+def _host_ms(drawing: Drawing) -> float:
+    """Return the milliseconds until the call of a step returns, while the device computes."""
+    start = time.perf_counter()
+    result = drawing.run_step()
+    returned = time.perf_counter() - start
+    result.block_until_ready()
+    return round_to(1e3 * returned)
 
 
 def stacked_step(stacked: Drawing) -> dict[str, Any]:
@@ -118,7 +129,7 @@ def _picture(drawing: Drawing, call: Callable[[], Array]) -> dict[str, Any]:
     }
 
 
-def variants(drawing: Drawing, budget: Budget, reserve: float) -> dict[str, Any]:
+def variants(drawing: Drawing, budget: Budget) -> dict[str, Any]:
     """Return times of a step of few blocks under other options of the compiler.
 
     The usual ones come first, and again at last, for how far times of one program spread.
@@ -126,11 +137,10 @@ def variants(drawing: Drawing, budget: Budget, reserve: float) -> dict[str, Any]
     Args:
         drawing: with few blocks.
         budget: of the whole measurement.
-        reserve: seconds of it that later parts need.
     """
     entries: dict[str, Any] = {"the usual ones": _variant(drawing, {})}
     for name, options in VARIANTS[platform()].items():
-        if budget.left < VARIANT_SECONDS + reserve:
+        if budget.left < VARIANT_SECONDS:
             entries[name] = {"skipped": f"{budget.left:.0f} s left"}
             continue
         try:

@@ -24,13 +24,14 @@ TRAINING_BYTES = 90e9  # of a step of one sample as `train bench` has it by defa
 LEAN_RECIPE = ROOT / "docs" / "recipes" / "h100.toml"
 POLL = 0.5  # seconds between looks at what a process has written
 GRACE = 15.0  # seconds after the budget until a process is ended
+PATIENCE, LEAST = 2.0, 60.0  # times what a part takes about, and seconds, until it is ended
 SHORTEST = 10.0  # seconds in which a process can measure anything
 
 
 def measure_all(
     args: argparse.Namespace, names: Sequence[str], results: Results, budget: Budget
 ) -> None:
-    """Measure the named parts of drawing, and then the training."""
+    """Measure the named parts of drawing and the training, in the order of the names."""
     results.write()
     options = [
         word
@@ -39,11 +40,17 @@ def measure_all(
         for word in ("--" + name.replace("_", "-"), str(value))
     ]
     drawing = ["infer", "bench", *options, *(["--no-adapter"] if args.no_adapter else [])]
-    while left := [n for n in names if n != TRAINING and n not in results.parts]:
-        run([*drawing, "--only", *left], left, results, budget)
+    at = names.index(TRAINING) if TRAINING in names else len(names)
+
+    def draw(parts: Sequence[str]) -> None:
+        while left := [name for name in parts if name not in results.parts]:
+            run([*drawing, "--only", *left], left, results, budget)
+
+    draw(names[:at])
     if TRAINING in names:
         training = ["train", "bench", *_recipe(results), "--size", args.size]
         run(training, [TRAINING], results, budget, TRAINING_SECONDS, prefix=f"{TRAINING}, ")
+    draw(names[at + 1 :])
 
 
 def _recipe(results: Results) -> list[str]:
@@ -65,8 +72,9 @@ def run(
 ) -> None:
     """Run `python -m COMMAND` and copy the parts that it measures to `results`.
 
-    A part that was being measured when the process died is recorded as failed, and all that are in
-    `names` if there was none. They are skipped if less than `seconds` are left.
+    A part that was being measured when the process died, or that takes much longer than it should,
+    is recorded as failed, and all that are in `names` if there was none. They are skipped if less
+    than `seconds` are left.
     """
     if budget.left < seconds:
         for name in names:
@@ -80,6 +88,7 @@ def run(
             whole += ["--budget", f"{budget.left:.0f}"]
         process = subprocess.Popen(whole, cwd=ROOT)
         entry: dict[str, Any] = {"interrupted": True}
+        running, since = _running(results), time.monotonic()
         try:
             while process.poll() is None:
                 time.sleep(POLL)
@@ -87,15 +96,25 @@ def run(
                 if budget.left < -GRACE:
                     entry = {"failed": "stopped, the budget was spent"}
                     break
+                if running != (running := _running(results)):
+                    since = time.monotonic()
+                longest = max(LEAST, PATIENCE * max(running.values(), default=0))
+                if running and time.monotonic() - since > longest:
+                    entry = {"failed": f"stopped after {longest:g} s"}
+                    break
             else:
                 entry = {"failed": f"its process ended with code {process.returncode}"}
         finally:
             process.kill()
             process.wait()
             _copy(file, results, prefix)
-            lost = [name for name, part in results.parts.items() if "running" in part]
-            for name in names if len(results.parts) == before else lost:
+            for name in names if len(results.parts) == before else _running(results):
                 results.put(name, entry)
+
+
+def _running(results: Results) -> dict[str, float]:
+    """Return the seconds that the part which is being measured takes about."""
+    return {name: part["running"] for name, part in results.parts.items() if "running" in part}
 
 
 def _copy(file: Path, results: Results, prefix: str) -> None:

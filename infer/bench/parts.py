@@ -16,16 +16,15 @@ from infer.bench.drawing import Drawing, DrawingSettings
 TRAINING, TORCH = "training", "torch"
 TRAINING_SECONDS = 150.0  # that compiling and timing one step takes at most
 EVERY = (
-    *("machine", "ceilings", "attention", "stacked", "weights", "step", "profile", "picture"),
-    *("encoders", "alone", "variants", "program", TRAINING),
+    *("machine", "ceilings", "attention", "stacked", "weights", "step", "picture", "profile"),
+    *(TRAINING, "encoders", "alone", "variants", "program"),
 )
-USUAL = ("machine", "weights", "step", "profile", "picture")
+USUAL = ("machine", "weights", "step", "picture", "profile")
 AGAINST_TORCH = ("machine", "ceilings", TORCH)
 
 
 def parts(settings: DrawingSettings, budget: Budget) -> dict[str, Part]:
     """Return all parts but the training, which is another program."""
-    reserve = TRAINING_SECONDS if device_parts.has_memory_to_train() else 0.0
     drawing, stacked = Drawing(settings), Drawing(settings, stacked=True)
     alone = Drawing(replace(settings, adapter=False))
     few = Drawing(settings, blocks=drawing_parts.FEW_BLOCKS)
@@ -39,12 +38,12 @@ def parts(settings: DrawingSettings, budget: Budget) -> dict[str, Part]:
         Part("attention", 30, partial(attention_part.attentions, drawing)),
         Part("stacked", 90, partial(drawing_parts.stacked_step, stacked)),
         *prepared,
-        Part("profile", 20, partial(drawing_parts.step_profile, drawing), prepared),
         Part("picture", 20, partial(drawing_parts.picture, drawing), prepared),
-        Part("encoders", 40 + reserve, partial(encoder_parts.encoders, drawing)),
-        Part("alone", 120 + reserve, partial(drawing_parts.without_subject, alone)),
-        Part("variants", 40 + reserve, partial(drawing_parts.variants, few, budget, reserve)),
-        Part("program", 90 + reserve, partial(drawing_parts.one_program, drawing), [weights]),
+        Part("profile", 20, partial(drawing_parts.step_profile, drawing), prepared),
+        Part("encoders", 40, partial(encoder_parts.encoders, drawing)),
+        Part("alone", 120, partial(drawing_parts.without_subject, alone)),
+        Part("variants", 40, partial(drawing_parts.variants, few, budget)),
+        Part("program", 90, partial(drawing_parts.one_program, drawing), [weights]),
         Part(TORCH, 120, partial(versus_torch.compare, drawing), prepared),
     )
     return {part.name: part for part in listed}
