@@ -47,7 +47,8 @@ class DeviceRows:
 
     def compute(self, function: Callable[[Array], dict[str, Array]], name: str) -> None:
         """Add fields that a function computes from one, for the rows that are there."""
-        count, new = min(draw.PEOPLE, self._capacity), {}
+        count = min(draw.PEOPLE, self._capacity)
+        new: dict[str, Array] = {}
         for at in range(0, len(self), count):
             values = function(_slice(self.arrays[name], np.int32(at), count))
             if not new:
