@@ -66,11 +66,12 @@ def test_a_share_of_captions_has_words_that_no_vocabulary_holds():
 def test_both_of_two_are_recognised_in_the_true_scene_and_not_in_another():
     pair = pairs.held_out_pairs(1)[0]._replace(others=(FIRST, SECOND))
     true = scenes.picture(pair.scene, 96) / np.float32(255)
-    assert pairs.recognised(true, pair) == (True, True)
     shown = tuple(f._replace(identity=FIRST) for f in pair.scene.figures)
     other = scenes.picture(pair.scene._replace(figures=shown), 96) / np.float32(255)
-    assert pairs.recognised(other, pair) == (False, False)
-    assert pairs.rates(np.stack([true]), [pair])["both"] == 1
+    answers = pairs.recognised(np.stack([true, other, true]), pair)
+    np.testing.assert_array_equal(answers, [[True, True], [False, False], [True, True]])
+    rates = pairs.rates({"true": np.stack([true]), "other": np.stack([other])}, [pair])
+    assert (rates["true"]["both"], rates["other"]["both"]) == (1, 0)
 
 
 def test_a_persons_region_holds_their_figure():

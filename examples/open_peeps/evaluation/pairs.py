@@ -4,12 +4,13 @@ A generated picture shows the right two if the head of each is nearest to that p
 renders of the scene with other people in that place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
+from tqdm import tqdm
 
 from examples.open_peeps.evaluation import scores
 from examples.open_peeps.evaluation.generation import generate
@@ -21,6 +22,8 @@ from examples.open_peeps.world.render import HEAD_BOX, Identity
 from ic_jax import InstantCharacterPipeline, SubjectPrompt
 from ic_jax.cli import say
 from train.workers import parallel_map
+
+K = TypeVar("K")
 
 
 class Pair(NamedTuple):
@@ -67,12 +70,13 @@ def evaluate(
     """
     questions = held_out_pairs(count)
     rows: dict[str, Any] = {"model": generate, "model, a reference of each": _generate_groups}
-    figures = {
-        row: scores.spread(
-            [rates(draw(pipe, questions, seed, name="two people"), questions) for seed in seeds]
-        )
+    drawn = {
+        (row, seed): draw(pipe, questions, seed, name="two people")
         for row, draw in rows.items()
+        for seed in seeds
     }
+    read = rates(drawn, questions)
+    figures = {row: scores.spread([read[row, seed] for seed in seeds]) for row in rows}
     say(f"\n{count} scenes of two people, percent recognised\n{scores.table(figures)}")
     return figures
 
@@ -93,22 +97,32 @@ def _subjects(pair: Pair) -> list[SubjectPrompt]:
     ]
 
 
-def rates(pictures: Float[np.ndarray, "n h h 3"], pairs: Sequence[Pair]) -> dict[str, float]:
-    """Return the shares of right people: of the reference, the other one, and both of two."""
-    answers = np.array(list(parallel_map(recognised, list(pictures), pairs, chunk=4)))
-    rows = {"of the reference": answers[:, 0], "the other": answers[:, 1]}
-    rows |= {"both": answers[:, 0] & answers[:, 1]}
-    return {name: round(float(np.mean(right)), 4) for name, right in rows.items()}
+def rates(
+    pictures: Mapping[K, Float[np.ndarray, "n h h 3"]], pairs: Sequence[Pair]
+) -> dict[K, dict[str, float]]:
+    """Return the shares of right people of each row: of the reference, the other one, and both.
+
+    The pictures of one pair in all rows are read together, so that its candidates are rendered
+    once.
+    """
+    by_pair = [np.stack(row) for row in zip(*pictures.values(), strict=True)]
+    results = parallel_map(recognised, by_pair, pairs, chunk=4)
+    answers = np.array(list(tqdm(results, "reading", len(pairs), unit="pair", leave=False)))
+    values = {}
+    for n, row in enumerate(pictures):
+        known, other = answers[:, n].T
+        right = {"of the reference": known, "the other": other, "both": known & other}
+        values[row] = {name: round(float(np.mean(x)), 4) for name, x in right.items()}
+    return values
 
 
-def recognised(picture: np.ndarray, pair: Pair) -> tuple[bool, bool]:
+def recognised(pictures: Float[np.ndarray, "r h h 3"], pair: Pair) -> Bool[np.ndarray, "r 2"]:
     """Return whether the person of the reference and the other one are recognised."""
-    known, other = (_is_right(picture, pair, n) for n in (pair.known, 1 - pair.known))
-    return known, other
+    return np.stack([_are_right(pictures, pair, n) for n in (pair.known, 1 - pair.known)], axis=1)
 
 
-def _is_right(picture: np.ndarray, pair: Pair, place: int) -> bool:
-    size, figures = len(picture), pair.scene.figures
+def _are_right(pictures: np.ndarray, pair: Pair, place: int) -> Bool[np.ndarray, "r"]:
+    size, figures = pictures.shape[1], pair.scene.figures
     left, top, right, bottom = scenes.box_of(figures[place], HEAD_BOX, size)
     box = max(0, int(left)), max(0, int(top)), int(right) + 1, int(bottom) + 1
     renders = []
@@ -117,4 +131,4 @@ def _is_right(picture: np.ndarray, pair: Pair, place: int) -> bool:
             f._replace(identity=person) if n == place else f for n, f in enumerate(figures)
         )
         renders.append(scenes.picture(pair.scene._replace(figures=shown), size))
-    return nearest(blurred(picture[None], box), blurred(np.stack(renders), box)) == [0]
+    return np.equal(nearest(blurred(pictures, box), blurred(np.stack(renders), box)), 0)
