@@ -66,7 +66,7 @@ class InstantCharacterPipeline(Components, EncodeMethods, LoraMethods):
         >>> result = pipe(prompt, subject_image="infer/demo.png", seed=[0, 1],
         ...               num_images_per_prompt=2)
         >>> result.images[0].size, result.seeds
-        ((96, 96), [0, 1])
+        ((128, 128), [0, 1])
 
     Attributes:
         scheduler: the noise schedule.

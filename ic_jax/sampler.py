@@ -258,7 +258,7 @@ def sample(flux: Flux, adapter: Adapter | None, request: SamplingRequest) -> Flo
         >>> denoised = flow.unpack(denoised, 2 * side, 2 * side).astype(pipe.dtype)
         >>> pixels = jax.jit(lambda vae, x: vae.decode(vae.from_latents(x)))(vae, denoised)
         >>> pixels.shape  # in -1..1
-        (1, 96, 96, 3)
+        (1, 128, 128, 3)
     """
     conditioning = prepare(flux, adapter, request)
 

@@ -135,4 +135,4 @@ def test_servers_count_the_pictures_that_they_draw_at_once(monkeypatch, capsys, 
     monkeypatch.setattr("ic_jax.weights.loading.load_model", None)
     monkeypatch.setattr("infer.app.app_command.signal.signal", lambda *_: None)
     assert infer([*command.split(), "--dtype", "float32"]) == 2
-    assert "and 4 pictures of 96 x 96 pixels needs" in capsys.readouterr().err
+    assert "and 4 pictures of 128 x 128 pixels needs" in capsys.readouterr().err

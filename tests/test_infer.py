@@ -28,7 +28,7 @@ REFERENCE = str(GOLDENS / "tiny_instantcharacter" / "reference.png")
 STYLE = GOLDENS / "tiny_instantcharacter" / "style_lora.safetensors"
 TOY_MODEL = GOLDENS / "toy_model"
 SIZE_WARNING = (
-    "warning: this model was trained at 96 x 96 pixels; its pictures are worse at 64 x 64\n"
+    "warning: this model was trained at 128 x 128 pixels; its pictures are worse at 64 x 64\n"
 )
 SMALL = ["--height=64", "--width=64", "--steps=2", "--max-sequence-length=32", "--dtype=float32"]
 

@@ -180,7 +180,7 @@ def test_drawing_says_so_before_anything_is_read(monkeypatch, nothing_is_read, c
     assert infer(["--out", str(tmp_path / "out.png")]) == 2
     error = capsys.readouterr().err
     assert re.match(
-        r"error: .*small_model: the model in float32 and 96 x 96 pixels needs 0\.\d GB of",
+        r"error: .*small_model: the model in float32 and 128 x 128 pixels needs 0\.\d GB of",
         error,
     )
 

@@ -30,8 +30,8 @@ def test_it_fits_into_a_wheel():
 
 @pytest.mark.slow  # draws several batches with the whole model
 def test_it_draws_whom_it_is_shown_and_what_it_is_told(pipe, monkeypatch):
-    monkeypatch.setattr(generation, "BATCH", 24)
-    triples = held_out_triples("peeps", "known parts", 24)
+    monkeypatch.setattr(generation, "BATCH", 16)
+    triples = held_out_triples("peeps", "known parts", 16)
     drawn = {
         "shown": generation.generate(pipe, triples, 0),
         "not shown": generation.generate(pipe, triples, 0, subject=False),

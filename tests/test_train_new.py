@@ -104,7 +104,7 @@ def test_it_is_sized_for_the_data_and_the_model(folder, capsys):
 def test_a_source_is_to_be_prepared_first(folder, capsys):
     assert main(["new", str(folder / "source")]) == 4
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"python -m train prepare {folder / 'source'} --out data/source --resolution 96" in line
+    assert f"python -m train prepare {folder / 'source'} --out data/source --resolution 128" in line
 
 
 def test_no_file_is_overwritten(folder, tmp_path, capsys):

@@ -152,7 +152,7 @@ def evaluate_groups(args: argparse.Namespace) -> None:
 def front(args: argparse.Namespace) -> None:
     """Draw the first three held-out people whose prompt asks for a half-length view.
 
-    Half-length views are what is legible at 96 pixels. Pictures are drawn at the model's own size,
+    Half-length views are what is legible at 128 pixels. Pictures are drawn at the model's own size,
     with the seeds that `python -m infer --seed 0 1 2` takes, and enlarged.
     """
     triples = held_out_triples("peeps", "known parts", 30)

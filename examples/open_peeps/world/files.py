@@ -15,7 +15,7 @@ from examples.open_peeps.world.people import reference_view, views
 from examples.open_peeps.world.render import Identity, View, body_kind, focus_boxes, over, render
 
 REFERENCE = "reference"
-STRIP = 6  # th part of a square: a row of two of 96 pixels is one of 208, a bucket at 144
+STRIP = 8  # th part of a square: a row of two of 128 pixels is one of 272, a bucket at 192
 PICTURE, MASK = ".picture.png", ".mask.png"
 WITH_IDENTITY, WITHOUT_IDENTITY = "with-identity", "without-identity"
 
