@@ -119,8 +119,8 @@ def test_a_part_trained_further_at_another_size_leaves_the_others_as_they_are(
     command = ["continue", "decoder", str(SMALL_MODEL), str(out), "--steps", "3"]
     assert main([*command, "--side", "0"]) == 2
     assert "it must be at most side, 0" in capsys.readouterr().err
-    assert main([*command, "--side", "128"]) == 0
-    assert settings == [(128, 3, 1e-3)]
+    assert main([*command, "--side", "144"]) == 0
+    assert settings == [(144, 3, 1e-3)]
     files = [f.relative_to(out) for f in out.rglob("*") if f.is_file()]
     changed = {
         f.parts[0] for f in files if not filecmp.cmp(out / f, SMALL_MODEL / f, shallow=False)
@@ -129,7 +129,7 @@ def test_a_part_trained_further_at_another_size_leaves_the_others_as_they_are(
     sizes = [
         loading.read_config(ModelFolder.open(m), "sampling").height for m in (SMALL_MODEL, out)
     ]
-    assert sizes == [96, 128]
+    assert sizes == [128, 144]
     assert [p.name for p in tmp_path.iterdir()] == ["OUT"]
 
 

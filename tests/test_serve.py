@@ -212,17 +212,17 @@ def test_a_mask_is_drawn_anew_where_it_is_transparent_or_else_white(http, slow):
     for mask in map(png, right_half(100, 200)):
         files = [("original", original), ("mask", mask)]
         answer = http.post(EDIT, data={**fields, "strength": "0.9"}, files=files).json()
-        assert answer["size"] == "128x64"
+        assert answer["size"] == "176x96"  # of the model's area, in the picture's proportion
         ((image,), (drawn,)) = (slow.arguments[x] for x in ("image", "mask_image"))
-        assert (image.shape, drawn.shape) == ((64, 128, 3), (64, 128))
-        assert drawn[:, :60].max() == 0
-        assert drawn[:, 68:].min() == 255
+        assert (image.shape, drawn.shape) == ((96, 176, 3), (96, 176))
+        assert drawn[:, :84].max() == 0
+        assert drawn[:, 92:].min() == 255
         assert (slow.arguments["strength"], slow.arguments["subject_image"]) == (0.9, None)
         data = base64.b64decode(answer["data"][0]["b64_json"])
         told = read_metadata(io.BytesIO(data))
         assert told["image_sha256"] == hashlib.sha256(original).hexdigest()
         assert told["mask"] == f"sha256:{hashlib.sha256(mask).hexdigest()}"
-        assert (told["strength"], told["height"], told["width"]) == (0.9, 64, 128)
+        assert (told["strength"], told["height"], told["width"]) == (0.9, 96, 176)
     files = [("image", DEMO.read_bytes()), ("original", original)]
     http.post(EDIT, data={**fields, "size": "96x96"}, files=files).raise_for_status()
     assert len(slow.arguments["subject_image"]) == 1

@@ -146,19 +146,18 @@ def test_a_request_to_stop_is_obeyed_while_data_is_drawn_and_programs_are_compil
 
 def test_a_run_that_goes_on_draws_the_data_that_it_had_and_no_more(tmp_path):
     files, _ = prepare(TOY)
-    drawing = Drawing(tmp_path, TOY, files, workers=1, stop=lambda: False, count=3)
+    drawing = Drawing(tmp_path, TOY, files, workers=1, stop=lambda: False, count=2)
     try:
-        drawing.wait(2)
-        rows = len(drawing.rows)
-        while len(list(tmp_path.glob("*.npz"))) < 3:
+        drawing.wait(1)
+        while len(list(tmp_path.glob("*.npz"))) < 2:
             time.sleep(0.1)
-        drawing.wait(2)  # whose rows an encoding of latents has counted
-        assert (drawing.chunks, len(drawing.rows)) == (2, rows)
-        drawing.wait(3)
+        drawing.wait(1)  # whose rows an encoding of latents has counted
+        assert (drawing.chunks, len(drawing.rows)) == (1, draw.PEOPLE)
+        drawing.wait(2)
     finally:
         drawing.close()
-    assert len(drawing.rows) == 3 * draw.PEOPLE
-    assert len(list(tmp_path.glob("*.npz"))) == 3
+    assert len(drawing.rows) == 2 * draw.PEOPLE
+    assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
 def test_what_fails_in_drawing_is_raised_where_its_data_is_awaited(tmp_path, monkeypatch):
