@@ -29,7 +29,8 @@ def optimized(monkeypatch):
 
 
 @pytest.mark.slow  # starts a server and draws 240 pictures twice
-def test_200_requests_of_8_clients_are_none_lost_and_none_mixed_up(optimized):
+def test_200_requests_of_8_clients_are_none_lost_and_none_mixed_up(optimized, monkeypatch):
+    monkeypatch.setattr(serving, "STEPS", 2)
     requests = serving.requests(200)
     pipe = InstantCharacterPipeline.from_pretrained(dtype="float32")
     expected = serving.expected(pipe, requests)
