@@ -90,9 +90,9 @@ def test_a_compiled_program_does_not_keep_the_weights_that_it_was_compiled_for()
 
 
 def test_the_first_call_is_not_timed(monkeypatch):
-    made = []
-    monkeypatch.setattr(timing, "sample", lambda call, calls: float(len(made)))
-    assert timing.timed(lambda: made.append(1), 3).samples == (1, 1, 1)
+    results = []
+    monkeypatch.setattr(timing, "sample", lambda call, calls: float(len(results)))
+    assert timing.timed(lambda: results.append(1), 3).samples == (1, 1, 1)
 
 
 def test_kinds_of_kernels():

@@ -90,6 +90,14 @@ def measure(parts: Sequence[Part], results: Results, budget: Budget) -> None:
         show(part.name, results.parts[part.name])
 
 
+def tried(case: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the result of a case of a part, or its failure, which takes no other with it."""
+    try:
+        return case()
+    except Exception as error:
+        return {"failed": one_line(error)}
+
+
 def one_line(error: BaseException) -> str:
     """Return an error's kind and message in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]

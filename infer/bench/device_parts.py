@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ic_jax.devices import Chip, platform
-from ic_jax.measuring.parts import one_line
+from ic_jax.measuring.parts import tried
 from ic_jax.measuring.random_weights import random_like
 from ic_jax.measuring.timing import compiled, rates, round_to, timed
 from infer.bench.drawing import Drawing
@@ -85,15 +84,7 @@ def ceilings(drawing: Drawing) -> dict[str, Any]:
     shapes["proj_out"] = rows, 5 * d, d
     cases = {name: partial(_product, *shape, drawing) for name, shape in shapes.items()}
     cases["memory"] = partial(_memory, length, drawing)
-    return {name: _tried(case) for name, case in cases.items()}
-
-
-def _tried(case: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the result of a case, or its failure, which takes no other case with it."""
-    try:
-        return case()
-    except Exception as error:
-        return {"failed": one_line(error)}
+    return {name: tried(case) for name, case in cases.items()}
 
 
 def _memory(length: int, drawing: Drawing) -> dict[str, Any]:

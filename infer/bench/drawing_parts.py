@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array
 
 from ic_jax import sampler
 from ic_jax.measuring.kernel_profile import profile
-from ic_jax.measuring.parts import Budget, one_line
+from ic_jax.measuring.parts import Budget, tried
 from ic_jax.measuring.timing import Timing, peak_gigabytes, rates, round_to, sample, timed
 from ic_jax.models.target import platform
 from infer.bench.device_parts import nvidia_smi
@@ -143,10 +144,7 @@ def variants(drawing: Drawing, budget: Budget) -> dict[str, Any]:
         if budget.left < VARIANT_SECONDS:
             entries[name] = {"skipped": f"{budget.left:.0f} s left"}
             continue
-        try:
-            entries[name] = _variant(drawing, options)
-        except Exception as error:
-            entries[name] = {"failed": one_line(error)}
+        entries[name] = tried(partial(_variant, drawing, options))
     again = timed(drawing.run_step, drawing.settings.samples)
     return entries | {"the usual ones again": again.to_dict()}
 

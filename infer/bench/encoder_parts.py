@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ic_jax import flow
-from ic_jax.measuring.parts import one_line
+from ic_jax.measuring.parts import tried
 from ic_jax.measuring.random_weights import random_like, random_module
 from ic_jax.measuring.timing import compiled, peak_gigabytes, timed
 from ic_jax.models.features import subject_features
@@ -42,24 +42,21 @@ def encoders(drawing: Drawing) -> dict[str, Any]:
             (_latents(drawing, s.batch, height, width, configs["vae"].latent_channels),),
         ),
     }
-    return {name: _case(drawing, *case) for name, case in cases.items()}
+    return {name: tried(partial(_measured, drawing, *case)) for name, case in cases.items()}
 
 
-def _case(
+def _measured(
     drawing: Drawing,
     function: Callable[..., Any],
     components: tuple[str, ...],
     inputs: tuple[Array, ...],
 ) -> dict[str, Any]:
-    try:
-        configs = drawing.configs
-        models = [random_module(k, configs[k], None, drawing.dtype) for k in components]
-        program = compiled(function, *models, *inputs)
-        results = jax.tree.leaves(program.run(*models, *inputs))
-        finite = all(bool(jnp.isfinite(x).all()) for x in results)
-        times = timed(lambda: program.run(*models, *inputs), drawing.settings.samples)
-    except Exception as error:
-        return {"failed": one_line(error)}
+    configs = drawing.configs
+    models = [random_module(k, configs[k], None, drawing.dtype) for k in components]
+    program = compiled(function, *models, *inputs)
+    results = jax.tree.leaves(program.run(*models, *inputs))
+    finite = all(bool(jnp.isfinite(x).all()) for x in results)
+    times = timed(lambda: program.run(*models, *inputs), drawing.settings.samples)
     return times.to_dict() | program.to_dict() | {"finite": finite, "peak GB": peak_gigabytes()}
 
 
